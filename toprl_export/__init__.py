@@ -1,0 +1,1 @@
+"""toprl-export: learned visual-token pruning for vision-language models, exported into the engine."""

@@ -1,0 +1,62 @@
+"""The errors a user can cause, and the one that names the extra to install."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+EXTRA_OF_MODULE = {
+    "torch": "train",
+    "transformers": "train",
+    "sklearn": "train",
+    "matplotlib": "train",
+    "onnx": "onnx",
+    "onnx_ir": "onnx",
+    "onnxscript": "onnx",
+    "onnxruntime": "onnx",
+    "easy_vqa": "demo",
+    "tensorrt": "trt",
+}
+"""Which extra of toprl-export brings an optional top-level module."""
+
+
+class ToprlError(Exception):
+    """Base of every error this project raises on purpose."""
+
+
+class UserError(ToprlError):
+    """A mistake the user can mend; the command line prints it as one line and exits 2.
+
+    The message says what was wrong, what was expected and how to fix it.
+    """
+
+
+class MissingExtraError(UserError):
+    """An optional package is needed and not installed."""
+
+    def __init__(self, module: str, extra: str) -> None:
+        super().__init__(f"this needs {module}, which is not installed: pip install 'toprl-export[{extra}]'")
+        self.module = module
+        self.extra = extra
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import ``module`` and return it.
+
+    Raises:
+        MissingExtraError: its top-level package is not installed; ``extra`` brings it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        if error.name != package:
+            raise
+        raise MissingExtraError(package, extra) from error
+
+
+def missing_extra(error: ModuleNotFoundError) -> MissingExtraError | None:
+    """The error to show instead of ``error`` when an extra brings the module, or None."""
+    module = (error.name or "").partition(".")[0]
+    extra = EXTRA_OF_MODULE.get(module)
+    return MissingExtraError(module, extra) if extra and error.name == module else None
