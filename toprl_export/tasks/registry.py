@@ -1,0 +1,21 @@
+"""The tasks by name; the first is the default."""
+
+from __future__ import annotations
+
+from toprl_export.registry import Registry
+from toprl_export.tasks.task import Task
+
+_MINI = "toprl_export.tasks.mini_tasks"
+
+TASKS: Registry[Task] = Registry(
+    "task",
+    {
+        "mini-exist": f"{_MINI}:EXIST",
+        "mini-read": f"{_MINI}:READ",
+        "mini-colour": f"{_MINI}:COLOUR",
+        "mini-count": f"{_MINI}:COUNT",
+        "mini-relation": f"{_MINI}:RELATION",
+        "mini-compare": f"{_MINI}:COMPARE",
+        "easy-vqa": "toprl_export.tasks.easy_vqa_task:EASY_VQA",
+    },
+)

@@ -1,0 +1,1 @@
+"""Synthetic scenes of handwritten digits and shapes on a busy background: the embedded tasks' images."""
