@@ -1,0 +1,140 @@
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from toprl_export.errors import UserError
+from toprl_export.pruning.actor import Actor, ActorConfig, Critic, StackedActors
+from toprl_export.pruning.flops import actor_flops
+from toprl_export.pruning.scorer import StageInputs
+
+CONFIG = ActorConfig(input_size=12, hidden_size=8, stages=3)
+
+
+def actor_of(seed: int, config: ActorConfig = CONFIG) -> Actor:
+    torch.manual_seed(seed)
+    return Actor(config)
+
+
+def state_of(seed: int, stage: int = 1, alive: Tensor | None = None, tokens: int = 7) -> StageInputs:
+    visual = torch.randn(2, tokens, 12, generator=torch.Generator().manual_seed(seed)) * 5 + 1
+    return StageInputs(stage, visual, alive, torch.arange(tokens).expand(2, tokens), None)
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def test_logits_by_numpy():
+    actor, inputs = actor_of(0), state_of(1, stage=2)
+    weights = {name: value.double().numpy() for name, value in actor.state_dict().items()}
+
+    def linear(name: str, x: np.ndarray) -> np.ndarray:
+        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    x = inputs.visual.double().numpy()
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    x = gelu(linear("trunk.enter", x) + weights["trunk.stage_embedding"][2])
+    x = gelu(linear("trunk.last", gelu(linear("trunk.middle", x))))
+    logits = linear("head", x)
+    np.testing.assert_allclose(actor.logits(inputs).detach().numpy(), logits, atol=1e-6)
+    np.testing.assert_allclose(actor(inputs).detach().numpy(), logits[..., 1] - logits[..., 0], atol=1e-6)
+
+
+def test_the_stage_changes_the_scores():
+    actor = actor_of(0)
+    assert (actor(state_of(1, stage=0)) - actor(state_of(1, stage=1))).abs().max() > 1e-4
+
+
+def test_half_precision_states_are_scored_in_float32():
+    actor, inputs = actor_of(0), state_of(1)
+    scores = actor(replace(inputs, visual=inputs.visual.half()))
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores, actor(inputs), rtol=0, atol=5e-3)
+
+
+def test_the_trunk_is_as_light_as_eq_11_says():
+    matrices = [weight for name, weight in actor_of(0).trunk.named_parameters() if name.endswith("weight")]
+    assert 2 * sum(weight.numel() for weight in matrices) * 100 == actor_flops(12, 8, 100)
+
+
+def test_the_critic_reads_only_living_tokens():
+    torch.manual_seed(0)
+    critic, inputs = Critic(CONFIG), state_of(1)
+    alive = torch.tensor([[1, 1, 0, 1, 0, 0, 1], [0, 0, 1, 1, 1, 1, 0]], dtype=torch.bool)
+    values = critic(replace(inputs, alive=alive))
+    assert values.shape == (2,)
+    for row in range(2):
+        gathered = StageInputs(1, inputs.visual[row : row + 1, alive[row]], None, inputs.positions[:1], None)
+        torch.testing.assert_close(critic(gathered)[0], values[row], rtol=0, atol=1e-6)
+    noise = torch.where(alive.unsqueeze(-1), inputs.visual, 100 * torch.randn(2, 7, 12))
+    torch.testing.assert_close(critic(replace(inputs, visual=noise, alive=alive)), values)
+    assert (critic(inputs) - values).abs().max() > 1e-4
+
+
+def test_a_state_without_living_tokens_has_a_value_and_a_gradient():
+    torch.manual_seed(0)
+    critic = Critic(CONFIG)
+    critic(state_of(1, alive=torch.zeros(2, 7, dtype=torch.bool))).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in critic.parameters())
+
+
+def test_stacked_actors_equal_the_single_ones():
+    actors = [actor_of(seed) for seed in range(3)]
+    stacked, inputs = StackedActors(actors), state_of(5)
+    for index, actor in enumerate(actors):
+        torch.testing.assert_close(stacked(inputs, torch.tensor(index)), actor(inputs), rtol=0, atol=1e-6)
+    torch.testing.assert_close(stacked(inputs), actors[0](inputs), rtol=0, atol=1e-6)
+    assert (actors[0](inputs) - actors[1](inputs)).abs().max() > 1e-2
+    assert stacked.state_dict()["trunk_enter_weight"].shape == (3, 8, 12)
+
+
+class Pick(nn.Module):
+    def __init__(self, stacked: StackedActors) -> None:
+        super().__init__()
+        self.stacked = stacked
+
+    def forward(self, visual: Tensor, agent_index: Tensor) -> Tensor:
+        return self.stacked(StageInputs(1, visual, None, torch.zeros(0), None), agent_index)
+
+
+def test_stacked_actors_export_with_the_agent_as_an_input(as_onnx):
+    actors = [actor_of(seed) for seed in range(3)]
+    batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens")
+    run = as_onnx(Pick(StackedActors(actors)), (state_of(0).visual, torch.tensor(1)), ({0: batch, 1: tokens}, {}))
+    inputs = state_of(9, tokens=11)
+    for index, actor in enumerate(actors):
+        (scores,) = run(inputs.visual, torch.tensor(index))
+        np.testing.assert_allclose(scores, actor(inputs).detach().numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: ActorConfig(0),
+            "actor input_size is 0, expected a whole number of at least 1: correct it",
+        ),
+        (
+            lambda: ActorConfig(8, hidden_size=2.5),
+            "actor hidden_size is 2.5, expected a whole number of at least 1: correct it",
+        ),
+        (
+            lambda: ActorConfig(8, stages=True),
+            "actor stages is True, expected a whole number of at least 1: correct it",
+        ),
+        (lambda: StackedActors([]), "no agent was given to stack, expected at least one: add one"),
+        (
+            lambda: StackedActors([actor_of(0), actor_of(0, ActorConfig(12, 4))]),
+            "agents of one bundle must have one shape, but ActorConfig(input_size=12, hidden_size=4, stages=3) differs "
+            "from ActorConfig(input_size=12, hidden_size=8, stages=3): train them alike or build one bundle each",
+        ),
+    ],
+)
+def test_the_impossible_is_refused(make, message):
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        make()

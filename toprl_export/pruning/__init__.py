@@ -1,0 +1,1 @@
+"""Pruning: selection, scorers, plans, masks and their cost."""

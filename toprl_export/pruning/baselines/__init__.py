@@ -1,0 +1,1 @@
+"""Hand-written scorers that a learned one must beat, and their plans."""

@@ -1,0 +1,64 @@
+"""Cost of the visual tokens by formula (TOP-RL, Eq. 8-12), in floating-point operations of one prefill of one image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from toprl_export.pruning.plan import PruningPlan, Schedule
+
+
+@dataclass(frozen=True)
+class FlopsReport:
+    """Cost of one image's visual tokens.
+
+    Attributes:
+        unpruned: decoder without pruning.
+        pruned: decoder with pruning, without the actor.
+        actor: the actor at all stages; 0 for scorers that cost nothing by formula.
+    """
+
+    unpruned: int
+    pruned: int
+    actor: int
+
+    @property
+    def ratio(self) -> float:
+        """How many times less pruning costs, the actor included."""
+        return self.unpruned / (self.pruned + self.actor)
+
+
+def layer_flops(n: int, d: int, m: int) -> int:
+    """Eq. 8: ``4nd² + 2n²d + 3ndm`` for n visual tokens, hidden size d and intermediate size m."""
+    return 4 * n * d**2 + 2 * n**2 * d + 3 * n * d * m
+
+
+def decoder_flops(tokens_per_layer: Iterable[int], d: int, m: int) -> int:
+    """Eq. 9-10: Eq. 8 summed over layers with the tokens each one sees."""
+    return sum(layer_flops(n, d, m) for n in tokens_per_layer)
+
+
+def actor_flops(d1: int, d2: int, n_t: int) -> int:
+    """Eq. 11: ``2(d₁d₂ + 2d₂²)n_t`` for the n_t visual tokens that enter a stage."""
+    return 2 * (d1 * d2 + 2 * d2**2) * n_t
+
+
+def plan_flops(plan: PruningPlan, schedule: Schedule, d: int, m: int, actor_hidden: int | None) -> FlopsReport:
+    """Eq. 12 for one schedule of a plan, its two terms apart.
+
+    Args:
+        plan: where tokens are dropped.
+        schedule: how many survive.
+        d: hidden size of the decoder.
+        m: intermediate size of its feed-forward network.
+        actor_hidden: d₂ of the actor, None when the scorer is no actor.
+
+    Raises:
+        UserError: a stage is outside the decoder.
+    """
+    entering = (plan.visual_tokens, *schedule.keep_counts[:-1])
+    return FlopsReport(
+        unpruned=decoder_flops([plan.visual_tokens] * plan.decoder_layers, d, m),
+        pruned=decoder_flops(plan.tokens_per_layer(schedule), d, m),
+        actor=0 if actor_hidden is None else sum(actor_flops(d, actor_hidden, n_t) for n_t in entering),
+    )

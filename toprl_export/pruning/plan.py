@@ -1,0 +1,295 @@
+"""Where tokens are dropped and how many survive: sites, stages, schedules and the plan that an agent carries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import total_ordering
+from itertools import pairwise
+from typing import Any, Literal, cast
+
+from toprl_export.errors import UserError
+from toprl_export.pruning.schedule import Schedule, average_kept, check_stage_layers, solve_schedule
+from toprl_export.validate.typed import from_json, to_json
+
+__all__ = [
+    "PLAN_FORMAT",
+    "PLAN_VERSION",
+    "PruningPlan",
+    "Schedule",
+    "Site",
+    "Stage",
+    "check_tensorrt",
+    "default_stage_layers",
+    "make_plan",
+    "solve_schedule",
+]
+
+PLAN_FORMAT = "toprl-export/plan"
+PLAN_VERSION = 1
+TENSORRT_TOPK_LIMIT = 3840
+"""Largest K of TensorRT's TopK layer, through which both the choice and the ordering of tokens go."""
+
+Tower = Literal["vision", "projector", "decoder"]
+_TOWERS = ("vision", "projector", "decoder")
+
+
+@total_ordering
+@dataclass(frozen=True)
+class Site:
+    """A place in the model where visual tokens may be dropped; sites are ordered as data flows.
+
+    Attributes:
+        tower: part of the model.
+        layer: 0-based layer whose *input* is pruned; None for the projector, which has no layers.
+
+    Raises:
+        UserError: the tower is unknown, or the layer is missing, negative or out of place.
+    """
+
+    tower: Tower
+    layer: int | None = None
+
+    def __post_init__(self) -> None:
+        layered = type(self.layer) is int and self.layer >= 0
+        valid = self.layer is None if self.tower == "projector" else layered
+        if self.tower not in _TOWERS or not valid:
+            raise _site_error(f"{self.tower}" if self.layer is None else f"{self.tower}:{self.layer}")
+
+    @classmethod
+    def parse(cls, text: str) -> Site:
+        """Read ``vision:<layer>``, ``projector`` or ``decoder:<layer>``.
+
+        Raises:
+            UserError: ``text`` is none of them.
+        """
+        tower, colon, layer = text.partition(":")
+        if tower not in _TOWERS or bool(colon) != (layer.isascii() and layer.isdecimal()):
+            raise _site_error(text)
+        return cls(cast(Tower, tower), int(layer) if colon else None)
+
+    def __str__(self) -> str:
+        return self.tower if self.layer is None else f"{self.tower}:{self.layer}"
+
+    def __lt__(self, other: Site) -> bool:
+        return self._depth < other._depth
+
+    @property
+    def _depth(self) -> tuple[int, int]:
+        return _TOWERS.index(self.tower), self.layer or 0
+
+
+def _site_error(text: str) -> UserError:
+    return UserError(
+        f"pruning site {text!r} is unknown, expected vision:<layer>, projector or decoder:<layer> "
+        "with layers counted from 0: write it like decoder:2"
+    )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One pruning step: its site and the name of the scorer that decides there."""
+
+    site: Site
+    scorer: str
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """Everything an exporter must know about pruning besides weights.
+
+    Attributes:
+        visual_tokens: n, visual tokens of one image before pruning.
+        decoder_layers: L, layers of the decoder.
+        stages: pruning steps in the order of the data's way.
+        schedules: one per budget.
+
+    Raises:
+        UserError: sizes below 1, no or unordered stages, a layer the decoder lacks, or a schedule that
+            does not fit the stages.
+    """
+
+    visual_tokens: int
+    decoder_layers: int
+    stages: tuple[Stage, ...]
+    schedules: tuple[Schedule, ...]
+
+    def __post_init__(self) -> None:
+        sites = [stage.site for stage in self.stages]
+        if not sites or any(later <= earlier for earlier, later in pairwise(sites)):
+            raise UserError(
+                f"the plan's sites are {', '.join(map(str, sites)) or 'none'}, expected at least one, "
+                "each deeper than the one before: put them in order"
+            )
+        decoder = tuple(site.layer for site in sites if site.tower == "decoder" and site.layer is not None)
+        if decoder:
+            check_stage_layers(self.visual_tokens, self.decoder_layers, decoder)
+        budgets = [schedule.budget_kept for schedule in self.schedules]
+        if not budgets or len(set(budgets)) != len(budgets):
+            raise UserError(
+                f"the plan's budgets are {', '.join(map(str, budgets)) or 'none'}, expected at least one, "
+                "each once: correct them"
+            )
+        for schedule in self.schedules:
+            self._check_schedule(schedule, only_decoder=len(decoder) == len(sites))
+
+    def _check_schedule(self, schedule: Schedule, only_decoder: bool) -> None:
+        counts = schedule.keep_counts
+        if len(counts) != len(self.stages) or counts[0] > self.visual_tokens:
+            raise UserError(
+                f"budget {schedule.budget_kept} keeps {counts}, expected one count per stage ({len(self.stages)}), "
+                f"none above the {self.visual_tokens} visual tokens: correct it"
+            )
+        if not only_decoder:
+            return
+        actual = average_kept(self.visual_tokens, self.decoder_layers, self.stage_layers, counts)
+        if abs(schedule.average_kept - actual) > 1e-6 * self.visual_tokens:
+            raise UserError(
+                f"budget {schedule.budget_kept} states an average of {schedule.average_kept:g} tokens kept, "
+                f"but its keep counts {counts} average {actual:g} over {self.decoder_layers} layers: correct it"
+            )
+
+    @property
+    def stage_layers(self) -> tuple[int, ...]:
+        """The decoder layer that each stage precedes.
+
+        Raises:
+            UserError: a stage is outside the decoder, which this release cannot run.
+        """
+        layers = []
+        for stage in self.stages:
+            if stage.site.tower != "decoder" or stage.site.layer is None:
+                raise UserError(
+                    f"this release prunes at decoder sites only, but the plan has {stage.site}: "
+                    "use sites like decoder:2"
+                )
+            layers.append(stage.site.layer)
+        return tuple(layers)
+
+    @property
+    def groups(self) -> tuple[range, ...]:
+        """Layers that see the same tokens, in order; only the first can precede all stages.
+
+        Raises:
+            UserError: a stage is outside the decoder.
+        """
+        bounds = (0, *self.stage_layers, self.decoder_layers)
+        spans = (range(start, stop) for start, stop in pairwise(bounds))
+        return tuple(span for span in spans if span)
+
+    def schedule(self, budget_kept: int) -> Schedule:
+        """The schedule of a budget.
+
+        Raises:
+            UserError: the plan has no such budget (the message lists those it has).
+        """
+        for schedule in self.schedules:
+            if schedule.budget_kept == budget_kept:
+                return schedule
+        known = ", ".join(str(schedule.budget_kept) for schedule in self.schedules)
+        raise UserError(f"the plan has no budget of {budget_kept!r} tokens kept, expected one of {known}: choose one")
+
+    def tokens_per_layer(self, schedule: Schedule) -> tuple[int, ...]:
+        """Visual tokens that enter each of the L layers' computation under ``schedule``.
+
+        Raises:
+            UserError: a stage is outside the decoder.
+        """
+        # The unpruned first group exists only when the first stage is not at layer 0.
+        counts = schedule.keep_counts if self.stage_layers[0] == 0 else (self.visual_tokens, *schedule.keep_counts)
+        return tuple(count for count, span in zip(counts, self.groups, strict=True) for _ in span)
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object that :meth:`from_json` reads back."""
+        stages = tuple(_StageEntry(str(stage.site), stage.scorer) for stage in self.stages)
+        content = _PlanContent(self.visual_tokens, self.decoder_layers, stages, self.schedules)
+        return {"format": PLAN_FORMAT, "version": PLAN_VERSION, **to_json(content)}
+
+    @classmethod
+    def from_json(cls, payload: Mapping[str, Any]) -> PruningPlan:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            UserError: another format or version, a missing or mistyped field, or an impossible plan.
+        """
+        header = (payload.get("format"), payload.get("version")) if isinstance(payload, Mapping) else (None, None)
+        if header != (PLAN_FORMAT, PLAN_VERSION):
+            raise UserError(
+                f"the plan has format {header[0]!r} version {header[1]!r}, expected {PLAN_FORMAT!r} version "
+                f"{PLAN_VERSION}: make it anew or install the release that wrote it"
+            )
+        own = {name: value for name, value in payload.items() if name not in ("format", "version")}
+        content = from_json(_PlanContent, own, "the plan")
+        stages = tuple(Stage(Site.parse(entry.site), entry.scorer) for entry in content.stages)
+        return cls(content.visual_tokens, content.decoder_layers, stages, content.schedules)
+
+
+@dataclass(frozen=True)
+class _StageEntry:
+    """A stage as JSON says it."""
+
+    site: str
+    scorer: str
+
+
+@dataclass(frozen=True)
+class _PlanContent:
+    """A plan as JSON says it, less the header."""
+
+    visual_tokens: int
+    decoder_layers: int
+    stages: tuple[_StageEntry, ...]
+    schedules: tuple[Schedule, ...]
+
+
+def default_stage_layers(decoder_layers: int) -> tuple[int, ...]:
+    """Stages at 0, 1/4 and 5/8 of the depth (0, 2, 5 of 8 layers), fewer for very shallow decoders.
+
+    The first is at the very input, because layers before it cost the full price whatever the budget.
+    """
+    return tuple(sorted({0, decoder_layers // 4, decoder_layers * 5 // 8}))
+
+
+def make_plan(
+    visual_tokens: int,
+    decoder_layers: int,
+    stage_layers: Sequence[int],
+    scorer: str,
+    budgets: Sequence[int],
+    decay: float = 0.6,
+) -> PruningPlan:
+    """A plan of decoder stages that share one scorer, with a solved schedule for every budget.
+
+    Args:
+        visual_tokens: n, visual tokens of one image.
+        decoder_layers: L, layers of the decoder.
+        stage_layers: layers before which tokens are dropped, ascending.
+        scorer: registered name of the scorer.
+        budgets: average visual tokens kept over all layers, one schedule each.
+        decay: ratio of each keep count to the one before.
+
+    Raises:
+        UserError: a value is impossible; see :func:`solve_schedule`.
+    """
+    check_stage_layers(visual_tokens, decoder_layers, stage_layers)
+    return PruningPlan(
+        visual_tokens=visual_tokens,
+        decoder_layers=decoder_layers,
+        stages=tuple(Stage(Site("decoder", layer), scorer) for layer in stage_layers),
+        schedules=tuple(solve_schedule(visual_tokens, decoder_layers, stage_layers, k, decay) for k in sorted(budgets)),
+    )
+
+
+def check_tensorrt(plan: PruningPlan) -> None:
+    """Refuse a plan that TensorRT cannot run.
+
+    Raises:
+        UserError: a keep count exceeds what its TopK layer allows.
+    """
+    for schedule in plan.schedules:
+        largest = max(schedule.keep_counts)
+        if largest > TENSORRT_TOPK_LIMIT:
+            raise UserError(
+                f"budget {schedule.budget_kept} keeps {largest} tokens at a stage, but TensorRT selects at most "
+                f"{TENSORRT_TOPK_LIMIT}: choose a smaller budget or --engine onnx"
+            )

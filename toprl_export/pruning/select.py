@@ -1,0 +1,51 @@
+"""The one selection of tokens that training, the PyTorch reference, every baseline and every engine share."""
+
+from __future__ import annotations
+
+import torch
+from torch import SymInt, Tensor
+
+
+def select(scores: Tensor, count: int | SymInt) -> Tensor:
+    """Indices of the ``count`` tokens with the highest scores, in ascending order.
+
+    Scores are compared in float32; of equal scores the lower index wins.
+
+    Args:
+        scores: float ``[b, n]``, no NaN (infinities order as usual).
+        count: how many tokens are kept, 1 to n; symbolic while exporting.
+
+    Returns:
+        int64 ``[b, count]``, each row strictly ascending, so that token order and causality hold.
+
+    Raises:
+        ValueError: ``count`` is not within 1 to n.
+    """
+    scores = scores.float()
+    if torch.compiler.is_exporting():
+        torch._check(count >= 1)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        torch._check(count <= scores.shape[1])  # type: ignore[no-untyped-call]  # as above
+        # ONNX TopK breaks ties by the lower index; torch.topk promises nothing, so it is not used to compute.
+        chosen = torch.topk(scores, count, dim=1).indices  # [b, count]
+    else:
+        if not 1 <= count <= scores.shape[1]:
+            raise ValueError(f"cannot keep {count} of {scores.shape[1]} tokens")
+        chosen = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :count]  # [b, count]
+    return torch.sort(chosen, dim=1).values
+
+
+def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
+    """Take the tokens ``index`` out of every row of ``x``.
+
+    Rows are flattened and selected at once, which becomes one ONNX ``Gather`` that copies whole rows.
+
+    Args:
+        x: any dtype, ``[b, s, *]``.
+        index: int64 ``[b, k]``, positions within 0 to s-1.
+
+    Returns:
+        ``[b, k, *]`` of the dtype of ``x``.
+    """
+    first = torch.arange(x.shape[0], device=x.device).unsqueeze(1) * x.shape[1]  # [b, 1]
+    rows = x.flatten(0, 1).index_select(0, (first + index).flatten())  # [b * k, *]
+    return rows.reshape(*index.shape, *x.shape[2:])
