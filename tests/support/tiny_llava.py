@@ -1,0 +1,78 @@
+"""Tiny LLaVA models with random weights: 25 visual tokens, 4 decoder layers, 2 heads of 64."""
+
+from __future__ import annotations
+
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from toprl_export.models.llava import LlavaAdapter
+from toprl_export.models.mini.vocabulary import BEGIN, END, IMAGE, PAD, build_tokenizer
+from toprl_export.runtime.preprocess import ImageProcessor
+from toprl_export.runtime.prompt import PromptFormat, TokenBatch
+
+IMAGE_PIXELS = 40
+VISUAL_TOKENS = 25
+QUESTIONS = ("what colour is the 7?", "is there a star in the image?", "how many circles are there?")
+
+
+def tiny_network(kv_heads: int = 2, weight_scale: float = 8.0, layers: int = 4, seed: int = 0) -> torch.nn.Module:
+    """A LLaVA whose matrices are scaled, because default weights hide wrong positions and masks in rounding noise."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    vision = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=IMAGE_PIXELS,
+        patch_size=8,
+        projection_dim=32,
+    )
+    text = LlamaConfig(
+        hidden_size=128,
+        intermediate_size=192,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=kv_heads,
+        vocab_size=tokenizer.get_vocab_size(),
+        max_position_embeddings=256,
+        pad_token_id=tokenizer.token_to_id(PAD),
+        bos_token_id=tokenizer.token_to_id(BEGIN),
+        eos_token_id=tokenizer.token_to_id(END),
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=tokenizer.token_to_id(IMAGE),
+        vision_feature_layer=-1,
+        image_seq_length=VISUAL_TOKENS,
+    )
+    network = LlavaForConditionalGeneration(config)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(weight_scale)
+    return network
+
+
+def tiny_adapter(kv_heads: int = 2, weight_scale: float = 8.0, layers: int = 4, seed: int = 0) -> LlavaAdapter:
+    """`tiny_network` behind the adapter that real LLaVA checkpoints get."""
+    return LlavaAdapter(
+        model_id="tiny",
+        revision=None,
+        model=tiny_network(kv_heads, weight_scale, layers, seed),
+        tokenizer=build_tokenizer(),
+        image_processor=ImageProcessor((IMAGE_PIXELS, IMAGE_PIXELS)),
+        prompt_format=PromptFormat(f"{BEGIN}user:", "{question} assistant:", image_token=IMAGE, pad_token=PAD),
+    )
+
+
+def tiny_tokens(adapter: LlavaAdapter, batch: int = 2, repeat: int = 1) -> TokenBatch:
+    """Questions of different lengths, so that rows are left-padded; ``repeat`` lengthens them."""
+    questions = [" ".join([QUESTIONS[i % len(QUESTIONS)]] * repeat) for i in range(batch)]
+    return adapter.prompt_format.tokenize(adapter.tokenizer, questions, adapter.visual_tokens)
+
+
+def tiny_pixels(batch: int = 2, seed: int = 1) -> torch.Tensor:
+    """Random ``float32 [b, 3, 40, 40]``."""
+    return torch.randn(batch, 3, IMAGE_PIXELS, IMAGE_PIXELS, generator=torch.Generator().manual_seed(seed))

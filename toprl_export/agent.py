@@ -1,0 +1,184 @@
+"""An agent: a trained policy for one task, and its directory on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from toprl_export.errors import UserError
+from toprl_export.fields import Fields
+from toprl_export.files import read_json_versioned, write_json_atomic
+from toprl_export.models.adapter import LVLMAdapter, weight_fingerprint
+from toprl_export.pruning.actor import Actor, ActorConfig
+from toprl_export.pruning.plan import PruningPlan
+
+AGENT_FORMAT = "toprl-export/agent"
+AGENT_VERSION = 1
+AGENT_FILE = "agent.json"
+ACTOR_FILE = "actor.safetensors"
+CRITIC_FILE = "critic.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """How an agent was made.
+
+    Attributes:
+        recipe: its name or path.
+        trained_budget_kept: the budget whose schedule the rollouts aimed at.
+        updates: policy updates done.
+        rollouts: masks sampled and rewarded.
+        seconds: wall-clock time of training.
+        command: the command line, or "python" when called from code.
+        versions: package versions by name.
+    """
+
+    recipe: str
+    trained_budget_kept: int
+    updates: int
+    rollouts: int
+    seconds: float
+    command: str
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class AgentRecord:
+    """Everything about an agent but its weights.
+
+    Attributes:
+        task: the task that it was trained for.
+        method: the learner ("toprl").
+        model_id: the reference model it prunes, by name or path.
+        model_fingerprint: that model's weights.
+        plan: stages and the schedule of every budget.
+        actor: the policy's sizes.
+        seed: of the training.
+        training: how it was made.
+    """
+
+    task: str
+    method: str
+    model_id: str
+    model_fingerprint: str
+    plan: PruningPlan
+    actor: ActorConfig
+    seed: int
+    training: TrainingRecord
+
+    def __post_init__(self) -> None:
+        if len(self.plan.stages) != self.actor.stages:
+            raise UserError(
+                f"the agent's plan has {len(self.plan.stages)} stages but its actor serves {self.actor.stages}: "
+                "train it for this plan"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `from_json` takes."""
+        return {
+            "format": AGENT_FORMAT,
+            "version": AGENT_VERSION,
+            "task": self.task,
+            "method": self.method,
+            "model_id": self.model_id,
+            "model_fingerprint": self.model_fingerprint,
+            "plan": self.plan.to_json(),
+            "actor": asdict(self.actor),
+            "seed": self.seed,
+            "training": asdict(self.training),
+        }
+
+    @classmethod
+    def from_json(cls, fields: Fields) -> AgentRecord:
+        """The inverse of `to_json`.
+
+        Raises:
+            UserError: a field is missing or wrong.
+        """
+        actor, training = fields.nested("actor"), fields.nested("training")
+        return cls(
+            task=fields.text("task"),
+            method=fields.text("method"),
+            model_id=fields.text("model_id"),
+            model_fingerprint=fields.text("model_fingerprint"),
+            plan=PruningPlan.from_json(fields.raw("plan")),
+            actor=ActorConfig(actor.whole("input_size"), actor.whole("hidden_size"), actor.whole("stages")),
+            seed=fields.whole("seed"),
+            training=TrainingRecord(
+                recipe=training.text("recipe"),
+                trained_budget_kept=training.whole("trained_budget_kept"),
+                updates=training.whole("updates"),
+                rollouts=training.whole("rollouts"),
+                seconds=float(training.raw("seconds")),
+                command=training.text("command"),
+                versions=training.texts("versions"),
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class Agent:
+    """A record and the policy with its weights."""
+
+    record: AgentRecord
+    actor: Actor
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over task, plan and weights: what a bundle is bound to."""
+        identity = json.dumps([self.record.task, self.record.plan.to_json()], sort_keys=True)
+        weights = weight_fingerprint(self.actor.state_dict())
+        return hashlib.sha256(f"{identity}\n{weights}".encode()).hexdigest()
+
+    def check_fits(self, adapter: LVLMAdapter) -> None:
+        """Refuse a model that this agent was not trained on.
+
+        Raises:
+            UserError: other weights, another n or another hidden size.
+        """
+        record = self.record
+        if record.plan.visual_tokens != adapter.visual_tokens:
+            raise UserError(
+                f"the agent for {record.task} prunes {record.plan.visual_tokens} visual tokens, but model "
+                f"{adapter.model_id} has {adapter.visual_tokens}: train an agent for this model"
+            )
+        if record.model_fingerprint != adapter.fingerprint:
+            raise UserError(
+                f"the agent for {record.task} was trained on other weights ({record.model_id}, "
+                f"{record.model_fingerprint[:12]}…) than model {adapter.model_id} ({adapter.fingerprint[:12]}…): "
+                "train an agent for this model or give the model it was trained on"
+            )
+
+
+def save_agent(directory: Path, agent: Agent, critic: Mapping[str, Tensor]) -> None:
+    """Write the weights and then ``agent.json`` into an existing directory, so that a record implies weights."""
+    save_file({name: tensor.contiguous() for name, tensor in agent.actor.state_dict().items()}, directory / ACTOR_FILE)
+    save_file({name: tensor.contiguous() for name, tensor in critic.items()}, directory / CRITIC_FILE)
+    write_json_atomic(directory / AGENT_FILE, agent.record.to_json())
+
+
+def load_agent(directory: Path) -> Agent:
+    """Read an agent directory.
+
+    Raises:
+        UserError: it is no agent directory, of an unknown version, or its weights do not fit its record.
+    """
+    path = directory / AGENT_FILE
+    if not path.is_file():
+        raise UserError(f"{directory} is no agent directory, for it has no {AGENT_FILE}: give what train wrote")
+    record = AgentRecord.from_json(Fields(path, read_json_versioned(path, AGENT_FORMAT, AGENT_VERSION)))
+    actor = Actor(record.actor)
+    try:
+        actor.load_state_dict(load_file(directory / ACTOR_FILE))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{directory / ACTOR_FILE} does not hold the actor of {path} ({reason}): train it anew") from error
+    return Agent(record, actor.eval().requires_grad_(False))

@@ -1,0 +1,106 @@
+"""What the rest of the project asks of a reference model; one subclass per model family."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from toprl_export.models.decoder import Decoder
+from toprl_export.models.shape import DecoderShape
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from toprl_export.runtime.preprocess import ImageProcessor
+    from toprl_export.runtime.prompt import PromptFormat
+
+
+class LVLMAdapter(ABC):
+    """A frozen Hugging Face image-text-to-text model behind names that do not depend on its family.
+
+    Attributes:
+        model_id: the name or path that it was loaded by.
+        revision: the hub revision, or None for a local or embedded model.
+        model: the Hugging Face model, in evaluation mode, without gradients.
+        tokenizer: the fast tokenizer.
+        image_processor: turns pictures into ``pixel_values`` without torch.
+        prompt_format: how a question becomes token ids around the image.
+    """
+
+    family: ClassVar[str]
+    default_prompt: ClassVar[PromptFormat]
+
+    def __init__(
+        self,
+        model_id: str,
+        revision: str | None,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        image_processor: ImageProcessor,
+        prompt_format: PromptFormat,
+    ) -> None:
+        self.model_id = model_id
+        self.revision = revision
+        self.model: Any = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.prompt_format = prompt_format
+        self.decoder = self._decoder()
+        self.shape = self._shape()
+        self._fingerprint: str | None = None
+
+    @property
+    @abstractmethod
+    def visual_tokens(self) -> int:
+        """n, the visual tokens of one image."""
+
+    @property
+    @abstractmethod
+    def default_stage_layers(self) -> tuple[int, ...]:
+        """Where stages stand unless the user says otherwise."""
+
+    @property
+    @abstractmethod
+    def end_tokens(self) -> tuple[int, ...]:
+        """Token ids that end an answer."""
+
+    @abstractmethod
+    def encode_image(self, pixel_values: Tensor) -> Tensor:
+        """``pixel_values`` ``[b, 3, h, w]`` to projected visual embeddings ``[b, n, d]``; exportable."""
+
+    @abstractmethod
+    def _decoder(self) -> Decoder: ...
+
+    @abstractmethod
+    def _shape(self) -> DecoderShape: ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' type."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over names, shapes, types and bytes of all weights: changes with any of them."""
+        if self._fingerprint is None:
+            self._fingerprint = weight_fingerprint(self.model.state_dict())
+        return self._fingerprint
+
+
+def weight_fingerprint(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 (hex) of named tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,82 @@
+"""The parts of a Hugging Face decoder that the walk uses, under one name for every family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Decoder(nn.Module):
+    """Token embedding, layers, final norm, rotary table and language-model head of one reference model."""
+
+    def __init__(self, language_model: nn.Module, head: nn.Module) -> None:
+        """``language_model`` is a Llama-like stack with ``embed_tokens``, ``layers``, ``norm`` and ``rotary_emb``."""
+        super().__init__()
+        self.embed: nn.Module = language_model.get_submodule("embed_tokens")
+        self.layers: nn.Module = language_model.get_submodule("layers")
+        self.norm: nn.Module = language_model.get_submodule("norm")
+        self.rotary: nn.Module = language_model.get_submodule("rotary_emb")
+        self.head = head
+
+    def __len__(self) -> int:
+        return len(list(self.layers.children()))
+
+    def layer(self, index: int) -> nn.Module:
+        """Layer ``index``, 0-based."""
+        return self.layers.get_submodule(str(index))
+
+
+class LayerCache:
+    """What a Hugging Face attention asks of a cache: keeps one layer's keys and values, after any past ones."""
+
+    def __init__(self, past: tuple[Tensor, Tensor] | None = None) -> None:
+        self._past = past
+        self.keys: Tensor
+        self.values: Tensor
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Append ``[b, kv_heads, s, head_dim]`` to the past and return the whole."""
+        del layer_idx
+        if self._past is not None:
+            keys = torch.cat([self._past[0], keys], dim=2)
+            values = torch.cat([self._past[1], values], dim=2)
+        self.keys, self.values = keys, values
+        return keys, values
+
+
+def last_token_attention(layer: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], valid: Tensor) -> Tensor:
+    """The last token's attention in ``layer``, averaged over heads: the one row that FastV scores by.
+
+    Args:
+        layer: a decoder layer; its own norm and projections are used.
+        hidden: the states entering it, ``[b, s, d]``.
+        rotary: cos and sin, each ``[b, s, head_dim]``.
+        valid: tokens that may be attended to, ``bool [b, s]``.
+
+    Returns:
+        ``float32 [b, s]``; a row of ``q_last·Kᵀ`` costs one product, never a whole map.
+    """
+    attention = layer.self_attn
+    normed = layer.input_layernorm(hidden)
+    query = _heads(attention.q_proj(normed[:, -1:]), attention, "q_norm")  # [b, h, 1, hd]
+    keys = _heads(attention.k_proj(normed), attention, "k_norm")  # [b, kv, s, hd]
+    cos, sin = (part[:, None] for part in rotary)
+    query = query * cos[:, :, -1:] + _rotate_half(query) * sin[:, :, -1:]
+    keys = keys * cos + _rotate_half(keys) * sin
+    keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], dim=1)
+    scores = (query @ keys.transpose(-1, -2)).float().squeeze(2) * attention.scaling  # [b, h, s]
+    return scores.masked_fill(~valid[:, None], float("-inf")).softmax(dim=-1).mean(dim=1)
+
+
+def _heads(projected: Tensor, attention: Any, norm: str) -> Tensor:
+    split = projected.unflatten(-1, (-1, attention.head_dim))
+    if hasattr(attention, norm):
+        split = getattr(attention, norm)(split)
+    return split.transpose(1, 2)
+
+
+def _rotate_half(x: Tensor) -> Tensor:
+    left, right = x.chunk(2, dim=-1)
+    return torch.cat([-right, left], dim=-1)

@@ -1,0 +1,159 @@
+"""The PyTorch reference: unpruned, or pruned by gathering tokens with the same `select` as everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from toprl_export.errors import UserError
+from toprl_export.models.adapter import LVLMAdapter
+from toprl_export.models.walk import (
+    Decide,
+    Decision,
+    Prefill,
+    TokenTensors,
+    layer_groups,
+    walk_decode,
+    walk_prefill,
+)
+from toprl_export.pruning.plan import PruningPlan
+from toprl_export.pruning.scorer import Scorer, StageInputs
+from toprl_export.pruning.select import select
+from toprl_export.runtime.prompt import TokenBatch
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What a pruned run needs: where stages stand, how many tokens each keeps, and who scores."""
+
+    stage_layers: tuple[int, ...]
+    keep_counts: tuple[int, ...]
+    scorer: Scorer
+
+    @classmethod
+    def from_plan(cls, plan: PruningPlan, budget_kept: int, scorer: Scorer) -> Pruning:
+        """The plan's schedule for ``budget_kept`` with one scorer for all stages.
+
+        Raises:
+            UserError: the plan has no such budget or a stage outside the decoder.
+        """
+        return cls(plan.stage_layers, plan.schedule(budget_kept).keep_counts, scorer)
+
+    def decide(self, inputs: StageInputs) -> Decision:
+        """Score and take the best: ``int64 [b, k]``."""
+        return Decision(select(self.scorer(inputs), self.keep_counts[inputs.stage]))
+
+
+def forced_decisions(kept: Sequence[Tensor]) -> Decide:
+    """A ``decide`` that replays original visual indices (``int64 [b, k_t]`` per stage) that another run kept."""
+
+    def decide(inputs: StageInputs) -> Decision:
+        wanted = kept[inputs.stage].to(inputs.positions.device)
+        place = torch.searchsorted(inputs.positions.contiguous(), wanted.contiguous())
+        place = place.clamp(max=inputs.positions.shape[1] - 1)
+        if not torch.equal(inputs.positions.gather(1, place), wanted):
+            raise UserError(f"stage {inputs.stage + 1} is to keep tokens that an earlier stage dropped: replay all stages")
+        return Decision(place)
+
+    return decide
+
+
+def to_tensors(tokens: TokenBatch, device: torch.device) -> TokenTensors:
+    """The runtime's NumPy batch as tensors on ``device``."""
+    return TokenTensors(
+        *(
+            torch.from_numpy(array).to(device)
+            for array in (
+                tokens.input_ids,
+                tokens.attention_mask,
+                tokens.position_ids,
+                tokens.visual_index,
+                tokens.text_index,
+            )
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Generation:
+    """New token ids per row (the end token left out) and what the prefill did."""
+
+    tokens: list[list[int]]
+    prefill: Prefill
+
+
+class ReferenceRunner:
+    """Runs the frozen model in PyTorch, unpruned or pruned."""
+
+    def __init__(self, adapter: LVLMAdapter) -> None:
+        self.adapter = adapter
+
+    @torch.inference_mode()
+    def encode_image(self, pixel_values: NDArray[np.float32]) -> Tensor:
+        """``float32 [b, 3, h, w]`` to visual embeddings ``[b, n, d]``."""
+        return self.adapter.encode_image(torch.from_numpy(pixel_values).to(self.adapter.device))
+
+    @torch.inference_mode()
+    def prefill(
+        self,
+        tokens: TokenBatch,
+        visual: Tensor,
+        pruning: Pruning | None = None,
+        forced_kept: Sequence[Tensor] | None = None,
+    ) -> Prefill:
+        """Prefill unpruned (no ``pruning``), pruned, or pruned to ``forced_kept`` instead of by score.
+
+        Args:
+            tokens: the tokenised prompts.
+            visual: embeddings ``[b, n, d]``.
+            pruning: stages, counts and scorer.
+            forced_kept: per stage original visual indices ``int64 [b, k_t]`` to keep.
+        """
+        decide = forced_decisions(forced_kept) if forced_kept is not None else pruning.decide if pruning else None
+        return walk_prefill(
+            self.adapter.decoder,
+            to_tensors(tokens, self.adapter.device),
+            visual,
+            pruning.stage_layers if pruning else (),
+            decide or _never,
+            needs_attention_row=bool(pruning and pruning.scorer.needs_attention_row),
+        )
+
+    @torch.inference_mode()
+    def generate(
+        self, tokens: TokenBatch, visual: Tensor, max_new_tokens: int, pruning: Pruning | None = None
+    ) -> Generation:
+        """Greedy answers; rows that have ended wait for the others."""
+        prefill = self.prefill(tokens, visual, pruning)
+        decoder, device = self.adapter.decoder, self.adapter.device
+        groups = layer_groups(pruning.stage_layers if pruning else (), len(decoder))
+        keys, values, masks, logits = prefill.keys, prefill.values, prefill.masks, prefill.logits
+        position = torch.from_numpy(tokens.position_ids[:, -1:]).to(device)
+        end = torch.tensor(self.adapter.end_tokens, device=device)
+        chosen = logits.argmax(dim=-1, keepdim=True)  # [b, 1]
+        output, ended = [chosen], torch.isin(chosen, end)
+        while len(output) < max_new_tokens and not ended.all():
+            position = position + 1
+            masks = tuple(torch.cat([mask, torch.ones_like(chosen, dtype=torch.bool)], dim=1) for mask in masks)
+            logits, keys, values = walk_decode(decoder, chosen, position, keys, values, masks, groups)
+            chosen = logits.argmax(dim=-1, keepdim=True)
+            output.append(chosen)
+            ended |= torch.isin(chosen, end)
+        rows = torch.cat(output, dim=1).tolist()
+        return Generation([_until_end(row, self.adapter.end_tokens) for row in rows], prefill)
+
+
+def _never(inputs: StageInputs) -> Decision:
+    raise AssertionError(f"no stage was planned, yet stage {inputs.stage} was reached")
+
+
+def _until_end(row: list[int], end: tuple[int, ...]) -> list[int]:
+    for place, token in enumerate(row):
+        if token in end:
+            return row[:place]
+    return row

@@ -1,0 +1,37 @@
+"""Which model families have an adapter, and which models are known by a short name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from toprl_export.registry import Registry
+
+if TYPE_CHECKING:
+    from toprl_export.models.adapter import LVLMAdapter
+
+FAMILIES: Registry[type[LVLMAdapter]] = Registry(
+    "model family",
+    {"llava": "toprl_export.models.llava:LlavaAdapter"},
+    group="toprl_export.models",
+)
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A model that comes with the package."""
+
+    package: str
+    folder: str
+    family: str
+    description: str
+
+
+NAMED_MODELS = {
+    "mini": NamedModel(
+        "toprl_export.models.mini",
+        "checkpoint",
+        "llava",
+        "embedded LLaVA, 3.9 M parameters, 576 visual tokens, 8 decoder layers; answers the mini tasks and easy-vqa",
+    )
+}
