@@ -180,5 +180,7 @@ def load_agent(directory: Path) -> Agent:
         actor.load_state_dict(load_file(directory / ACTOR_FILE))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{directory / ACTOR_FILE} does not hold the actor of {path} ({reason}): train it anew") from error
+        raise UserError(
+            f"{directory / ACTOR_FILE} does not hold the actor of {path} ({reason}): train it anew"
+        ) from error
     return Agent(record, actor.eval().requires_grad_(False))

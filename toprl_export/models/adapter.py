@@ -81,12 +81,14 @@ class LVLMAdapter(ABC):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.model.parameters()).device
+        found: torch.device = next(self.model.parameters()).device
+        return found
 
     @property
     def dtype(self) -> torch.dtype:
         """The weights' type."""
-        return next(self.model.parameters()).dtype
+        found: torch.dtype = next(self.model.parameters()).dtype
+        return found
 
     @property
     def fingerprint(self) -> str:

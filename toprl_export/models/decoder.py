@@ -67,14 +67,16 @@ def last_token_attention(layer: Any, hidden: Tensor, rotary: tuple[Tensor, Tenso
     keys = keys * cos + _rotate_half(keys) * sin
     keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], dim=1)
     scores = (query @ keys.transpose(-1, -2)).float().squeeze(2) * attention.scaling  # [b, h, s]
-    return scores.masked_fill(~valid[:, None], float("-inf")).softmax(dim=-1).mean(dim=1)
+    row: Tensor = scores.masked_fill(~valid[:, None], float("-inf")).softmax(dim=-1).mean(dim=1)
+    return row
 
 
 def _heads(projected: Tensor, attention: Any, norm: str) -> Tensor:
-    split = projected.unflatten(-1, (-1, attention.head_dim))
+    split = projected.reshape(*projected.shape[:-1], -1, attention.head_dim)
     if hasattr(attention, norm):
         split = getattr(attention, norm)(split)
-    return split.transpose(1, 2)
+    heads: Tensor = split.transpose(1, 2)
+    return heads
 
 
 def _rotate_half(x: Tensor) -> Tensor:

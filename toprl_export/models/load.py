@@ -100,8 +100,9 @@ def _image_processor(transformers: Any, source: str, revision: str | None) -> Im
 
     from toprl_export.runtime.preprocess import ImageProcessor
 
-    settings, _ = ImageProcessingMixin.get_image_processor_dict(source, revision=revision)
-    size, crop = settings["size"], settings.get("crop_size")
+    settings: dict[str, Any] = ImageProcessingMixin.get_image_processor_dict(source, revision=revision)[0]
+    size: dict[str, int] = settings["size"]
+    crop = settings.get("crop_size")
     edge = size.get("shortest_edge")
     crops = settings.get("do_center_crop", edge is not None) and crop is not None
     return ImageProcessor(

@@ -57,7 +57,9 @@ def forced_decisions(kept: Sequence[Tensor]) -> Decide:
         place = torch.searchsorted(inputs.positions.contiguous(), wanted.contiguous())
         place = place.clamp(max=inputs.positions.shape[1] - 1)
         if not torch.equal(inputs.positions.gather(1, place), wanted):
-            raise UserError(f"stage {inputs.stage + 1} is to keep tokens that an earlier stage dropped: replay all stages")
+            raise UserError(
+                f"stage {inputs.stage + 1} is to keep tokens that an earlier stage dropped: replay all stages"
+            )
         return Decision(place)
 
     return decide

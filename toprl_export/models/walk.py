@@ -21,9 +21,9 @@ from toprl_export.pruning.select import gather_tokens
 class TokenTensors:
     """A tokenised batch: all ``int64``; rows are left-padded and hold the same number n of visual tokens.
 
-    ``input_ids``, ``attention_mask`` and ``position_ids`` are ``[b, s]``; ``visual_index`` ``[b, n]`` and ``text_index``
-    ``[b, s-n]`` say where in the sequence the visual and the other tokens stand, ascending. ``segments`` ``[b, s]``
-    packs independent questions behind one image: tokens see segment 0 and their own.
+    ``input_ids``, ``attention_mask`` and ``position_ids`` are ``[b, s]``; ``visual_index`` ``[b, n]`` and
+    ``text_index`` ``[b, s-n]`` say where in the sequence the visual and the other tokens stand, ascending.
+    ``segments`` ``[b, s]`` packs independent questions behind one image: tokens see segment 0 and their own.
     """
 
     input_ids: Tensor
@@ -175,7 +175,9 @@ def _prune(state: _Tokens, stage: int, decide: Decide, row: Tensor | None) -> _T
     slots = both.gather(1, order)
     valid = state.valid.gather(1, both)
     if decision.alive is not None:
-        valid = torch.cat([valid[:, : decision.kept.shape[1]] & decision.alive, valid[:, decision.kept.shape[1] :]], dim=1)
+        valid = torch.cat(
+            [valid[:, : decision.kept.shape[1]] & decision.alive, valid[:, decision.kept.shape[1] :]], dim=1
+        )
     back = order.argsort(dim=1)  # where each of `both` went
     count = decision.kept.shape[1]
     return _Tokens(

@@ -63,7 +63,7 @@ class EasyVQA:
         return self._by_image[index]
 
     def canvas(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """Image ``index`` at a place fixed by its index, ``uint8 [192, 192, 3]``, and the shape's patches ``[24, 24]``."""
+        """Image ``index`` at a place fixed by its index, ``uint8 [192, 192, 3]``; the shape's patches ``[24, 24]``."""
         rng = numpy_rng(0, "easy-vqa", self.split, index)
         image = busy_background(rng)
         row, column = rng.integers(0, GRID - PICTURE_PIXELS // PATCH_PIXELS + 1, size=2).tolist()

@@ -165,7 +165,9 @@ def test_decoding_over_ragged_caches_equals_recomputation(adapter: LlavaAdapter)
             logits, keys, values = walk_decode(adapter.decoder, chosen, position, keys, values, masks, groups)
             fresh = walk_prefill(adapter.decoder, longer, visual, STAGES, forced_decisions(result.kept))
             assert relative_error(logits, fresh.logits) < TOLERANCE
-        shifted, _, _ = walk_decode(adapter.decoder, chosen, position - 20, result.keys, result.values, _grown(result), groups)
+        shifted, _, _ = walk_decode(
+            adapter.decoder, chosen, position - 20, result.keys, result.values, _grown(result), groups
+        )
         right, _, _ = walk_decode(adapter.decoder, chosen, position, result.keys, result.values, _grown(result), groups)
     assert relative_error(shifted, right) > 100 * TOLERANCE
 

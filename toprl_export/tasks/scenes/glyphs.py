@@ -1,4 +1,4 @@
-"""The pictures that scenes are made of: real handwritten digits (scikit-learn) and four shapes, as 16×16 alpha masks."""
+"""What scenes are made of: real handwritten digits (scikit-learn) and four shapes, as 16×16 alpha masks."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ class GlyphBank:
     def sample(self, kind: str, rng: np.random.Generator) -> Alpha:
         """One random variant of ``kind``, ``float32 [16, 16]``."""
         variants = self.masks[kind]
-        return variants[int(rng.integers(len(variants)))]
+        chosen: Alpha = variants[int(rng.integers(len(variants)))]
+        return chosen
 
 
 @lru_cache(maxsize=2)
@@ -62,9 +63,10 @@ def load_glyphs(split: Split) -> GlyphBank:
     masks: dict[str, list[Alpha]] = {digit: [] for digit in DIGITS}
     for index in chosen:
         picture = Image.fromarray((data.images[index] * (255 / 16)).astype(np.uint8))
-        masks[str(data.target[index])].append(_to_alpha(picture.resize((GLYPH_PIXELS, GLYPH_PIXELS), Image.BICUBIC)))
+        variants = masks[str(data.target[index])]
+        variants.append(_to_alpha(picture.resize((GLYPH_PIXELS, GLYPH_PIXELS), Image.Resampling.BICUBIC)))
         if split == "train":
-            masks[str(data.target[index])].extend(_augmented(picture, rng) for _ in range(_AUGMENTED_COPIES))
+            variants.extend(_augmented(picture, rng) for _ in range(_AUGMENTED_COPIES))
     stacked = {kind: np.stack(variants) for kind, variants in masks.items()}
     stacked.update({shape: np.stack([_draw_shape(shape, size) for size in range(12, 17)]) for shape in SHAPES})
     return GlyphBank(stacked)
@@ -76,7 +78,7 @@ def _to_alpha(picture: Image.Image) -> Alpha:
 
 def _augmented(picture: Image.Image, rng: np.random.Generator) -> Alpha:
     """Rotate by up to 12°, scale by 0.85–1.1, shift by up to one pixel: how another hand might have written it."""
-    large = picture.resize((GLYPH_PIXELS * 2, GLYPH_PIXELS * 2), Image.BICUBIC)
+    large = picture.resize((GLYPH_PIXELS * 2, GLYPH_PIXELS * 2), Image.Resampling.BICUBIC)
     angle, scale = np.deg2rad(rng.uniform(-12, 12)), rng.uniform(0.85, 1.1)
     shift_x, shift_y = rng.uniform(-2, 2, size=2)
     cos, sin, centre = np.cos(angle) / scale, np.sin(angle) / scale, GLYPH_PIXELS - 0.5
@@ -84,8 +86,8 @@ def _augmented(picture: Image.Image, rng: np.random.Generator) -> Alpha:
         cos, sin, centre - cos * (centre + shift_x) - sin * (centre + shift_y),
         -sin, cos, centre + sin * (centre + shift_x) - cos * (centre + shift_y),
     )  # fmt: skip
-    turned = large.transform(large.size, Image.Transform.AFFINE, matrix, Image.BILINEAR)
-    return _to_alpha(turned.resize((GLYPH_PIXELS, GLYPH_PIXELS), Image.BOX))
+    turned = large.transform(large.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    return _to_alpha(turned.resize((GLYPH_PIXELS, GLYPH_PIXELS), Image.Resampling.BOX))
 
 
 def _draw_shape(shape: str, size: int) -> Alpha:
@@ -106,5 +108,7 @@ def _draw_shape(shape: str, size: int) -> Alpha:
     else:
         angles = np.pi / 2 + np.arange(10) * np.pi / 5
         radii = np.where(np.arange(10) % 2 == 0, radius, radius * 0.42)
-        draw.polygon([(middle + r * np.cos(a), middle - r * np.sin(a)) for r, a in zip(radii, angles, strict=True)], fill=255)
-    return _to_alpha(canvas.resize((GLYPH_PIXELS, GLYPH_PIXELS), Image.BOX))
+        draw.polygon(
+            [(middle + r * np.cos(a), middle - r * np.sin(a)) for r, a in zip(radii, angles, strict=True)], fill=255
+        )
+    return _to_alpha(canvas.resize((GLYPH_PIXELS, GLYPH_PIXELS), Image.Resampling.BOX))

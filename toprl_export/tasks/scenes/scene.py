@@ -84,13 +84,14 @@ def _place(text: str, width: int, occupied: NDArray[np.bool_], rng: np.random.Ge
 def busy_background(rng: np.random.Generator) -> NDArray[np.uint8]:
     """Muted colour clouds, strokes and pixel noise, ``uint8 [192, 192, 3]``."""
     clouds = rng.integers(50, 150, size=(7, 7, 3), dtype=np.uint8)
-    picture = Image.fromarray(clouds).resize((IMAGE_PIXELS, IMAGE_PIXELS), Image.BILINEAR)
+    picture = Image.fromarray(clouds).resize((IMAGE_PIXELS, IMAGE_PIXELS), Image.Resampling.BILINEAR)
     draw = ImageDraw.Draw(picture)
     for _ in range(int(rng.integers(6, 14))):
         ends = rng.integers(0, IMAGE_PIXELS, size=4).tolist()
         draw.line(ends, fill=tuple(rng.integers(40, 170, size=3).tolist()), width=int(rng.integers(1, 4)))
     noise = rng.integers(-16, 17, size=(IMAGE_PIXELS, IMAGE_PIXELS, 1), dtype=np.int16)
-    return np.clip(np.asarray(picture, dtype=np.int16) + noise, 0, 255).astype(np.uint8)
+    image: NDArray[np.uint8] = np.clip(np.asarray(picture, dtype=np.int16) + noise, 0, 255).astype(np.uint8)
+    return image
 
 
 def render(scene: Scene, glyphs: GlyphBank, rng: np.random.Generator) -> NDArray[np.uint8]:

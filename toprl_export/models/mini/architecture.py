@@ -1,0 +1,77 @@
+"""The sizes of `mini`, and how a fresh one is initialised."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from toprl_export.models.mini.vocabulary import BEGIN, END, IMAGE, PAD, build_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+VISION_HIDDEN = 128
+
+
+def mini_config() -> LlavaConfig:
+    """LLaVA: a 3-layer CLIP tower over 24×24 patches of 8 pixels and an 8-layer Llama of width 192 (3 heads of 64)."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+    tokenizer = build_tokenizer()
+    vision = CLIPVisionConfig(
+        hidden_size=VISION_HIDDEN,
+        intermediate_size=4 * VISION_HIDDEN,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=192,
+        patch_size=8,
+        projection_dim=VISION_HIDDEN,
+    )
+    text = LlamaConfig(
+        hidden_size=192,
+        intermediate_size=416,
+        num_hidden_layers=8,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        vocab_size=tokenizer.get_vocab_size(),
+        max_position_embeddings=1024,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.token_to_id(PAD),
+        bos_token_id=tokenizer.token_to_id(BEGIN),
+        eos_token_id=tokenizer.token_to_id(END),
+    )
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=tokenizer.token_to_id(IMAGE),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        image_seq_length=576,
+        tie_word_embeddings=True,
+    )
+
+
+def fresh_mini() -> LlavaForConditionalGeneration:
+    """A `mini` with random weights from the global generator; patch positions start as a 2-D sin-cos table."""
+    import torch
+    from transformers import LlavaForConditionalGeneration
+
+    model = LlavaForConditionalGeneration(mini_config())
+    embeddings = model.model.vision_tower.embeddings
+    with torch.no_grad():
+        embeddings.position_embedding.weight[1:].copy_(sincos_positions(24, VISION_HIDDEN))
+    return model
+
+
+def sincos_positions(grid: int, width: int) -> torch.Tensor:
+    """Sines and cosines of row and column, ``float32 [grid*grid, width]`` in raster order."""
+    import torch
+
+    frequencies = torch.exp(torch.arange(width // 4) * (-math.log(100.0) / (width // 4 - 1)))
+    angles = torch.arange(grid)[:, None] * frequencies  # [grid, width/4]
+    axis = torch.cat([angles.sin(), angles.cos()], dim=-1)  # [grid, width/2]
+    rows = axis[:, None].expand(grid, grid, -1)
+    columns = axis[None, :].expand(grid, grid, -1)
+    return torch.cat([rows, columns], dim=-1).reshape(grid * grid, width) * 0.5
