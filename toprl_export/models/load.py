@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,9 +51,10 @@ def load_model(
                 f"model {model!r} is of the family {config.model_type!r}, which has no adapter; "
                 f"supported: {', '.join(FAMILIES.names())} (CONTRIBUTING.md says how to add one)"
             )
-        network = transformers.AutoModelForImageTextToText.from_pretrained(
-            source, revision=revision, dtype=dtype or torch.float32, trust_remote_code=False
-        )
+        with _quiet(transformers.utils.logging):
+            network = transformers.AutoModelForImageTextToText.from_pretrained(
+                source, revision=revision, dtype=dtype or torch.float32, trust_remote_code=False
+            )
         _restore_rotary(network)
         adapter = FAMILIES.get(config.model_type)
         return adapter(
@@ -62,6 +65,18 @@ def load_model(
             image_processor=_image_processor(transformers, source, revision),
             prompt_format=_prompt_format(Path(source), adapter.default_prompt),
         )
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Hide transformers' bar over the weights, which loads in a moment or has its own download bars."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _location(model: str) -> Any:
@@ -101,6 +116,10 @@ def _image_processor(transformers: Any, source: str, revision: str | None) -> Im
     from toprl_export.runtime.preprocess import ImageProcessor
 
     settings: dict[str, Any] = ImageProcessingMixin.get_image_processor_dict(source, revision=revision)[0]
+    if settings.get("do_pad") or abs(settings.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+        raise UserError(
+            f"model {source} pads its images or scales them by other than 1/255: its family needs an adapter"
+        )
     size: dict[str, int] = settings["size"]
     crop = settings.get("crop_size")
     edge = size.get("shortest_edge")

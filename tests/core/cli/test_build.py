@@ -1,0 +1,101 @@
+"""build: what it prints, what a dry run promises, and that mistakes are one line and exit 2."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support import fake_engine as fakes
+from tests.support.agents import save_tiny_agent
+from tests.support.tiny_llava import VISUAL_TOKENS, tiny_adapter
+from toprl_export.bundle import load_bundle
+from toprl_export.cli.main import main
+
+
+@pytest.fixture
+def arguments(tmp_path: Path, fake_engine: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A command that builds the tiny model's bundle in the current directory."""
+    adapter = tiny_adapter()
+    monkeypatch.setattr("toprl_export.models.load.load_model", lambda *_: adapter)
+    monkeypatch.setattr("toprl_export.build.load_model", lambda *_: adapter)
+    monkeypatch.chdir(tmp_path)
+    save_tiny_agent(tmp_path / "agents" / "mini-exist", adapter)
+    return ["build", "--model", "tiny", "--engine", "fake", "--agent", "agents/mini-exist"]
+
+
+def test_build_then_up_to_date(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+    assert main([*arguments, "--budget-kept", "12,8", "--output-dir", "out"]) == 0
+    printed = capsys.readouterr()
+    assert "bundle: out" in printed.out and "budgets kept 12, 8 of 25" in printed.out
+    assert "building out with fake, fp32" in printed.err
+    assert load_bundle(Path("out")).manifest.budgets_kept == (12, 8)
+    assert main([*arguments, "--budget-kept", "12,8", "--output-dir", "out", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert (again["status"], again["budgets_kept"]) == ("up-to-date", [12, 8])
+    assert fakes.FakeEngine.builds == 1
+
+
+def test_it_works_bare_after_train(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+    assert main(["build", "--engine", "fake"]) == 0
+    assert "bundle: engines/mini-exist" in capsys.readouterr().out
+    load_bundle(Path("engines/mini-exist"))
+
+
+def test_a_dry_run_says_what_would_be_built_and_writes_nothing(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    before = sorted(tmp_path.rglob("*"))
+    assert main([*arguments, "--budget-kept", "12,10", "--dry-run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["status"] == "dry-run" and found["graphs"] == ["vision", "prefill", "decode", "prefill_unpruned"]
+    assert found["plan"]["visual_tokens"] == VISUAL_TOKENS and found["tasks"] == ["mini-exist"]
+    assert [schedule["budget_kept"] for schedule in found["plan"]["schedules"]] == [12, 10]
+    assert main([*arguments, "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert f"about {found['weight_bytes'] / 1e6:.1f} MB" in printed and "decoder:0 (actor), decoder:2" in printed
+    assert sorted(tmp_path.rglob("*")) == before and fakes.FakeEngine.builds == 0
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        (["--budget-kept", "26"], "26"),
+        (["--budget-kept", "0"], "0 is too small, expected at least 1"),
+        (["--budget-kept", "12,x"], "'x' is not a whole number"),
+        (["--engine", "trt"], "unknown engine 'trt'; known: fake"),
+        (["--precision", "int2"], "unknown precision 'int2'; known: fp32, fp16, bf16"),
+        (["--agent", "nowhere"], "nowhere is no agent directory"),
+        (["--output-dir", "taken"], "taken holds something else"),
+        (["--output-dir", "taken", "--dry-run"], "taken holds something else"),
+    ],
+)
+def test_mistakes(arguments: list[str], capsys: pytest.CaptureFixture[str], extra: list[str], expected: str):
+    Path("taken").mkdir()
+    Path("taken/photo.jpg").write_text("x")
+    assert main([*arguments, *extra]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and printed.count("\n") == 1
+    assert expected in printed
+    assert fakes.FakeEngine.builds == 0
+
+
+def test_an_earlier_bundle_needs_overwrite(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+    assert main([*arguments, "--output-dir", "out"]) == 0
+    capsys.readouterr()
+    changed = [*arguments, "--budget-kept", "8", "--output-dir", "out"]
+    assert main(changed) == 2
+    assert "already holds an earlier result: add --overwrite" in capsys.readouterr().err
+    assert main([*changed, "--overwrite"]) == 0
+    assert load_bundle(Path("out")).manifest.budgets_kept == (8,)
+
+
+def test_ctrl_c_leaves_nothing(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch, tmp_path: Path):
+    def interrupted(self, request, directory: Path):
+        (directory / "prefill.onnx").write_text("half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fakes.FakeEngine, "build", interrupted)
+    assert main([*arguments, "--output-dir", "out"]) == 130
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["agents"]

@@ -1,0 +1,95 @@
+"""run: answers, JSON, streams and mistakes, on a bundle with a fake engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support.fake_engine import VISUAL_TOKENS, made_up_bundle
+from toprl_export.api import load
+from toprl_export.cli.main import main
+
+QUESTION = "what colour is the 7?"
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, fake_engine: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A bundle ``bundle`` and images ``0.png`` and ``1.png`` in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    for seed in range(2):
+        pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(f"{seed}.png")
+    made_up_bundle(tmp_path / "bundle")
+    return "bundle"
+
+
+def answer(image: str, prompt: str, **settings) -> str:
+    return load("bundle").generate(image, prompt, **settings).answers[0]
+
+
+def test_an_answer_is_one_line(bundle: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["run", bundle, "--image", "0.png", "--prompt", QUESTION]) == 0
+    assert capsys.readouterr().out == answer("0.png", QUESTION) + "\n"
+
+
+def test_task_budget_and_length_are_passed_on(bundle: str, capsys: pytest.CaptureFixture[str]):
+    flags = ["--task", "mini-count", "--budget-kept", "4", "--max-new-tokens", "3", "--threads", "1"]
+    assert main(["run", bundle, "--image", "0.png", "--prompt", QUESTION, *flags]) == 0
+    expected = answer("0.png", QUESTION, task="mini-count", budget_kept=4, max_new_tokens=3)
+    assert capsys.readouterr().out == expected + "\n"
+    assert expected != answer("0.png", QUESTION, max_new_tokens=3)
+
+
+def test_json_of_a_batch(bundle: str, capsys: pytest.CaptureFixture[str]):
+    pairs = ["--image", "0.png", "--prompt", QUESTION, "--image", "1.png", "--prompt", "red?"]
+    assert main(["run", bundle, *pairs, "--json", "--budget-kept", str(VISUAL_TOKENS)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    asked = [("0.png", QUESTION), ("1.png", "red?")]
+    assert [(row["image"], row["prompt"]) for row in found["answers"]] == asked
+    assert [row["answer"] for row in found["answers"]] == [answer(*pair, budget_kept=VISUAL_TOKENS) for pair in asked]
+    assert (found["task"], found["keep_counts"], found["visual_tokens"]) == ("mini-exist", [16, 16], 16)
+    timings = found["timings"]
+    assert set(timings) == {"vision_ms", "prefill_ms", "decode_ms_per_token", "total_ms"}
+    assert 0 < timings["vision_ms"] + timings["prefill_ms"] < timings["total_ms"]
+
+
+def test_one_image_and_several_prompts(bundle: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["run", bundle, "--image", "0.png", "--prompt", QUESTION, "--prompt", "red?"]) == 0
+    assert capsys.readouterr().out.splitlines() == [answer("0.png", QUESTION), answer("0.png", "red?")]
+
+
+def test_a_stream_prints_the_same(bundle: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["run", bundle, "--image", "0.png", "--prompt", QUESTION, "--stream"]) == 0
+    assert capsys.readouterr().out == answer("0.png", QUESTION) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--image", "gone.png", "--prompt", QUESTION], "gone.png does not exist"),
+        (["--image", "bundle/manifest.json", "--prompt", QUESTION], "is not an image"),
+        (["--image", "0.png", "--prompt", " "], "a prompt is empty"),
+        (["--image", "0.png", "--prompt", "red " * 70], "shorten it"),
+        (["--image", "0.png", "--image", "1.png", "--prompt", "a", "--prompt", "b", "--prompt", "c"], "do not pair"),
+        (["--image", "0.png", "--prompt", "red?", "--task", "nothing"], "known: mini-exist, mini-count"),
+        (["--image", "0.png", "--prompt", "red?", "--budget-kept", "7"], "known: 8, 4, and 16 for no pruning"),
+        (["--image", "0.png", "--prompt", "red?", "--stream", "--json"], "--stream prints one answer"),
+        (["--image", "0.png", "--prompt", "red?", "--prompt", "red?", "--stream"], "--stream prints one answer"),
+        (["--prompt", "red?"], "--image"),
+    ],
+)
+def test_mistakes(bundle: str, capsys: pytest.CaptureFixture[str], flags: list[str], expected: str):
+    assert main(["run", bundle, *flags]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and printed.count("\n") == 1
+    assert expected in printed
+
+
+def test_a_damaged_bundle(bundle: str, capsys: pytest.CaptureFixture[str]):
+    Path("bundle/decode.onnx").write_text("x")
+    assert main(["run", bundle, "--image", "0.png", "--prompt", QUESTION]) == 2
+    assert "decode.onnx has 1 bytes" in capsys.readouterr().err

@@ -1,0 +1,244 @@
+"""Building with a fake engine: what a bundle is bound to, when a rebuild is needless, what failures leave."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support import fake_engine as fakes
+from tests.support.agents import save_tiny_agent
+from tests.support.tiny_llava import VISUAL_TOKENS, tiny_adapter
+from toprl_export import build as build_module
+from toprl_export.agent import load_agent
+from toprl_export.build import build, merge_plans, prepare
+from toprl_export.bundle import Bundle, load_bundle, stamp_validation
+from toprl_export.engine import BuildRequest, BuildResult
+from toprl_export.errors import UserError
+from toprl_export.models.llava import LlavaAdapter
+from toprl_export.pruning.plan import PruningPlan, Schedule, solve_schedule
+
+
+@pytest.fixture(scope="module")
+def adapter() -> LlavaAdapter:
+    return tiny_adapter()
+
+
+@pytest.fixture
+def agent(adapter: LlavaAdapter, tmp_path: Path) -> Callable[..., Path]:
+    """``agent(name, …)`` saves an agent of the tiny model as ``agents/name``."""
+    return lambda name, **settings: save_tiny_agent(tmp_path / "agents" / name, adapter, **settings)
+
+
+@pytest.fixture(autouse=True)
+def fake_world(fake_engine: None, adapter: LlavaAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_module, "load_model", lambda _: adapter)
+
+
+def built(directory: Path, *agents: Path, **settings) -> Bundle:
+    return build("tiny", agents, engine="fake", output_dir=directory / "bundle", **settings)
+
+
+def test_a_bundle_is_bound_to_model_agents_plan_and_tools(agent, adapter: LlavaAdapter, tmp_path: Path):
+    directories = [agent("exist"), agent("count", task="mini-count", seed=1)]
+    bundle = built(tmp_path, *directories, budgets_kept=(12, 10), command="toprl-export build …")
+    manifest = load_bundle(tmp_path / "bundle").manifest
+    assert manifest == bundle.manifest
+    assert (manifest.model.fingerprint, manifest.model.shape) == (adapter.fingerprint, adapter.shape)
+    assert (manifest.model.max_length, manifest.model.end_tokens) == (256, adapter.end_tokens)
+    assert [entry.fingerprint for entry in manifest.agents] == [load_agent(d).fingerprint for d in directories]
+    assert manifest.tasks == ("mini-exist", "mini-count")
+    assert manifest.plan.schedule(12) == load_agent(directories[0]).record.plan.schedule(12)
+    assert manifest.plan.schedule(10) == solve_schedule(VISUAL_TOKENS, 4, (0, 2), 10)
+    assert manifest.engine.toolchain == fakes.TOOLCHAIN
+    assert manifest.build_command == "toprl-export build …"
+    written = {path.relative_to(bundle.dir).as_posix() for path in bundle.dir.rglob("*") if path.is_file()}
+    assert written == {file.path for file in manifest.files} | {"manifest.json"}
+
+
+def test_the_agents_in_a_bundle_are_those_that_were_given(agent, tmp_path: Path):
+    source = agent("exist")
+    bundle = built(tmp_path, source)
+    copied = load_agent(bundle.agent_dir("mini-exist"))
+    assert copied.fingerprint == load_agent(source).fingerprint
+    assert copied.record == load_agent(source).record
+
+
+def test_a_rebuild_from_the_same_inputs_is_needless_and_keeps_the_stamp(agent, tmp_path: Path):
+    source = agent("exist")
+    built(tmp_path, source)
+    stamp_validation(tmp_path / "bundle", "e" * 64, "passed")
+    again = built(tmp_path, source, command="other")
+    assert fakes.FakeEngine.builds == 1
+    assert again.manifest.validation is not None
+    built(tmp_path, source, overwrite=True)
+    assert fakes.FakeEngine.builds == 1
+
+
+def test_every_input_makes_a_rebuild_needed(agent, tmp_path: Path):
+    source = agent("exist")
+    built(tmp_path, source)
+    for agents, settings in (
+        ([agent("retrained", seed=5)], {}),
+        ([source], {"budgets_kept": (8,)}),
+        ([source], {"precision": "fp16"}),
+        ([source, agent("count", task="mini-count")], {}),
+    ):
+        with pytest.raises(UserError, match="already holds an earlier result: add --overwrite"):
+            built(tmp_path, *agents, **settings)
+    assert fakes.FakeEngine.builds == 1
+
+
+def test_another_model_or_prompt_makes_a_rebuild_needed(agent, adapter: LlavaAdapter, tmp_path: Path):
+    source = agent("exist")
+    built(tmp_path, source)
+    prepared = prepare("tiny", [source], None, "fake", "fp32")
+    same, prompted = copy.copy(adapter), copy.copy(adapter)
+    prompted.prompt_format = replace(adapter.prompt_format, before_image="")
+
+    def current(other: LlavaAdapter) -> bool:
+        request = replace(prepared.request, adapter=other)
+        return build_module.up_to_date(replace(prepared, request=request), tmp_path / "bundle") is not None
+
+    assert [current(other) for other in (same, prompted, tiny_adapter(seed=3))] == [True, False, False]
+
+
+def test_another_tool_version_makes_a_rebuild_needed(agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = agent("exist")
+    built(tmp_path, source)
+    prepared = prepare("tiny", [source], None, "fake", "fp32")
+    assert build_module.up_to_date(prepared, tmp_path / "bundle")
+    real = build_module.metadata.version
+    monkeypatch.setattr(build_module.metadata, "version", lambda name: "99" if name == "numpy" else real(name))
+    assert build_module.up_to_date(prepared, tmp_path / "bundle") is None
+
+
+def test_a_damaged_bundle_is_built_again(agent, tmp_path: Path):
+    source = agent("exist")
+    built(tmp_path, source)
+    (tmp_path / "bundle" / "prefill.onnx").write_text("damaged")
+    with pytest.raises(UserError, match="add --overwrite"):
+        built(tmp_path, source)
+    built(tmp_path, source, overwrite=True)
+    load_bundle(tmp_path / "bundle")
+    assert fakes.FakeEngine.builds == 2
+
+
+@pytest.mark.parametrize(
+    ("failure", "seen"),
+    [
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), UserError),
+        (UserError("this engine cannot"), UserError),
+    ],
+)
+def test_failures_leave_the_earlier_bundle_and_nothing_else(
+    agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException, seen: type[BaseException]
+):
+    source = agent("exist")
+    built(tmp_path, source)
+    before = load_bundle(tmp_path / "bundle").manifest
+
+    def failing(self, request: BuildRequest, directory: Path) -> BuildResult:
+        (directory / "prefill.onnx").write_text("half")
+        raise failure
+
+    monkeypatch.setattr(fakes.FakeEngine, "build", failing)
+    with pytest.raises(seen):
+        built(tmp_path, source, precision="fp16", overwrite=True)
+    assert load_bundle(tmp_path / "bundle").manifest == before
+    assert sorted(os.listdir(tmp_path)) == ["agents", "bundle"]
+
+
+def test_an_engine_must_list_what_it_writes(agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def careless(self, request: BuildRequest, directory: Path) -> BuildResult:
+        (directory / "prefill.onnx").write_text("x")
+        (directory / "forgotten.bin").write_text("x")
+        return BuildResult((("prefill", "prefill.onnx"),), {}, 23)
+
+    monkeypatch.setattr(fakes.FakeEngine, "build", careless)
+    with pytest.raises(RuntimeError, match=r"wrote \['forgotten.bin'\] and did not list it"):
+        built(tmp_path, agent("exist"))
+
+
+def test_a_place_that_holds_something_else_is_refused_before_anything_is_loaded(tmp_path: Path):
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "photo.jpg").write_text("x")
+    with pytest.raises(UserError, match="holds something else"):
+        built(tmp_path, tmp_path / "no-such-agent", overwrite=True)
+    assert os.listdir(tmp_path / "bundle") == ["photo.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"budgets_kept": (VISUAL_TOKENS + 1,)}, str(VISUAL_TOKENS)),
+        ({"budgets_kept": (0,)}, "0"),
+        ({"budgets_kept": (8, 8)}, "each once"),
+        ({"precision": "fp8"}, "known: fp32, fp16, bf16"),
+    ],
+)
+def test_impossible_settings(agent, tmp_path: Path, settings: dict, expected: str):
+    with pytest.raises(UserError) as caught:
+        built(tmp_path, agent("exist"), **settings)
+    assert expected in str(caught.value)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_agents_that_do_not_go_together(agent, tmp_path: Path):
+    exist = agent("exist")
+    for other, expected in (
+        (agent("again"), "two agents are for the task mini-exist"),
+        (agent("deep", task="mini-count", stage_layers=(1, 2)), "have other stages"),
+        (agent("wide", task="mini-count", hidden_size=16), "differ in size"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            built(tmp_path, exist, other)
+    with pytest.raises(UserError, match="no agent was given"):
+        built(tmp_path)
+    with pytest.raises(UserError, match="no agent directory"):
+        built(tmp_path, tmp_path)
+
+
+def test_a_task_name_cannot_leave_the_bundle(agent, tmp_path: Path):
+    with pytest.raises(UserError, match="leaves the bundle"):
+        built(tmp_path, agent("evil", task="../../evil"))
+
+
+def test_an_agent_of_another_model(tmp_path: Path):
+    other = tiny_adapter(seed=3)
+    with pytest.raises(UserError, match="was trained on other weights"):
+        built(tmp_path, save_tiny_agent(tmp_path / "agents" / "exist", other))
+
+
+def test_plans_merge_by_budget(agent, adapter: LlavaAdapter):
+    """An agent's own schedule (a learned one, say) wins over a solved one; two different ones are refused."""
+    exist = load_agent(agent("exist", budgets=(12,)))
+    learned = Schedule(10, (16, 4), 10.0)
+    plan = PruningPlan(VISUAL_TOKENS, 4, exist.record.plan.stages, (learned,))
+    count = load_agent(agent("count", task="mini-count", plan=plan, budgets=(10,)))
+    assert learned != solve_schedule(VISUAL_TOKENS, 4, (0, 2), 10)
+    merged = merge_plans([exist, count], None)
+    assert merged.schedules == (exist.record.plan.schedule(12), learned)
+    assert merge_plans([exist, count], (10,)).schedules == (learned,)
+    rival = PruningPlan(VISUAL_TOKENS, 4, plan.stages, (Schedule(10, (12, 8), 10.0),))
+    other = load_agent(agent("read", task="mini-read", plan=rival, budgets=(10,)))
+    with pytest.raises(UserError, match=r"keep \(16, 4\) and \(12, 8\) tokens at budget 10"):
+        merge_plans([count, other], None)
+
+
+def test_expected_weight_bytes(agent, adapter: LlavaAdapter):
+    source = agent("exist")
+    weights = {id(p): p.numel() for p in adapter.model.parameters()}
+    actor = sum(tensor.numel() for tensor in load_agent(source).actor.state_dict().values())
+    full = prepare("tiny", [source], None, "fake", "fp32").weight_bytes
+    half = prepare("tiny", [source], None, "fake", "bf16").weight_bytes
+    assert full == 4 * (sum(weights.values()) + actor)
+    assert half == 2 * sum(weights.values()) + 4 * actor
+    assert all(parameter.dtype == torch.float32 for parameter in adapter.model.parameters())

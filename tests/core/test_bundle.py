@@ -1,0 +1,304 @@
+"""Bundles: what is written is read back, and whatever is not as it was built is refused in one line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.fake_engine import END_ID, VISUAL_TOKENS, made_up_bundle, made_up_manifest
+from toprl_export.bundle import (
+    AgentEntry,
+    EngineEntry,
+    FileEntry,
+    Manifest,
+    ModelEntry,
+    ValidationStamp,
+    load_bundle,
+    stamp_validation,
+)
+from toprl_export.errors import UserError
+from toprl_export.manifest import check_relative
+from toprl_export.models.shape import DecoderShape
+from toprl_export.pruning.plan import make_plan
+from toprl_export.runtime.preprocess import ImageProcessor
+from toprl_export.runtime.prompt import PromptFormat
+
+names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
+plain_paths = st.lists(st.from_regex(r"[a-z0-9_-]{1,8}", fullmatch=True), min_size=1, max_size=3).map("/".join)
+sizes = st.integers(1, 10**12)
+
+
+@st.composite
+def manifests(draw: st.DrawFn) -> Manifest:
+    layers, visual = draw(st.integers(4, 40)), draw(st.integers(64, 3000))
+    budgets = draw(st.lists(st.integers(visual // 2, visual), min_size=1, max_size=3, unique=True))
+    tasks = draw(st.lists(names, min_size=1, max_size=3, unique=True))
+    return Manifest(
+        toprl_export=draw(names),
+        model=ModelEntry(
+            id=draw(names),
+            revision=draw(st.none() | names),
+            fingerprint=draw(names),
+            visual_tokens=visual,
+            max_length=draw(sizes),
+            end_tokens=tuple(draw(st.lists(st.integers(0, 10**6), max_size=3))),
+            shape=DecoderShape(layers, *(draw(sizes) for _ in range(6))),
+        ),
+        agents=tuple(AgentEntry(task, draw(names), draw(names), index) for index, task in enumerate(tasks)),
+        plan=make_plan(visual, layers, (0, layers // 2), "actor", budgets),
+        engine=EngineEntry(draw(names), draw(names), 23, draw(st.dictionaries(names, names, max_size=3))),
+        files=tuple(
+            FileEntry(path, draw(names), draw(sizes), draw(names))
+            for path in draw(st.lists(plain_paths, max_size=4, unique=True))
+        ),
+        image_processor=ImageProcessor((draw(st.integers(1, 999)), 5), mean=(draw(st.floats(-2, 2)), 0.0, 1.0)),
+        prompt=PromptFormat("<s>", "{question}" + draw(names), "\x00image", draw(names)),
+        build_command=draw(st.text(st.characters(codec="utf-8"))),
+        input_digest=draw(names),
+        validation=draw(st.none() | st.just(ValidationStamp("d" * 64, "failed"))),
+    )
+
+
+@given(manifests())
+def test_manifest_round_trip(manifest: Manifest):
+    written = json.loads(json.dumps(manifest.to_json()))
+    assert Manifest.from_json(Path("manifest.json"), written) == manifest
+
+
+def test_manifest_states_how_budgets_and_agents_relate():
+    written = made_up_manifest().to_json()
+    assert (written["format"], written["version"]) == ("toprl-export/bundle", 1)
+    assert written["plan"]["visual_tokens"] == written["model"]["visual_tokens"] == VISUAL_TOKENS
+    assert [schedule["budget_kept"] for schedule in written["plan"]["schedules"]] == [4, 8]
+    assert all(len(schedule["keep_counts"]) == 2 for schedule in written["plan"]["schedules"])
+    assert [(agent["task"], agent["index"]) for agent in written["agents"]] == [("mini-exist", 0), ("mini-count", 1)]
+
+
+def test_a_bundle_loads_and_finds_its_files(tmp_path: Path):
+    made_up_bundle(tmp_path / "bundle")
+    bundle = load_bundle(tmp_path / "bundle")
+    assert bundle.path("prefill") == tmp_path / "bundle" / "prefill.onnx"
+    assert bundle.agent_dir("mini-exist") == tmp_path / "bundle" / "agents" / "mini-exist"
+    assert (bundle.agent().index, bundle.agent("mini-count").index) == (0, 1)
+    assert bundle.manifest.model.end_tokens == (END_ID,)
+    with pytest.raises(UserError, match="lists 0 files of the role 'plugin'"):
+        bundle.path("plugin")
+
+
+def test_keep_counts_of_budgets(tmp_path: Path):
+    bundle = made_up_bundle(tmp_path / "bundle")
+    plan = bundle.manifest.plan
+    assert bundle.keep_counts(4) == plan.schedule(4).keep_counts
+    assert bundle.keep_counts() == bundle.keep_counts(8) == plan.schedule(8).keep_counts
+    assert bundle.keep_counts(VISUAL_TOKENS) == (VISUAL_TOKENS, VISUAL_TOKENS)
+    for unknown in (0, 5, VISUAL_TOKENS + 1, -4):
+        with pytest.raises(UserError, match="known: 8, 4, and 16 for no pruning"):
+            bundle.keep_counts(unknown)
+
+
+def test_the_default_budget_prunes_even_if_the_bundle_also_has_n(tmp_path: Path):
+    bundle = made_up_bundle(tmp_path / "bundle")
+    both = replace(bundle.manifest, plan=make_plan(VISUAL_TOKENS, 4, (0, 2), "actor", (VISUAL_TOKENS, 8)))
+    only = replace(bundle.manifest, plan=make_plan(VISUAL_TOKENS, 4, (0, 2), "actor", (VISUAL_TOKENS,)))
+    assert replace(bundle, manifest=both).keep_counts() == both.plan.schedule(8).keep_counts
+    assert replace(bundle, manifest=only).keep_counts() == (VISUAL_TOKENS, VISUAL_TOKENS)
+
+
+def test_unknown_task_lists_the_known(tmp_path: Path):
+    with pytest.raises(UserError, match=r"unknown task in .* 'mini-exits'; did you mean 'mini-exist'"):
+        made_up_bundle(tmp_path / "bundle").agent("mini-exits")
+
+
+def refused(directory: Path, expected: str, names: str | None = None) -> None:
+    with pytest.raises(UserError) as caught:
+        load_bundle(directory)
+    message = str(caught.value)
+    assert expected in message and "\n" not in message
+    assert (names or str(directory)) in message
+
+
+@pytest.mark.parametrize("name", ["vision.onnx", "weights.bin", "tokenizer.json", "agents/mini-exist/agent.json"])
+def test_a_changed_byte_anywhere(tmp_path: Path, name: str):
+    made_up_bundle(tmp_path / "bundle")
+    path = tmp_path / "bundle" / name
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    refused(tmp_path / "bundle", "was changed (its SHA-256 is not", str(path))
+    path.write_bytes(content + b"x")
+    refused(tmp_path / "bundle", "it was changed; restore it or build the bundle again", str(path))
+
+
+def test_without_verification_size_and_place_are_still_checked(tmp_path: Path):
+    made_up_bundle(tmp_path / "bundle")
+    weights = tmp_path / "bundle" / "weights.bin"
+    weights.write_bytes(bytes(len(weights.read_bytes())))
+    load_bundle(tmp_path / "bundle", verify=False)
+    weights.unlink()
+    with pytest.raises(UserError, match=r"weights\.bin is listed in the manifest but missing"):
+        load_bundle(tmp_path / "bundle", verify=False)
+
+
+def test_missing_files_and_directories(tmp_path: Path):
+    made_up_bundle(tmp_path / "bundle")
+    (tmp_path / "bundle" / "decode.onnx").unlink()
+    refused(tmp_path / "bundle", "listed in the manifest but missing: restore it", "decode.onnx")
+    (tmp_path / "bundle" / "decode.onnx").mkdir()
+    refused(tmp_path / "bundle", "listed in the manifest but missing", "decode.onnx")
+    (tmp_path / "bundle" / "manifest.json").unlink()
+    refused(tmp_path / "bundle", "holds no manifest.json")
+    refused(tmp_path / "gone", "is not a directory; expected a bundle")
+
+
+def rewrite(directory: Path, **changes: Any) -> None:
+    """Forge a manifest: change fields and make its own digest fit again."""
+    path = directory / "manifest.json"
+    content = {**json.loads(path.read_text()), **changes}
+    del content["content_sha256"]
+    canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    content["content_sha256"] = hashlib.sha256(canonical.encode()).hexdigest()
+    path.write_text(json.dumps(content))
+
+
+def test_forging_with_a_fitting_digest_works_at_all(tmp_path: Path):
+    made_up_bundle(tmp_path / "bundle")
+    rewrite(tmp_path / "bundle", build_command="other")
+    assert load_bundle(tmp_path / "bundle").manifest.build_command == "other"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../secret",
+        "agents/../../secret",
+        "/etc/passwd",
+        "C:/secret",
+        "..\\secret",
+        "a//b",
+        "./a",
+        "a/.",
+        "",
+        ".",
+        "..",
+        "a/",
+        "x\0y",
+    ],
+)
+def test_paths_that_leave_the_bundle(tmp_path: Path, path: str):
+    made_up_bundle(tmp_path / "bundle")
+    (tmp_path / "secret").write_text("s")
+    entry = {"path": path, "sha256": hashlib.sha256(b"s").hexdigest(), "size": 1, "role": "vision"}
+    rewrite(tmp_path / "bundle", files=[entry])
+    refused(tmp_path / "bundle", "leaves the bundle: do not use this bundle", repr(path))
+
+
+@given(plain_paths)
+def test_plain_paths_are_fine(path: str):
+    check_relative(path)
+
+
+def test_links_that_leave_the_bundle(tmp_path: Path):
+    made_up_bundle(tmp_path / "bundle")
+    weights = tmp_path / "bundle" / "weights.bin"
+    weights.rename(tmp_path / "outside.bin")
+    weights.symlink_to(tmp_path / "outside.bin")
+    refused(tmp_path / "bundle", "is a link that leaves the bundle: put the file itself there", str(weights))
+    weights.unlink()
+    os.link(tmp_path / "outside.bin", weights)
+    load_bundle(tmp_path / "bundle")
+
+
+def test_linked_directories_that_leave_the_bundle(tmp_path: Path):
+    made_up_bundle(tmp_path / "bundle")
+    (tmp_path / "bundle" / "agents").rename(tmp_path / "agents")
+    (tmp_path / "bundle" / "agents").symlink_to(tmp_path / "agents")
+    refused(tmp_path / "bundle", "is a link that leaves the bundle", "agents/mini-exist/agent.json")
+
+
+def test_a_linked_manifest_that_leaves_the_bundle(tmp_path: Path):
+    made_up_bundle(tmp_path / "bundle")
+    (tmp_path / "bundle" / "manifest.json").rename(tmp_path / "manifest.json")
+    (tmp_path / "bundle" / "manifest.json").symlink_to(tmp_path / "manifest.json")
+    refused(tmp_path / "bundle", "is a link that leaves the bundle")
+
+
+def test_links_that_stay_are_fine(tmp_path: Path):
+    made_up_bundle(tmp_path / "bundle")
+    (tmp_path / "bundle" / "weights.bin").rename(tmp_path / "bundle" / "data")
+    (tmp_path / "bundle" / "weights.bin").symlink_to("data")
+    (tmp_path / "link").symlink_to("bundle")
+    load_bundle(tmp_path / "link")
+
+
+def test_manifests_of_another_version_format_or_content(tmp_path: Path):
+    directory = tmp_path / "bundle"
+    made_up_bundle(directory)
+    original = (directory / "manifest.json").read_text()
+    rewrite(directory, version=2)
+    refused(directory, "has version 2 of toprl-export/bundle, but this release reads version 1")
+    rewrite(directory, version=1, format="toprl-export/agent")
+    refused(directory, "has format 'toprl-export/agent', expected 'toprl-export/bundle'")
+    (directory / "manifest.json").write_text(original.replace('"fp32"', '"fp16"'))
+    refused(directory, "was changed after it was written: restore it or build the bundle again")
+    (directory / "manifest.json").write_text(original[:-20])
+    refused(directory, "is not valid JSON")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"agents": []}, "there must be one"),
+        ({"agents": "many"}, "agents is 'many', expected a list"),
+        ({"model": None}, "model is None, expected an object"),
+        ({"files": [{"path": 3}]}, "files[0].path is 3, expected a text"),
+        ({"build_command": 1}, "build_command is 1, expected a text"),
+        ({"validation": {"report_sha256": "x", "verdict": "maybe"}}, "'maybe' is unknown, expected passed or failed"),
+    ],
+)
+def test_manifests_with_wrong_fields(tmp_path: Path, changes: dict[str, Any], expected: str):
+    made_up_bundle(tmp_path / "bundle")
+    rewrite(tmp_path / "bundle", **changes)
+    with pytest.raises(UserError) as caught:
+        load_bundle(tmp_path / "bundle")
+    assert expected in str(caught.value)
+
+
+def test_what_is_listed_twice_or_does_not_belong_together():
+    manifest = made_up_manifest()
+    file = FileEntry("a", "0" * 64, 1, "vision")
+    with pytest.raises(UserError, match="file 'a' is listed twice"):
+        replace(manifest, files=(file, file))
+    with pytest.raises(UserError, match="task 'mini-exist' is listed twice"):
+        replace(manifest, agents=(manifest.agents[0], replace(manifest.agents[0], index=1)))
+    with pytest.raises(UserError, match="numbered 0, 1"):
+        replace(manifest, agents=manifest.agents[1:])
+    with pytest.raises(UserError, match="the plan is for 16 visual tokens and 4 layers, the model has 17 and 4"):
+        replace(manifest, model=replace(manifest.model, visual_tokens=17))
+
+
+def test_files_that_are_not_listed_are_left_alone(tmp_path: Path):
+    made_up_bundle(tmp_path / "bundle")
+    (tmp_path / "bundle" / "notes.txt").write_text("mine")
+    load_bundle(tmp_path / "bundle")
+
+
+def test_stamping_a_validation(tmp_path: Path):
+    bundle = made_up_bundle(tmp_path / "bundle")
+    assert bundle.manifest.validation is None
+    stamp_validation(bundle.dir, "e" * 64, "passed")
+    stamped = load_bundle(bundle.dir).manifest
+    assert stamped.validation == ValidationStamp("e" * 64, "passed")
+    assert replace(stamped, validation=None) == bundle.manifest
+    with pytest.raises(UserError, match="verdict 'fine' is unknown"):
+        stamp_validation(bundle.dir, "e" * 64, "fine")
+    (bundle.dir / "weights.bin").write_bytes(b"other")
+    with pytest.raises(UserError, match=r"weights\.bin has 5 bytes"):
+        stamp_validation(bundle.dir, "e" * 64, "passed")

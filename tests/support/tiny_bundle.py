@@ -1,0 +1,94 @@
+"""A bundle for the tiny model with `TorchEngine` for its engine, and a task that the model can do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.tiny_llava import QUESTIONS, tiny_adapter
+from tests.support.torch_engine import TorchEngine
+from toprl_export import build, engine
+from toprl_export.agent import Agent, AgentRecord, TrainingRecord, save_agent
+from toprl_export.build import build as build_bundle
+from toprl_export.models import load
+from toprl_export.models.adapter import LVLMAdapter
+from toprl_export.models.reference import Pruning, ReferenceRunner
+from toprl_export.pruning.actor import Actor, ActorConfig
+from toprl_export.pruning.plan import make_plan
+from toprl_export.registry import Registry
+from toprl_export.tasks import registry
+from toprl_export.tasks.task import Sample, Task
+from toprl_export.validate import bench
+
+TASK = "tiny-echo"
+BUDGETS = (12, 6)
+
+
+@dataclass(frozen=True)
+class EchoTask(Task):
+    """Random pictures. The right answer to every other question is what the unpruned model says, to the others what
+    the model says with 12 tokens kept: both are right half of the time, so retention at 12 is 1."""
+
+    answers: tuple[str, ...] = ()
+
+    def question_count(self, split) -> int:
+        return len(self.answers)
+
+    def sample(self, split, seed: int, index: int) -> Sample:
+        return Sample(picture(index), QUESTIONS[index % 3], self.answers[index], None, str(index))
+
+    def question_group(self, split, seed: int, index: int):
+        raise NotImplementedError
+
+
+def picture(index: int) -> np.ndarray:
+    return np.random.default_rng(index).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+
+
+def echo_task(adapter: LVLMAdapter, pruning: Pruning) -> EchoTask:
+    reference, rows = ReferenceRunner(adapter), []
+    for index in range(8):
+        visual = reference.encode_image(adapter.image_processor([picture(index)]))
+        prompt = adapter.prompt_format.tokenize(adapter.tokenizer, [QUESTIONS[index % 3]], adapter.visual_tokens)
+        rows += reference.generate(prompt, visual, 16, pruning if index % 2 else None).tokens
+    answers = tuple(adapter.tokenizer.decode_batch(rows))
+    assert len(set(answers)) > 5  # or the task could be done without looking
+    return EchoTask(TASK, "perception", "what the model says", "numpy", answers=answers)
+
+
+@cache
+def ingredients() -> tuple[LVLMAdapter, Agent, EchoTask]:
+    """A model, an agent for it and a task for both."""
+    adapter = tiny_adapter()
+    torch.manual_seed(3)
+    actor = Actor(ActorConfig(adapter.shape.hidden, 16, 2)).eval()
+    plan = make_plan(adapter.visual_tokens, adapter.shape.layers, (0, 2), "actor", BUDGETS)
+    training = TrainingRecord("r", 12, 1, 1, 1.0, "python", {})
+    record = AgentRecord(TASK, "toprl", "tiny", adapter.fingerprint, plan, actor.config, 0, training)
+    return adapter, Agent(record, actor), echo_task(adapter, Pruning.from_plan(plan, 12, actor))
+
+
+def tiny_bundle(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Build ``directory/engines/tiny-echo`` from ``directory/agent``, and make every name in it known for a test."""
+    adapter, agent, task = ingredients()
+    (directory / "agent").mkdir()
+    save_agent(directory / "agent", agent, {})
+    monkeypatch.setattr(TorchEngine, "adapter", adapter, raising=False)
+    monkeypatch.setattr(engine, "ENGINES", Registry("engine", {"torch": "tests.support.torch_engine:TorchEngine"}))
+    for module in (build, bench, load):
+        monkeypatch.setattr(module, "load_model", lambda *_, **__: adapter)
+    monkeypatch.setattr(f"{__name__}.THE_TASK", task)
+    for module in (bench, registry):
+        monkeypatch.setattr(module, "TASKS", Registry("task", {TASK: f"{__name__}:THE_TASK"}))
+    bundle = directory / "engines" / TASK
+    build_bundle("tiny", [directory / "agent"], BUDGETS, "torch", output_dir=bundle)
+    return bundle
+
+
+THE_TASK: EchoTask | None = None
+"""What the registry hands out; `tiny_bundle` sets it."""

@@ -1,0 +1,164 @@
+"""Serving a bundle from Python: ``load(directory).generate(image, prompt)``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tokenizers import Tokenizer
+
+from toprl_export.bundle import Bundle, load_bundle
+from toprl_export.engine import SessionOptions, get_engine
+from toprl_export.errors import UserError
+from toprl_export.runtime.generation import Generation, GenerationRequest, GenerationStream
+from toprl_export.runtime.preprocess import ImageInput
+from toprl_export.runtime.prompt import TokenBatch
+from toprl_export.runtime.session import EngineSession
+
+DEFAULT_NEW_TOKENS = 16
+
+
+class LoadedBundle:
+    """A verified bundle with its engine in memory.
+
+    Attributes:
+        bundle: directory and manifest.
+        session: the engine.
+        tokenizer: the model's.
+    """
+
+    def __init__(self, bundle: Bundle, session: EngineSession) -> None:
+        self.bundle = bundle
+        self.session = session
+        self.tokenizer: Tokenizer = Tokenizer.from_file(str(bundle.path("tokenizer")))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks that have an agent; the first is the default."""
+        return self.bundle.manifest.tasks
+
+    @property
+    def budgets(self) -> tuple[int, ...]:
+        """Budgets (average visual tokens kept), largest first; n itself is always allowed and prunes nothing."""
+        return self.bundle.manifest.budgets_kept
+
+    @overload
+    def generate(
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        prompts: str | Sequence[str],
+        task: str | None = None,
+        budget_kept: int | None = None,
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
+        stream: Literal[False] = False,
+    ) -> Generation: ...
+
+    @overload
+    def generate(
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        prompts: str | Sequence[str],
+        task: str | None = None,
+        budget_kept: int | None = None,
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
+        *,
+        stream: Literal[True],
+    ) -> GenerationStream: ...
+
+    def generate(
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        prompts: str | Sequence[str],
+        task: str | None = None,
+        budget_kept: int | None = None,
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
+        stream: bool = False,
+    ) -> Generation | GenerationStream:
+        """Answer questions about images.
+
+        Args:
+            images: one or several: paths, Pillow images or ``uint8 [h, w, 3]``. One image takes all prompts.
+            prompts: one question or one per image.
+            task: whose agent prunes; the bundle's first by default.
+            budget_kept: one of ``budgets`` or n; by default the largest that prunes.
+            max_new_tokens: the longest answer.
+            stream: return pieces of text as they are made.
+
+        Raises:
+            UserError: an input is no image, a prompt is empty or too long, images and prompts do not pair, or task
+                or budget is unknown.
+        """
+        request = self.request(images, prompts, task, budget_kept, max_new_tokens)
+        growing = GenerationStream(self.session, self.tokenizer, request)
+        return growing if stream else growing.result
+
+    def request(
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        prompts: str | Sequence[str],
+        task: str | None = None,
+        budget_kept: int | None = None,
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
+    ) -> GenerationRequest:
+        """What :meth:`generate` would run, prepared and checked; the same arguments and errors."""
+        return GenerationRequest(
+            pixels=self.pixels(images),
+            tokens=self.tokens(prompts, max_new_tokens),
+            keep_counts=self.bundle.keep_counts(budget_kept),
+            agent_index=self.bundle.agent(task).index,
+            max_new_tokens=max_new_tokens,
+            end_tokens=self.bundle.manifest.model.end_tokens,
+        )
+
+    def pixels(self, images: ImageInput | Sequence[ImageInput]) -> NDArray[np.float32]:
+        """Images as the engine takes them, ``float32 [b, 3, h, w]``.
+
+        Raises:
+            UserError: there is none or one is no image.
+        """
+        listed = [images] if isinstance(images, Image.Image | Path | str | np.ndarray) else images
+        return self.bundle.manifest.image_processor(listed)
+
+    def tokens(self, prompts: str | Sequence[str], max_new_tokens: int = DEFAULT_NEW_TOKENS) -> TokenBatch:
+        """Questions as the engine takes them.
+
+        Raises:
+            UserError: there is none, or one is empty or leaves no room for the answer.
+        """
+        model = self.bundle.manifest.model
+        room = model.max_length - max_new_tokens
+        if room <= model.visual_tokens:
+            raise UserError(
+                f"{max_new_tokens} new tokens leave no room for a prompt, for the model holds {model.max_length} "
+                f"positions, {model.visual_tokens} of them visual: ask for fewer"
+            )
+        listed = [prompts] if isinstance(prompts, str) else list(prompts)
+        return self.bundle.manifest.prompt.tokenize(self.tokenizer, listed, model.visual_tokens, room)
+
+
+def load(
+    directory: Path | str,
+    threads: int | None = None,
+    provider: str | None = None,
+    unpruned: bool = False,
+    verify: bool = True,
+) -> LoadedBundle:
+    """Verify a bundle and load its engine.
+
+    Args:
+        directory: what ``toprl-export build`` wrote.
+        threads: CPU threads, or None for the engine's choice.
+        provider: the engine's name for where to run, or None for its choice.
+        unpruned: load the engine's unpruned form, for comparison.
+        verify: compare every file's digest first.
+
+    Raises:
+        UserError: the bundle is damaged or cannot run here.
+    """
+    bundle = load_bundle(Path(directory), verify)
+    engine = get_engine(bundle.manifest.engine.name)
+    return LoadedBundle(bundle, engine.open(bundle, SessionOptions(threads, provider, unpruned)))

@@ -1,0 +1,265 @@
+"""Building a bundle: model and agents in, engine files, tokenizer, agents and manifest out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+from toprl_export.agent import ACTOR_FILE, AGENT_FILE, Agent, load_agent
+from toprl_export.bundle import (
+    MANIFEST_NAME,
+    TOKENIZER_NAME,
+    AgentEntry,
+    Bundle,
+    EngineEntry,
+    Manifest,
+    ModelEntry,
+    file_entries,
+    load_bundle,
+    write_manifest,
+)
+from toprl_export.engine import PRECISIONS, BuildRequest, BuildResult, Engine, get_engine
+from toprl_export.errors import UserError
+from toprl_export.files import check_replaceable, staged_directory, write_text_atomic
+from toprl_export.manifest import check_relative
+from toprl_export.models.adapter import LVLMAdapter
+from toprl_export.models.load import load_model
+from toprl_export.models.shape import DecoderShape
+from toprl_export.pruning.plan import PruningPlan, Schedule, solve_schedule
+from toprl_export.registry import unknown_name
+
+BYTES_PER_WEIGHT = {"fp32": 4, "fp16": 2, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class PreparedBuild:
+    """A build whose inputs are loaded and fit together; nothing is written yet."""
+
+    engine: Engine
+    request: BuildRequest
+    agent_dirs: tuple[Path, ...]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that the weights of model and actors will take: those of the actors stay in fp32."""
+        per_weight = BYTES_PER_WEIGHT[self.request.precision]
+        model: int = sum(weight.numel() for weight in self.request.adapter.model.parameters())
+        actors = sum(weight.numel() for agent in self.request.agents for weight in agent.actor.parameters())
+        return model * per_weight + actors * BYTES_PER_WEIGHT["fp32"]
+
+
+def build(
+    model: str,
+    agents: Sequence[Path],
+    budgets_kept: Sequence[int] | None = None,
+    engine: str = "onnx",
+    precision: str = "fp32",
+    *,
+    output_dir: Path,
+    overwrite: bool = False,
+    command: str = "python",
+) -> Bundle:
+    """Build a bundle, or return the one in ``output_dir`` when it was built from identical inputs.
+
+    Args:
+        model: the reference model's name, Hugging Face id or directory.
+        agents: directories of agents that share stages; each serves every budget.
+        budgets_kept: average visual tokens kept; by default all that the agents' plans know.
+        engine: a registered engine's name.
+        precision: of the weights: fp32, fp16 or bf16.
+        output_dir: where the bundle goes; written whole or not at all.
+        overwrite: replace an earlier bundle of other inputs.
+        command: how the build was asked for; recorded.
+
+    Raises:
+        UserError: a name is unknown, agents do not fit the model or each other, a budget cannot be met, or the
+            output directory holds something else.
+    """
+    check_replaceable(output_dir.resolve(), overwrite=True, marker=MANIFEST_NAME)
+    prepared = prepare(model, agents, budgets_kept, engine, precision)
+    return up_to_date(prepared, output_dir) or write_bundle(prepared, output_dir, overwrite, command)
+
+
+def prepare(
+    model: str, agents: Sequence[Path], budgets_kept: Sequence[int] | None, engine: str, precision: str
+) -> PreparedBuild:
+    """Load everything a build needs and check that it fits together; see :func:`build`."""
+    if precision not in PRECISIONS:
+        raise unknown_name("precision", precision, PRECISIONS)
+    if not agents:
+        raise UserError("no agent was given: give at least one directory that `toprl-export train` wrote")
+    chosen_engine = get_engine(engine)
+    loaded = tuple(load_agent(directory) for directory in agents)
+    _check_together(loaded)
+    plan = merge_plans(loaded, budgets_kept)
+    adapter = load_model(model)
+    for agent in loaded:
+        agent.check_fits(adapter)
+    return PreparedBuild(chosen_engine, BuildRequest(adapter, loaded, plan, precision), tuple(agents))
+
+
+def up_to_date(prepared: PreparedBuild, output_dir: Path) -> Bundle | None:
+    """The bundle in ``output_dir`` if it is whole and was built from the same inputs with the same tools."""
+    if not (output_dir / MANIFEST_NAME).is_file():
+        return None
+    try:
+        bundle = load_bundle(output_dir)
+    except UserError:
+        # A damaged or older bundle is no cache hit; writing over it is refused or allowed as for any other.
+        return None
+    installed = _installed_versions(bundle.manifest.engine.toolchain)
+    return bundle if bundle.manifest.input_digest == input_digest(prepared, installed) else None
+
+
+def write_bundle(prepared: PreparedBuild, output_dir: Path, overwrite: bool, command: str) -> Bundle:
+    """Build into a temporary directory that takes the place of ``output_dir`` when it is complete.
+
+    Raises:
+        UserError: see :func:`build`; or the disk is full.
+    """
+    with staged_directory(output_dir, overwrite, MANIFEST_NAME) as staging:
+        result = prepared.engine.build(prepared.request, staging)
+        write_text_atomic(staging / TOKENIZER_NAME, prepared.request.adapter.tokenizer.to_str(pretty=True))
+        own_files = [("tokenizer", TOKENIZER_NAME), *_copy_agents(prepared, staging)]
+        write_manifest(staging, _manifest(prepared, result, staging, own_files, command))
+    return load_bundle(output_dir, verify=False)
+
+
+def merge_plans(agents: Sequence[Agent], budgets_kept: Sequence[int] | None) -> PruningPlan:
+    """One plan for agents that share stages: their own schedules where they have one, solved ones elsewhere.
+
+    Raises:
+        UserError: agents disagree on stages or on a budget's keep counts, or a budget cannot be met.
+    """
+    first = agents[0].record.plan
+    for agent in agents[1:]:
+        plan = agent.record.plan
+        if (plan.stages, plan.visual_tokens, plan.decoder_layers) != (
+            first.stages,
+            first.visual_tokens,
+            first.decoder_layers,
+        ):
+            raise UserError(
+                f"the agents for {agents[0].record.task} and {agent.record.task} have other stages "
+                f"({_stages(first)}; {_stages(plan)}): train them alike or build two bundles"
+            )
+    known = [schedule for agent in agents for schedule in agent.record.plan.schedules]
+    wanted = tuple(dict.fromkeys(schedule.budget_kept for schedule in known)) if budgets_kept is None else budgets_kept
+    schedules = tuple(_schedule(first, known, budget) for budget in wanted)
+    return PruningPlan(first.visual_tokens, first.decoder_layers, first.stages, schedules)
+
+
+def input_digest(prepared: PreparedBuild, toolchain: dict[str, str]) -> str:
+    """SHA-256 over all that the content of a bundle depends on."""
+    request = prepared.request
+    inputs = {
+        "toprl_export": metadata.version("toprl-export"),
+        "model": [request.adapter.model_id, request.adapter.revision, request.adapter.fingerprint],
+        "prompt": request.adapter.prompt_format.to_json(),
+        "image_processor": request.adapter.image_processor.to_json(),
+        "agents": [[agent.record.task, agent.fingerprint] for agent in request.agents],
+        "plan": request.plan.to_json(),
+        "engine": prepared.engine.name,
+        "precision": request.precision,
+        "opset": request.opset,
+        "static_k": request.static_k,
+        "toolchain": toolchain,
+    }
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def _check_together(agents: Sequence[Agent]) -> None:
+    tasks = [agent.record.task for agent in agents]
+    for position, agent in enumerate(agents):
+        check_relative(f"agents/{agent.record.task}")
+        if agent.record.task in tasks[:position]:
+            raise UserError(f"two agents are for the task {agent.record.task}: give one agent per task")
+        if agent.record.actor != agents[0].record.actor:
+            raise UserError(
+                f"the agents for {tasks[0]} and {agent.record.task} differ in size ({agents[0].record.actor}; "
+                f"{agent.record.actor}): train them alike or build two bundles"
+            )
+
+
+def _schedule(plan: PruningPlan, known: Sequence[Schedule], budget_kept: int) -> Schedule:
+    found = list(dict.fromkeys(schedule for schedule in known if schedule.budget_kept == budget_kept))
+    if len(found) > 1:
+        raise UserError(
+            f"the agents keep {found[0].keep_counts} and {found[1].keep_counts} tokens at budget {budget_kept}: "
+            "train them alike or build two bundles"
+        )
+    if found:
+        return found[0]
+    return solve_schedule(plan.visual_tokens, plan.decoder_layers, plan.stage_layers, budget_kept)
+
+
+def _stages(plan: PruningPlan) -> str:
+    return ", ".join(f"{stage.site} {stage.scorer}" for stage in plan.stages)
+
+
+def _copy_agents(prepared: PreparedBuild, staging: Path) -> list[tuple[str, str]]:
+    copied = []
+    for agent, source in zip(prepared.request.agents, prepared.agent_dirs, strict=True):
+        (staging / "agents" / agent.record.task).mkdir(parents=True)
+        for name in (AGENT_FILE, ACTOR_FILE):
+            path = f"agents/{agent.record.task}/{name}"
+            shutil.copyfile(source / name, staging / path)
+            copied.append(("agent", path))
+    return copied
+
+
+def _manifest(
+    prepared: PreparedBuild, result: BuildResult, staging: Path, own_files: list[tuple[str, str]], command: str
+) -> Manifest:
+    request, adapter = prepared.request, prepared.request.adapter
+    files = file_entries(staging, [*result.files, *own_files])
+    unlisted = sorted(_written(staging) - {file.path for file in files})
+    if unlisted:
+        raise RuntimeError(f"engine {prepared.engine.name} wrote {unlisted} and did not list it")
+    return Manifest(
+        toprl_export=metadata.version("toprl-export"),
+        model=_model_entry(adapter),
+        agents=tuple(
+            AgentEntry(agent.record.task, agent.fingerprint, agent.record.method, index)
+            for index, agent in enumerate(request.agents)
+        ),
+        plan=request.plan,
+        engine=EngineEntry(prepared.engine.name, request.precision, result.opset, result.toolchain),
+        files=files,
+        image_processor=adapter.image_processor,
+        prompt=adapter.prompt_format,
+        build_command=command,
+        input_digest=input_digest(prepared, result.toolchain),
+    )
+
+
+def _model_entry(adapter: LVLMAdapter) -> ModelEntry:
+    return ModelEntry(
+        id=adapter.model_id,
+        revision=adapter.revision,
+        fingerprint=adapter.fingerprint,
+        visual_tokens=adapter.visual_tokens,
+        max_length=adapter.model.config.get_text_config().max_position_embeddings,
+        end_tokens=adapter.end_tokens,
+        shape=DecoderShape(**asdict(adapter.shape)),
+    )
+
+
+def _written(directory: Path) -> set[str]:
+    return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
+
+
+def _installed_versions(distributions: Iterable[str]) -> dict[str, str]:
+    """Their versions; one that is not installed has the empty version, which no toolchain has."""
+    versions = {}
+    for name in distributions:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = ""
+    return versions

@@ -1,0 +1,177 @@
+"""A bundle on disk: a directory with engines, tokenizer, agents and the manifest that vouches for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from toprl_export.errors import UserError
+from toprl_export.files import sha256_of, write_json_atomic
+from toprl_export.manifest import (
+    AgentEntry,
+    EngineEntry,
+    FileEntry,
+    Manifest,
+    ModelEntry,
+    ValidationStamp,
+    read_manifest,
+)
+from toprl_export.registry import unknown_name
+
+__all__ = [
+    "MANIFEST_NAME",
+    "AgentEntry",
+    "Bundle",
+    "EngineEntry",
+    "FileEntry",
+    "Manifest",
+    "ModelEntry",
+    "ValidationStamp",
+    "file_entries",
+    "load_bundle",
+    "stamp_validation",
+    "write_manifest",
+]
+
+MANIFEST_NAME = "manifest.json"
+TOKENIZER_NAME = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose manifest has been read."""
+
+    dir: Path
+    manifest: Manifest
+
+    def path(self, role: str) -> Path:
+        """The one file of a role ("vision", "prefill", "decode", "weights", "tokenizer").
+
+        Raises:
+            UserError: the manifest lists none or several.
+        """
+        found = [file.path for file in self.manifest.files if file.role == role]
+        if len(found) != 1:
+            raise UserError(f"{self.dir} lists {len(found)} files of the role {role!r}, expected one: build it again")
+        return self.dir / found[0]
+
+    def agent(self, task: str | None = None) -> AgentEntry:
+        """The agent of a task; without one, the first.
+
+        Raises:
+            UserError: no agent in the bundle is for that task (the message lists those that are).
+        """
+        if task is None:
+            return self.manifest.agents[0]
+        for entry in self.manifest.agents:
+            if entry.task == task:
+                return entry
+        raise unknown_name(f"task in {self.dir}", task, self.manifest.tasks)
+
+    def agent_dir(self, task: str) -> Path:
+        """Where the bundle keeps a task's agent, to rebuild the PyTorch reference from.
+
+        Raises:
+            UserError: no agent in the bundle is for that task.
+        """
+        return self.dir / "agents" / self.agent(task).task
+
+    def keep_counts(self, budget_kept: int | None = None) -> tuple[int, ...]:
+        """Tokens kept at every stage of a budget: the largest budget below n by default; n itself prunes nothing.
+
+        Raises:
+            UserError: the bundle has no such budget (the message lists those it has).
+        """
+        plan, known = self.manifest.plan, self.manifest.budgets_kept
+        if budget_kept is None:
+            budget_kept = next((budget for budget in known if budget < plan.visual_tokens), plan.visual_tokens)
+        if budget_kept == plan.visual_tokens:
+            return (plan.visual_tokens,) * len(plan.stages)
+        if budget_kept not in known:
+            listed = ", ".join(map(str, known))
+            raise UserError(
+                f"{self.dir} has no budget of {budget_kept} kept tokens; "
+                f"known: {listed}, and {plan.visual_tokens} for no pruning"
+            )
+        return plan.schedule(budget_kept).keep_counts
+
+
+def file_entries(directory: Path, files: Iterable[tuple[str, str]]) -> tuple[FileEntry, ...]:
+    """Entries for ``(role, path relative to directory)``, in the order of their paths."""
+    return tuple(
+        FileEntry(path, sha256_of(directory / path), (directory / path).stat().st_size, role)
+        for role, path in sorted(files, key=lambda item: item[1])
+    )
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write ``manifest.json`` into ``directory``.
+
+    Raises:
+        UserError: the disk is full or the place cannot be written.
+    """
+    write_json_atomic(directory / MANIFEST_NAME, manifest.to_json())
+
+
+def load_bundle(directory: Path, verify: bool = True) -> Bundle:
+    """Read a bundle's manifest and check that its files are those it was built with.
+
+    Files that the manifest does not list are never opened.
+
+    Args:
+        directory: the bundle.
+        verify: compare every file's SHA-256; without it only presence, place and size are checked.
+
+    Raises:
+        UserError: the directory is no bundle; its manifest is of an unknown version, was changed or lists a path
+            that leaves the bundle; or a listed file is missing, leads outside or was changed.
+    """
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not a directory; expected a bundle: give what `toprl-export build` wrote")
+    manifest_path = directory / MANIFEST_NAME
+    if not manifest_path.exists():
+        raise UserError(f"{directory} holds no {MANIFEST_NAME}; expected a bundle that `toprl-export build` wrote")
+    _check_inside(directory, MANIFEST_NAME)
+    manifest = read_manifest(manifest_path)
+    for file in manifest.files:
+        _check_file(directory, file, verify)
+    return Bundle(directory, manifest)
+
+
+def stamp_validation(directory: Path, report_sha256: str, verdict: str) -> Bundle:
+    """Record the outcome of a validation in the bundle's manifest.
+
+    Args:
+        directory: the bundle.
+        report_sha256: digest of the ``report.json``.
+        verdict: "passed" or "failed".
+
+    Raises:
+        UserError: the bundle does not verify, the verdict is unknown, or the manifest cannot be written.
+    """
+    bundle = load_bundle(directory)
+    manifest = replace(bundle.manifest, validation=ValidationStamp(report_sha256, verdict))
+    write_manifest(directory, manifest)
+    return Bundle(directory, manifest)
+
+
+def _check_inside(directory: Path, path: str) -> None:
+    if not (directory / path).resolve().is_relative_to(directory.resolve()):
+        raise UserError(f"{directory / path} is a link that leaves the bundle: put the file itself there")
+
+
+def _check_file(directory: Path, file: FileEntry, verify: bool) -> None:
+    path = directory / file.path
+    _check_inside(directory, file.path)
+    if not path.is_file():
+        raise UserError(f"{path} is listed in the manifest but missing: restore it or build the bundle again")
+    size = path.stat().st_size
+    if size != file.size:
+        raise UserError(
+            f"{path} has {size} bytes, expected {file.size}: it was changed; restore it or build the bundle again"
+        )
+    if verify and sha256_of(path) != file.sha256:
+        raise UserError(
+            f"{path} was changed (its SHA-256 is not {file.sha256[:12]}…): restore it or build the bundle again"
+        )

@@ -1,0 +1,134 @@
+"""What an engine is: it builds a bundle's graphs, and opens a bundle for the runtime. Rooms implement this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from toprl_export.registry import Registry
+
+if TYPE_CHECKING:
+    from toprl_export.agent import Agent
+    from toprl_export.bundle import Bundle
+    from toprl_export.models.adapter import LVLMAdapter
+    from toprl_export.pruning.plan import PruningPlan
+    from toprl_export.runtime.session import EngineSession
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+DEFAULT_OPSET = 23
+GRAPHS = ("vision", "prefill", "decode", "prefill_unpruned")
+"""Roles of the graphs that an engine builds; the last is there to be compared with."""
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What to build.
+
+    Attributes:
+        adapter: the reference model.
+        agents: at least one, of one shape; their order is the agent index of the graph.
+        plan: stages shared by all agents, and one schedule per budget.
+        precision: one of ``PRECISIONS``.
+        opset: of the ONNX graphs.
+        static_k: bake the plan's one budget into the graph.
+    """
+
+    adapter: LVLMAdapter
+    agents: tuple[Agent, ...]
+    plan: PruningPlan
+    precision: str
+    opset: int = DEFAULT_OPSET
+    static_k: bool = False
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What was built.
+
+    Attributes:
+        files: role and path, relative to the directory, of every file the engine wrote.
+        toolchain: versions of the distributions that shape the result, by the names and versions that
+            ``importlib.metadata`` knows: when one changes, a rebuild is no longer up to date.
+        opset: of the ONNX graphs.
+    """
+
+    files: tuple[tuple[str, str], ...]
+    toolchain: dict[str, str]
+    opset: int
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How to open a bundle.
+
+    Attributes:
+        threads: CPU threads, or None for the engine's choice.
+        provider: the engine's name for where to run, or None for its choice.
+        unpruned: open the bundle's engine for unpruned measurements.
+    """
+
+    threads: int | None = None
+    provider: str | None = None
+    unpruned: bool = False
+
+
+class Engine(Protocol):
+    """One way to execute a model."""
+
+    name: str
+
+    def check(self) -> None:
+        """Return when this engine can work here.
+
+        Raises:
+            UserError: it cannot (MissingExtraError where an extra would mend it).
+        """
+        ...
+
+    def build(self, request: BuildRequest, directory: Path) -> BuildResult:
+        """Write the engine's files into ``directory``, which exists.
+
+        Raises:
+            UserError: the request asks for what this engine cannot do.
+        """
+        ...
+
+    def open(self, bundle: Bundle, options: SessionOptions) -> EngineSession:
+        """Load a verified bundle.
+
+        Raises:
+            UserError: the bundle cannot run here (no such provider, another GPU …).
+        """
+        ...
+
+    def graph_flops(
+        self, bundle: Bundle, batch: int, prompt_length: int, keep_counts: tuple[int, ...] | None
+    ) -> int | None:
+        """Floating-point operations of one prefill, counted in the graph that was built.
+
+        Args:
+            bundle: a verified bundle.
+            batch: rows.
+            prompt_length: tokens of a row, the visual ones included.
+            keep_counts: tokens kept at every stage; None counts the graph of unpruned measurements.
+
+        Returns:
+            a product and its sum count as two; None where the engine cannot count.
+        """
+        ...
+
+
+ENGINES: Registry[type[Engine]] = Registry("engine", group="toprl_export.engines")
+"""Every installed engine's class; each is made without arguments."""
+
+
+def get_engine(name: str) -> Engine:
+    """The engine called ``name``, checked to work here.
+
+    Raises:
+        UserError: the name is unknown (the message lists the known ones) or the engine cannot work here.
+    """
+    engine = ENGINES.get(name)()
+    engine.check()
+    return engine

@@ -1,0 +1,1 @@
+"""Serving a bundle with NumPy alone: pictures and questions in, engine sessions, greedy answers out."""

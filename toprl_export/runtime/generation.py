@@ -1,0 +1,226 @@
+"""Greedy answers from an engine session: a batch at a time, streamed word by word, every part timed."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toprl_export.errors import UserError
+from toprl_export.runtime.prompt import TokenBatch
+from toprl_export.runtime.session import EngineSession, PrefillRequest
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+T = TypeVar("T")
+_LAST_WORD = re.compile(r"\s+\S*$")
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One batch to answer.
+
+    Attributes:
+        pixels: ``float32 [b, 3, h, w]``, or ``[1, 3, h, w]`` for one image that all b questions are about.
+        tokens: the b prompts.
+        keep_counts: tokens kept at every stage.
+        agent_index: which agent scores.
+        max_new_tokens: the longest answer, in tokens; at least 1.
+        end_tokens: ids that end an answer.
+    """
+
+    pixels: NDArray[np.float32]
+    tokens: TokenBatch
+    keep_counts: tuple[int, ...]
+    agent_index: int
+    max_new_tokens: int
+    end_tokens: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UserError(f"at most {self.max_new_tokens} new tokens were asked for, expected at least 1")
+        if self.pixels.shape[0] not in (1, self.tokens.batch):
+            raise UserError(
+                f"{self.pixels.shape[0]} images and {self.tokens.batch} prompts do not pair: "
+                "give as many of one as of the other, or one image"
+            )
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Milliseconds spent in the engine for one batch; ``decode_ms`` has one entry per decode step."""
+
+    vision_ms: float
+    prefill_ms: float
+    decode_ms: tuple[float, ...]
+
+    @property
+    def decode_ms_per_token(self) -> float | None:
+        """Mean time of a decode step, or None where the first token was the last."""
+        return sum(self.decode_ms) / len(self.decode_ms) if self.decode_ms else None
+
+    @property
+    def total_ms(self) -> float:
+        """Vision, prefill and all decode steps."""
+        return self.vision_ms + self.prefill_ms + sum(self.decode_ms)
+
+
+@dataclass(frozen=True)
+class TextPiece:
+    """Newly completed words of one row's answer; a row's pieces joined are its answer."""
+
+    row: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The answers to a batch.
+
+    Attributes:
+        answers: one text a row.
+        token_ids: the tokens of each, the end token left out.
+        kept: per stage, original indices of the visual tokens kept, ``int64 [b, k_t]``.
+        timings: time in the engine.
+    """
+
+    answers: tuple[str, ...]
+    token_ids: tuple[tuple[int, ...], ...]
+    kept: tuple[NDArray[np.int64], ...]
+    timings: Timings
+
+
+class GenerationStream(Iterator[TextPiece]):
+    """Answers as they grow: iterate over the pieces, then (or instead) ask for the ``result``."""
+
+    def __init__(self, session: EngineSession, tokenizer: Tokenizer, request: GenerationRequest) -> None:
+        self._result: Generation | None = None
+        self._pieces = self._run(session, tokenizer, request)
+
+    def __next__(self) -> TextPiece:
+        return next(self._pieces)
+
+    @property
+    def result(self) -> Generation:
+        """The whole outcome; generates what is still missing.
+
+        Raises:
+            RuntimeError: the generation ended early by an exception.
+        """
+        for _ in self._pieces:
+            pass
+        if self._result is None:
+            raise RuntimeError("the generation ended early: start it again")
+        return self._result
+
+    def _run(self, session: EngineSession, tokenizer: Tokenizer, request: GenerationRequest) -> Iterator[TextPiece]:
+        batch = request.tokens.batch
+        visual, vision_ms = _timed(partial(session.encode_image, request.pixels))
+        if visual.shape[0] != batch:
+            visual = np.repeat(visual, batch, axis=0)  # [b, n, d]
+        prompt = PrefillRequest(request.tokens, visual, request.keep_counts, request.agent_index)
+        prefill, prefill_ms = _timed(partial(session.prefill, prompt))
+        answers = [GrowingText(tokenizer, request.end_tokens) for _ in range(batch)]
+        logits, decode_ms = prefill.logits, list[float]()
+        while True:
+            chosen = _most_likely(logits)  # [b]
+            for row, answer in enumerate(answers):
+                yield from _pieces(row, answer.push(int(chosen[row])))
+            if len(decode_ms) + 1 == request.max_new_tokens or all(answer.ended for answer in answers):
+                break
+            logits, elapsed = _timed(partial(session.decode, prefill.cache, chosen))
+            decode_ms.append(elapsed)
+        for row, answer in enumerate(answers):
+            yield from _pieces(row, answer.finish())
+        self._result = Generation(
+            answers=tuple(answer.text for answer in answers),
+            token_ids=tuple(tuple(answer.ids) for answer in answers),
+            kept=prefill.kept,
+            timings=Timings(vision_ms, prefill_ms, tuple(decode_ms)),
+        )
+
+
+def generate(session: EngineSession, tokenizer: Tokenizer, request: GenerationRequest) -> Generation:
+    """Answer a batch: the most likely token at every step, until every row has ended.
+
+    Raises:
+        UserError: the engine's logits are not numbers.
+    """
+    return GenerationStream(session, tokenizer, request).result
+
+
+class GrowingText:
+    """One row's tokens as text that is handed out when words are complete.
+
+    A token alone has no text: it may be part of a word, of a character (byte-level vocabularies) or change the
+    blanks before it. So everything so far is decoded each time, and only the part not handed out yet is given.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, end_tokens: tuple[int, ...]) -> None:
+        self._tokenizer = tokenizer
+        self._end_tokens = end_tokens
+        self._given = ""
+        self.ids: list[int] = []
+        self.ended = False
+
+    @property
+    def text(self) -> str:
+        """All tokens so far, decoded without special tokens."""
+        decoded: str = self._tokenizer.decode(self.ids, skip_special_tokens=True)
+        return decoded
+
+    def push(self, token: int) -> str:
+        """Take the next token; the words it completes, or nothing once the row has ended."""
+        if self.ended:
+            return ""
+        if token in self._end_tokens:
+            self.ended = True
+            return self.finish()
+        self.ids.append(token)
+        return self._give(_complete_words(self.text))
+
+    def finish(self) -> str:
+        """What is left when no token follows."""
+        return self._give(self.text)
+
+    def _give(self, text: str) -> str:
+        new = text[len(self._given) :] if text.startswith(self._given) else ""
+        self._given += new
+        return new
+
+
+def _complete_words(text: str) -> str:
+    """``text`` without its last word, which may still grow; scripts written without blanks grow by characters."""
+    if text and unicodedata.east_asian_width(text[-1]) == "W":
+        return text
+    last = _LAST_WORD.search(text)
+    return text[: last.start()] if last else ""
+
+
+def _pieces(row: int, text: str) -> Iterator[TextPiece]:
+    if text:
+        yield TextPiece(row, text)
+
+
+def _most_likely(logits: NDArray[np.float32]) -> NDArray[np.int64]:
+    if not np.isfinite(logits).all():
+        raise UserError(
+            "the engine's logits are not finite numbers, so its precision does not hold this model: "
+            "build the bundle with --precision fp32"
+        )
+    chosen: NDArray[np.int64] = logits.argmax(axis=-1)
+    return chosen
+
+
+def _timed(work: Callable[[], T]) -> tuple[T, float]:
+    start = perf_counter()
+    outcome = work()
+    return outcome, (perf_counter() - start) * 1e3

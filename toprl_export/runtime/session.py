@@ -1,0 +1,59 @@
+"""What every engine does for the runtime: encode images, prefill, decode. NumPy in, NumPy out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toprl_export.runtime.prompt import TokenBatch
+
+
+@dataclass(frozen=True)
+class PrefillRequest:
+    """One batch to prefill.
+
+    Attributes:
+        tokens: b rows.
+        visual: projected visual embeddings ``float32 [b, n, d]``.
+        keep_counts: tokens kept at every stage, non-increasing; n everywhere means no pruning.
+        agent_index: which of the bundle's agents scores.
+    """
+
+    tokens: TokenBatch
+    visual: NDArray[np.float32]
+    keep_counts: tuple[int, ...]
+    agent_index: int
+
+
+@dataclass(frozen=True)
+class PrefillResult:
+    """What a prefill returns.
+
+    Attributes:
+        logits: of the last position, ``float32 [b, V]``.
+        cache: the engine's own; :meth:`EngineSession.decode` advances it in place.
+        kept: per stage, the original indices of the visual tokens kept, ascending, ``int64 [b, k_t]``.
+    """
+
+    logits: NDArray[np.float32]
+    cache: Any
+    kept: tuple[NDArray[np.int64], ...]
+
+
+class EngineSession(Protocol):
+    """A bundle opened by an engine, its weights in memory."""
+
+    def encode_image(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """``[b, 3, h, w]`` to projected visual embeddings ``[b, n, d]``."""
+        ...
+
+    def prefill(self, request: PrefillRequest) -> PrefillResult:
+        """Run the prompt and fill a new cache."""
+        ...
+
+    def decode(self, cache: Any, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Append one token a row, ``[b]``; logits of the next, ``[b, V]``. The cache is advanced in place."""
+        ...
