@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import total_ordering
 from itertools import pairwise
 from typing import Any, Literal, cast
 
 from toprl_export.errors import UserError
+from toprl_export.fields import Fields
 from toprl_export.pruning.schedule import Schedule, average_kept, check_stage_layers, solve_schedule
-from toprl_export.validate.typed import from_json, to_json
 
 __all__ = [
     "PLAN_FORMAT",
@@ -201,9 +201,14 @@ class PruningPlan:
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object that :meth:`from_json` reads back."""
-        stages = tuple(_StageEntry(str(stage.site), stage.scorer) for stage in self.stages)
-        content = _PlanContent(self.visual_tokens, self.decoder_layers, stages, self.schedules)
-        return {"format": PLAN_FORMAT, "version": PLAN_VERSION, **to_json(content)}
+        return {
+            "format": PLAN_FORMAT,
+            "version": PLAN_VERSION,
+            "visual_tokens": self.visual_tokens,
+            "decoder_layers": self.decoder_layers,
+            "stages": [{"site": str(stage.site), "scorer": stage.scorer} for stage in self.stages],
+            "schedules": [asdict(entry) | {"keep_counts": list(entry.keep_counts)} for entry in self.schedules],
+        }
 
     @classmethod
     def from_json(cls, payload: Mapping[str, Any]) -> PruningPlan:
@@ -212,34 +217,19 @@ class PruningPlan:
         Raises:
             UserError: another format or version, a missing or mistyped field, or an impossible plan.
         """
-        header = (payload.get("format"), payload.get("version")) if isinstance(payload, Mapping) else (None, None)
+        fields = Fields("the plan", payload)
+        header = (fields.raw("format"), fields.raw("version"))
         if header != (PLAN_FORMAT, PLAN_VERSION):
             raise UserError(
                 f"the plan has format {header[0]!r} version {header[1]!r}, expected {PLAN_FORMAT!r} version "
                 f"{PLAN_VERSION}: make it anew or install the release that wrote it"
             )
-        own = {name: value for name, value in payload.items() if name not in ("format", "version")}
-        content = from_json(_PlanContent, own, "the plan")
-        stages = tuple(Stage(Site.parse(entry.site), entry.scorer) for entry in content.stages)
-        return cls(content.visual_tokens, content.decoder_layers, stages, content.schedules)
-
-
-@dataclass(frozen=True)
-class _StageEntry:
-    """A stage as JSON says it."""
-
-    site: str
-    scorer: str
-
-
-@dataclass(frozen=True)
-class _PlanContent:
-    """A plan as JSON says it, less the header."""
-
-    visual_tokens: int
-    decoder_layers: int
-    stages: tuple[_StageEntry, ...]
-    schedules: tuple[Schedule, ...]
+        stages = [Stage(Site.parse(stage.text("site")), stage.text("scorer")) for stage in fields.nested_list("stages")]
+        schedules = [
+            Schedule(entry.whole("budget_kept"), entry.wholes("keep_counts"), entry.number("average_kept"))
+            for entry in fields.nested_list("schedules")
+        ]
+        return cls(fields.whole("visual_tokens"), fields.whole("decoder_layers"), tuple(stages), tuple(schedules))
 
 
 def default_stage_layers(decoder_layers: int) -> tuple[int, ...]:

@@ -110,21 +110,19 @@ def changed(**fields):
         ),
         (
             [1],
-            "the plan has format None version None, expected 'toprl-export/plan' version 1: make it anew or install "
-            "the release that wrote it",
+            "the plan: the content is [1], expected an object: make the file anew",
         ),
         (
             changed(visual_tokens="many"),
-            "the plan.visual_tokens is 'many', expected int: write the file anew",
+            "the plan: visual_tokens is 'many', expected a whole number: make the file anew",
         ),
         (
             changed(stages=[{"site": "decoder:0"}]),
-            "the plan.stages[0] holds site, expected scorer, site: write the file anew",
+            "the plan lacks stages[0].scorer: make the file anew",
         ),
         (
             {name: value for name, value in PLAN.to_json().items() if name != "schedules"},
-            "the plan holds decoder_layers, stages, visual_tokens, expected decoder_layers, schedules, stages, "
-            "visual_tokens: write the file anew",
+            "the plan lacks schedules: make the file anew",
         ),
         (
             changed(decoder_layers=4),

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 
@@ -5,6 +7,8 @@ from toprl_export.errors import UserError
 from toprl_export.pruning.baselines.random import RandomScorer
 from toprl_export.pruning.scorer import StageInputs
 from toprl_export.pruning.select import select
+
+MESSAGE = "random pruning cannot be exported, expected an agent or uniform: build with one of these"
 
 
 def inputs(batch: int = 4, tokens: int = 64) -> StageInputs:
@@ -48,7 +52,5 @@ def test_it_cannot_be_exported():
         def forward(self, visual: torch.Tensor) -> torch.Tensor:
             return self.scorer(StageInputs(0, visual, None, visual, None))
 
-    with pytest.raises(
-        UserError, match="^random pruning cannot be exported, expected an agent or uniform: build with one of these$"
-    ):
+    with pytest.raises(UserError, match=f"^{re.escape(MESSAGE)}$"):
         torch.export.export(Wrapper(), (torch.zeros(1, 4, 2),))

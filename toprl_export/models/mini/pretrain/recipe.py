@@ -38,14 +38,16 @@ from toprl_export.tasks.scenes.glyphs import Split, load_glyphs
 from toprl_export.tasks.scenes.questions import ASKERS
 
 TASKS = (*ASKERS, "easy-vqa")
-NUMBER_SHARE, EASY_VQA_SHARE = 0.22, 0.16
 AUXILIARY_WEIGHT = 0.3
 REPORT_EVERY = 100
 
 
 @dataclass(frozen=True)
 class Phase:
-    """``steps`` optimizer steps; ``kept`` visual tokens shown (background dropped at random), None for mosaics only."""
+    """``steps`` optimizer steps; ``kept`` visual tokens shown (background dropped at random), None for mosaics only.
+
+    ``numbers`` and ``easy_vqa`` are the shares of images that show a number or come from easy-vqa.
+    """
 
     name: str
     steps: int
@@ -54,6 +56,8 @@ class Phase:
     peak: float
     final: float
     vision_rate: float = 1.0
+    numbers: float = 0.22
+    easy_vqa: float = 0.16
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,8 @@ class PretrainRecipe:
     phases: tuple[Phase, ...] = (
         Phase("patches", 500, 32, None, 3e-3, 5e-4),
         Phase("few-tokens-1", 1200, 24, 96, 2e-3, 1.8e-3, 0.3),
-        Phase("few-tokens-2", 1200, 24, 96, 1.8e-3, 7e-4, 0.3),
-        Phase("all-tokens", 250, 24, PATCHES, 7e-4, 2e-5, 0.3),
+        Phase("few-tokens-2", 1000, 24, 96, 1.8e-3, 7e-4, 0.3, numbers=0.3, easy_vqa=0.24),
+        Phase("all-tokens", 240, 16, PATCHES, 7e-4, 2e-5, 0.3, numbers=0.3, easy_vqa=0.24),
     )
 
 
@@ -81,16 +85,16 @@ class ExampleStream:
         """``count`` dense mosaics."""
         return [mosaic_example(self._glyphs, self._rng) for _ in range(count)]
 
-    def questions(self, count: int) -> list[Example]:
-        """``count`` images of all tasks with their questions."""
+    def questions(self, count: int, phase: Phase) -> list[Example]:
+        """``count`` images of all tasks, in the phase's shares, with their questions."""
         examples: list[Example] = []
         while len(examples) < count:
             draw = self._rng.random()
-            if draw < EASY_VQA_SHARE:
+            if draw < phase.easy_vqa:
                 index = int(self._rng.integers(self._easy_vqa.image_count))
                 example = easy_vqa_example(self._easy_vqa, index, TASKS)
             else:
-                example = scene_example(TASKS, self._glyphs, self._rng, draw < EASY_VQA_SHARE + NUMBER_SHARE)
+                example = scene_example(TASKS, self._glyphs, self._rng, draw < phase.easy_vqa + phase.numbers)
             if example.questions:
                 examples.append(example)
         return examples
@@ -189,7 +193,7 @@ def _loss(
         patches = patch_batch(stream.mosaics(phase.images))
         with torch.autocast("cpu", torch.bfloat16):
             return heads.loss(vision_features(model, patches.images), patches)[0]
-    batch = packed_batch(stream.questions(phase.images), build_tokenizer())
+    batch = packed_batch(stream.questions(phase.images, phase), build_tokenizer())
     with torch.autocast("cpu", torch.bfloat16):
         features = vision_features(model, batch.patches.images)
         kept = keep_evidence(batch.evidence, phase.kept, generator)
@@ -218,7 +222,7 @@ def held_out_accuracy(
             return f"patches {float(heads.loss(vision_features(model, patches.images), patches)[1]):.3f}"
         right: dict[int, list[bool]] = {}
         seen: list[float] = []
-        for batch in _batches(stream, 2, 32):
+        for batch in _batches(stream, phase, 2, 32):
             features = vision_features(model, batch.patches.images)
             kept = keep_evidence(batch.evidence, phase.kept, generator)
             answers = answer_questions(model, prefix_tokens(), features, batch, kept)
@@ -229,6 +233,6 @@ def held_out_accuracy(
     return f"patches {np.mean(seen):.3f} {per_task}"
 
 
-def _batches(stream: ExampleStream, count: int, images: int) -> Iterator[PackedBatch]:
+def _batches(stream: ExampleStream, phase: Phase, count: int, images: int) -> Iterator[PackedBatch]:
     for _ in range(count):
-        yield packed_batch(stream.questions(images), build_tokenizer())
+        yield packed_batch(stream.questions(images, phase), build_tokenizer())
