@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 VISION_HIDDEN = 128
+DECODER_HIDDEN = 192
 
 
 def mini_config() -> LlavaConfig:
@@ -29,7 +30,7 @@ def mini_config() -> LlavaConfig:
         projection_dim=VISION_HIDDEN,
     )
     text = LlamaConfig(
-        hidden_size=192,
+        hidden_size=DECODER_HIDDEN,
         intermediate_size=416,
         num_hidden_layers=8,
         num_attention_heads=3,

@@ -32,9 +32,22 @@ BACKGROUND_CLASS = len(KINDS)
 IGNORED = -100
 # The word that a question turns on is at most so many tokens before "assistant:" ends.
 HINTED_TOKENS = 6
-# How often each task is asked about one scene: harder ones more often.
-QUESTIONS_PER_SCENE = {"mini-exist": 6, "mini-colour": 4, "mini-count": 2, "mini-relation": 3, "mini-compare": 2}
 QUESTIONS_PER_NUMBER_SCENE = {"mini-read": 1, "mini-count": 2}
+
+
+@dataclass(frozen=True)
+class QuestionMix:
+    """How often each task is asked about one scene (equal questions count once)."""
+
+    exist: int = 6
+    colour: int = 4
+    count: int = 2
+    relation: int = 3
+    compare: int = 2
+
+    def wanted(self) -> dict[str, int]:
+        """The same by the tasks' names."""
+        return {f"mini-{name}": count for name, count in vars(self).items()}
 
 
 @dataclass(frozen=True)
@@ -92,11 +105,13 @@ def mosaic_example(glyphs: GlyphBank, rng: np.random.Generator) -> Example:
     return Example(image, tuple(objects), np.ones((GRID, GRID), dtype=np.bool_), True, ())
 
 
-def scene_example(tasks: Sequence[str], glyphs: GlyphBank, rng: np.random.Generator, numbers: bool) -> Example:
-    """A scene with the questions of every task that fits it."""
-    scene = sample_number_scene(rng) if numbers else sample_scene(rng)
+def scene_example(
+    tasks: Sequence[str], glyphs: GlyphBank, rng: np.random.Generator, mix: QuestionMix | None
+) -> Example:
+    """A scene with the questions of ``mix``, or one that shows a number where ``mix`` is None."""
+    scene = sample_scene(rng) if mix else sample_number_scene(rng)
     image = render(scene, glyphs, rng)
-    wanted = QUESTIONS_PER_NUMBER_SCENE if numbers else QUESTIONS_PER_SCENE
+    wanted = mix.wanted() if mix else QUESTIONS_PER_NUMBER_SCENE
     questions = tuple(_ask(scene, tasks, wanted, rng))
     return Example(image, scene.objects, scene.evidence(), True, questions)
 

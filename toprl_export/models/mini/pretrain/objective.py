@@ -11,15 +11,17 @@ from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from toprl_export.models.mini.architecture import VISION_HIDDEN
+from toprl_export.models.mini.architecture import DECODER_HIDDEN, VISION_HIDDEN
 from toprl_export.models.mini.pretrain.batches import IGNORED, KINDS, PackedBatch, PatchBatch
 from toprl_export.models.mini.vocabulary import build_tokenizer
 from toprl_export.tasks.scenes.glyphs import COLOURS
+from toprl_export.tasks.scenes.scene import GRID
 
 PATCHES = 576
 ATTENTION = "plain_matmul"
 IMAGE_MEAN, IMAGE_STD = 0.5, 0.25
 ALIGNMENT_SCALE = 10.0
+PLACE_SCALE = 20.0
 
 
 def plain_matmul_attention(
@@ -47,12 +49,13 @@ def normalized(images: Tensor) -> Tensor:
 
 
 class PatchHeads(nn.Module):
-    """Linear read-outs of class and colour from the vision tower; used in training only."""
+    """Linear read-outs: kind and colour from the tower's features, place from projected ones; in training only."""
 
     def __init__(self) -> None:
         super().__init__()
         self.kind = nn.Linear(VISION_HIDDEN, len(KINDS) + 1)
         self.colour = nn.Linear(VISION_HIDDEN, len(COLOURS))
+        self.place = nn.Linear(DECODER_HIDDEN, 2)
 
     def loss(self, features: Tensor, batch: PatchBatch) -> tuple[Tensor, Tensor]:
         """Mean cross-entropies summed, and the share of object patches of the right kind; features ``[b, 576, d]``."""
@@ -81,13 +84,20 @@ def word_ids(words: tuple[str, ...]) -> Tensor:
     return torch.tensor([tokenizer.encode(word, add_special_tokens=False).ids[0] for word in words])
 
 
+def place_loss(heads: PatchHeads, visual: Tensor) -> Tensor:
+    """Squared error of row and column, in units of the grid's side, read from projected patches ``[b, 576, d]``."""
+    places = torch.stack([torch.arange(PATCHES) // GRID, torch.arange(PATCHES) % GRID], dim=-1) / GRID  # [576, 2]
+    return F.mse_loss(heads.place(visual).float(), places.expand(len(visual), -1, -1)) * PLACE_SCALE
+
+
 @dataclass(frozen=True)
 class AnswerResult:
-    """Losses of answers, hints and alignment; per question its task ``[q]`` and whether all was right ``[q]``."""
+    """Losses of answers, hints, alignment and places; per question its task and whether all was right, ``[q]``."""
 
     loss: Tensor
     hints: Tensor
     alignment: Tensor
+    places: Tensor
     tasks: Tensor
     right: Tensor
 
@@ -99,19 +109,25 @@ def vision_features(model: LlavaForConditionalGeneration, images: Tensor) -> Ten
 
 
 def answer_questions(
-    model: LlavaForConditionalGeneration, prefix: Tensor, features: Tensor, batch: PackedBatch, kept: Tensor
+    model: LlavaForConditionalGeneration,
+    heads: PatchHeads,
+    prefix: Tensor,
+    features: Tensor,
+    batch: PackedBatch,
+    kept: Tensor,
 ) -> AnswerResult:
     """Answer every packed question of every image in one pass.
 
     Args:
         model: `mini`.
+        heads: reads the patches' places.
         prefix: token ids before the image, ``int64 [p]``.
         features: the tower's output, ``[b, 576, 128]``.
         batch: the packed questions.
         kept: indices of the visual tokens to show, ascending, ``int64 [b, k]``.
     """
     visual = model.model.multi_modal_projector(features)
-    alignment = alignment_loss(model, visual, batch.patches)
+    alignment, places = alignment_loss(model, visual, batch.patches), place_loss(heads, visual)
     visual = visual.gather(1, kept[..., None].expand(-1, -1, visual.shape[-1]))  # [b, k, d]
     decoder, rows = model.model.language_model, len(kept)
     lead = decoder.embed_tokens(prefix).expand(rows, -1, -1)
@@ -132,7 +148,7 @@ def answer_questions(
     hinted = batch.hints != IGNORED
     hints = F.cross_entropy(model.lm_head(hidden[hinted]).float(), batch.hints[hinted])
     tasks, right = _grade(logits, labels, batch, asked)
-    return AnswerResult(F.cross_entropy(logits, labels), hints, alignment, tasks, right)
+    return AnswerResult(F.cross_entropy(logits, labels), hints, alignment, places, tasks, right)
 
 
 def packed_mask(positions: Tensor, segments: Tensor, padding: Tensor) -> Tensor:

@@ -18,12 +18,14 @@ from toprl_export.models.mini.architecture import fresh_mini
 from toprl_export.models.mini.pretrain.batches import (
     Example,
     PackedBatch,
+    QuestionMix,
     easy_vqa_example,
     mosaic_example,
     packed_batch,
     patch_batch,
     scene_example,
 )
+from toprl_export.models.mini.pretrain.finish import write_checkpoint
 from toprl_export.models.mini.pretrain.objective import (
     PATCHES,
     PatchHeads,
@@ -40,13 +42,17 @@ from toprl_export.tasks.scenes.questions import ASKERS
 TASKS = (*ASKERS, "easy-vqa")
 AUXILIARY_WEIGHT = 0.3
 REPORT_EVERY = 100
+BALANCED = QuestionMix()
+# "Leftmost" and its like take the longest to learn.
+SPATIAL = QuestionMix(exist=3, colour=2, count=2, relation=10, compare=3)
 
 
 @dataclass(frozen=True)
 class Phase:
     """``steps`` optimizer steps; ``kept`` visual tokens shown (background dropped at random), None for mosaics only.
 
-    ``numbers`` and ``easy_vqa`` are the shares of images that show a number or come from easy-vqa.
+    ``numbers`` and ``easy_vqa`` are the shares of images that show a number or come from easy-vqa; ``mix`` says what is
+    asked about the others; ``places``: projected patches must tell their row and column.
     """
 
     name: str
@@ -58,6 +64,8 @@ class Phase:
     vision_rate: float = 1.0
     numbers: float = 0.22
     easy_vqa: float = 0.16
+    mix: QuestionMix = BALANCED
+    places: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,8 +76,8 @@ class PretrainRecipe:
     phases: tuple[Phase, ...] = (
         Phase("patches", 500, 32, None, 3e-3, 5e-4),
         Phase("few-tokens-1", 1200, 24, 96, 2e-3, 1.8e-3, 0.3),
-        Phase("few-tokens-2", 1000, 24, 96, 1.8e-3, 7e-4, 0.3, numbers=0.3, easy_vqa=0.24),
-        Phase("all-tokens", 240, 16, PATCHES, 7e-4, 2e-5, 0.3, numbers=0.3, easy_vqa=0.24),
+        Phase("few-tokens-2", 900, 24, 96, 2e-3, 1e-3, 0.3, 0.3, 0.24, SPATIAL, places=True),
+        Phase("all-tokens", 240, 16, PATCHES, 1e-3, 2e-5, 0.3, 0.3, 0.24, SPATIAL, places=True),
     )
 
 
@@ -94,7 +102,8 @@ class ExampleStream:
                 index = int(self._rng.integers(self._easy_vqa.image_count))
                 example = easy_vqa_example(self._easy_vqa, index, TASKS)
             else:
-                example = scene_example(TASKS, self._glyphs, self._rng, draw < phase.easy_vqa + phase.numbers)
+                mix = None if draw < phase.easy_vqa + phase.numbers else phase.mix
+                example = scene_example(TASKS, self._glyphs, self._rng, mix)
             if example.questions:
                 examples.append(example)
         return examples
@@ -132,7 +141,10 @@ def learning_rate(phase: Phase, step: int) -> float:
 
 
 def pretrain(recipe: PretrainRecipe, output_dir: Path) -> None:
-    """Run the phases; each leaves ``NAME.safetensors`` and is skipped where that file exists already."""
+    """Run the phases; each leaves ``NAME.safetensors`` and is skipped where that file exists already.
+
+    The last one's weights become ``checkpoint``, the directory that the package ships.
+    """
     seed_everything(recipe.seed)
     output_dir.mkdir(parents=True, exist_ok=True)
     model, heads = fresh_mini(), PatchHeads()
@@ -145,6 +157,7 @@ def pretrain(recipe: PretrainRecipe, output_dir: Path) -> None:
         run_phase(model, heads, phase, recipe.seed)
         save_file(_state(model, heads), path)
         print(f"wrote {path}", flush=True)
+    write_checkpoint(path, output_dir / "checkpoint")
 
 
 def _state(model: nn.Module, heads: nn.Module) -> dict[str, Tensor]:
@@ -197,9 +210,10 @@ def _loss(
     with torch.autocast("cpu", torch.bfloat16):
         features = vision_features(model, batch.patches.images)
         kept = keep_evidence(batch.evidence, phase.kept, generator)
-        answers = answer_questions(model, prefix_tokens(), features, batch, kept)
+        answers = answer_questions(model, heads, prefix_tokens(), features, batch, kept)
         patches = heads.loss(features, batch.patches)[0]
-        return answers.loss + AUXILIARY_WEIGHT * (answers.hints + answers.alignment + patches)
+        places = answers.places if phase.places else 0.0
+        return answers.loss + AUXILIARY_WEIGHT * (answers.hints + answers.alignment + patches + places)
 
 
 def prefix_tokens() -> Tensor:
@@ -225,7 +239,7 @@ def held_out_accuracy(
         for batch in _batches(stream, phase, 2, 32):
             features = vision_features(model, batch.patches.images)
             kept = keep_evidence(batch.evidence, phase.kept, generator)
-            answers = answer_questions(model, prefix_tokens(), features, batch, kept)
+            answers = answer_questions(model, heads, prefix_tokens(), features, batch, kept)
             seen.append(float(heads.loss(features, batch.patches)[1]))
             for task, correct in zip(answers.tasks.tolist(), answers.right.tolist(), strict=True):
                 right.setdefault(task, []).append(correct)
