@@ -79,7 +79,7 @@ EXIST = MiniTask(
     metric="accuracy+f1",
     balanced_answers=("yes", "no"),
 )
-READ = MiniTask("mini-read", "perception", "read a written number of two or three digits", "sklearn")
+READ = MiniTask("mini-read", "perception", "read a number of two or three digits, written downwards", "sklearn")
 COLOUR = MiniTask("mini-colour", "perception", "the colour of a digit", "sklearn")
 COUNT = MiniTask(
     "mini-count",
@@ -88,5 +88,5 @@ COUNT = MiniTask(
     "sklearn",
     balanced_answers=tuple(str(number) for number in range(MAX_COUNT + 1)),
 )
-RELATION = MiniTask("mini-relation", "reasoning", "the leftmost, rightmost, topmost or lowest digit", "sklearn")
+RELATION = MiniTask("mini-relation", "reasoning", "the topmost or the lowest digit", "sklearn")
 COMPARE = MiniTask("mini-compare", "reasoning", "the largest or the smallest digit", "sklearn")

@@ -39,17 +39,16 @@ def solve(question: str, objects: tuple[SceneObject, ...]) -> str:
     if match := re.fullmatch(r"how many (\w+)s are there\?", question):
         return str([item.kind for item in objects].count(match[1]))
     if question == "what number is written in the image?":
-        assert len({row for _, row, _ in digits}) == 1, "not in one row"
-        written = sorted((column, digit) for digit, _, column in digits)
+        assert len({column for _, _, column in digits}) == 1, "not in one column"
+        written = sorted((row, digit) for digit, row, _ in digits)
         assert all(after[0] - before[0] == 2 for before, after in itertools.pairwise(written)), "not written as one"
         return " ".join(digit for _, digit in written)
     if match := re.fullmatch(r"which digit is the (largest|smallest)\?", question):
         return str({"largest": max, "smallest": min}[match[1]](int(digit) for digit, _, _ in digits))
-    match = re.fullmatch(r"which digit is (leftmost|rightmost|topmost|lowest)\?", question)
+    match = re.fullmatch(r"which digit is (topmost|lowest)\?", question)
     assert match, question
-    axis = 2 if match[1] in ("leftmost", "rightmost") else 1
-    ranked = sorted(digits, key=lambda digit: digit[axis], reverse=match[1] in ("rightmost", "lowest"))
-    assert abs(ranked[0][axis] - ranked[1][axis]) >= 2, "no clear margin"
+    ranked = sorted(digits, key=lambda digit: digit[1], reverse=match[1] == "lowest")
+    assert abs(ranked[0][1] - ranked[1][1]) >= 2, "no clear margin"
     return ranked[0][0]
 
 

@@ -40,7 +40,7 @@ def ask_colour(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def ask_read(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """The written number, digit by digit."""
+    """The written number, digit by digit from top to bottom."""
     del rng
     return None if scene.number is None else Question("what number is written in the image?", " ".join(scene.number))
 
@@ -55,10 +55,9 @@ def ask_count(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def ask_relation(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """The digit that lies furthest to one side, by a clear margin."""
-    side = str(rng.choice(("leftmost", "rightmost", "topmost", "lowest")))
-    sign = 1 if side in ("leftmost", "topmost") else -1
-    keys = [sign * (item.column if side in ("leftmost", "rightmost") else item.row) for item in scene.digits]
+    """The highest or the lowest digit in the image, by a clear margin."""
+    side = str(rng.choice(("topmost", "lowest")))
+    keys = [item.row if side == "topmost" else -item.row for item in scene.digits]
     order = np.argsort(keys)
     if keys[order[1]] - keys[order[0]] < RELATION_MARGIN:
         return None

@@ -56,7 +56,7 @@ def sample_scene(rng: np.random.Generator) -> Scene:
 
 
 def sample_number_scene(rng: np.random.Generator) -> Scene:
-    """A number of two or three digits, written in one colour, and two to six shapes."""
+    """A number of two or three digits, written downwards in one colour, and two to six shapes."""
     number = "".join(str(digit) for digit in rng.integers(0, 10, size=rng.integers(2, 4)))
     occupied = np.zeros((GRID, GRID), dtype=np.bool_)
     written = _place(number, len(number), occupied, rng)
@@ -64,21 +64,21 @@ def sample_number_scene(rng: np.random.Generator) -> Scene:
     return Scene((*written, *(_place(kind, 1, occupied, rng)[0] for kind in shapes)), number)
 
 
-def _place(text: str, width: int, occupied: NDArray[np.bool_], rng: np.random.Generator) -> list[SceneObject]:
-    """Put ``width`` adjacent glyphs of one colour on a free place with a margin of one patch; mark it occupied."""
+def _place(text: str, height: int, occupied: NDArray[np.bool_], rng: np.random.Generator) -> list[SceneObject]:
+    """Stack ``height`` glyphs of one colour on a free place with a margin of one patch; mark it occupied."""
     colour = str(rng.choice(list(COLOURS)))
     while True:
-        row = int(rng.integers(0, GRID - OBJECT_PATCHES + 1))
-        column = int(rng.integers(0, GRID - OBJECT_PATCHES * width + 1))
+        row = int(rng.integers(0, GRID - OBJECT_PATCHES * height + 1))
+        column = int(rng.integers(0, GRID - OBJECT_PATCHES + 1))
         area = (
-            slice(max(row - 1, 0), row + OBJECT_PATCHES + 1),
-            slice(max(column - 1, 0), column + OBJECT_PATCHES * width + 1),
+            slice(max(row - 1, 0), row + OBJECT_PATCHES * height + 1),
+            slice(max(column - 1, 0), column + OBJECT_PATCHES + 1),
         )
         if not occupied[area].any():
             break
-    occupied[row : row + OBJECT_PATCHES, column : column + OBJECT_PATCHES * width] = True
-    kinds = [text] if width == 1 else list(text)
-    return [SceneObject(kind, colour, row, column + OBJECT_PATCHES * i) for i, kind in enumerate(kinds)]
+    occupied[row : row + OBJECT_PATCHES * height, column : column + OBJECT_PATCHES] = True
+    kinds = [text] if height == 1 else list(text)
+    return [SceneObject(kind, colour, row + OBJECT_PATCHES * i, column) for i, kind in enumerate(kinds)]
 
 
 def busy_background(rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -30,6 +30,7 @@ from toprl_export.tasks.scenes.scene import (
 KINDS = (*DIGITS, *SHAPES)
 BACKGROUND_CLASS = len(KINDS)
 IGNORED = -100
+EASY_VQA_SHAPES = {"circle": "circle", "triangle": "triangle", "rectangle": "square"}
 # The word that a question turns on is at most so many tokens before "assistant:" ends.
 HINTED_TOKENS = 6
 QUESTIONS_PER_NUMBER_SCENE = {"mini-read": 1, "mini-count": 2}
@@ -81,13 +82,17 @@ class PackedBatch:
 
 @dataclass(frozen=True)
 class Example:
-    """One image, its labelled patches and its questions with their task's index."""
+    """One image, its labelled patches and its questions with their task's index.
+
+    Where patches are not ``known``, the evidence may still show an object of one kind: ``evidence_kind``.
+    """
 
     image: NDArray[np.uint8]
     objects: tuple[SceneObject, ...]
     evidence: NDArray[np.bool_]
     known: bool
     questions: tuple[tuple[int, Question], ...]
+    evidence_kind: str | None = None
 
 
 def mosaic_example(glyphs: GlyphBank, rng: np.random.Generator) -> Example:
@@ -132,7 +137,8 @@ def easy_vqa_example(data: EasyVQA, index: int, tasks: Sequence[str]) -> Example
     """One easy-vqa image on the canvas with all its questions."""
     image, evidence = data.canvas(index)
     questions = tuple((tasks.index("easy-vqa"), question) for question in data.questions_of(index))
-    return Example(image, (), evidence, False, questions)
+    shapes = [EASY_VQA_SHAPES[question.answer] for _, question in questions if question.answer in EASY_VQA_SHAPES]
+    return Example(image, (), evidence, False, questions, shapes[0] if shapes else None)
 
 
 def patch_batch(examples: Sequence[Example]) -> PatchBatch:
@@ -143,6 +149,8 @@ def patch_batch(examples: Sequence[Example]) -> PatchBatch:
     for row, example in enumerate(examples):
         if example.known:
             kinds[row] = BACKGROUND_CLASS
+        elif example.evidence_kind:
+            kinds[row] = np.where(example.evidence, KINDS.index(example.evidence_kind), BACKGROUND_CLASS)
         for item in example.objects:
             area = (row, slice(item.row, item.row + OBJECT_PATCHES), slice(item.column, item.column + OBJECT_PATCHES))
             kinds[area] = KINDS.index(item.kind)

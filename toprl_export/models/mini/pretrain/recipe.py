@@ -43,13 +43,13 @@ TASKS = (*ASKERS, "easy-vqa")
 AUXILIARY_WEIGHT = 0.3
 REPORT_EVERY = 100
 BALANCED = QuestionMix()
-# "Leftmost" and its like take the longest to learn.
-SPATIAL = QuestionMix(exist=3, colour=2, count=2, relation=10, compare=3)
 
 
 @dataclass(frozen=True)
 class Phase:
-    """``steps`` optimizer steps; ``kept`` visual tokens shown (background dropped at random), None for mosaics only.
+    """``steps`` optimizer steps; each shows one of ``kept`` visual tokens (background dropped at random).
+
+    Without ``kept`` the phase is about mosaics alone.
 
     ``numbers`` and ``easy_vqa`` are the shares of images that show a number or come from easy-vqa; ``mix`` says what is
     asked about the others; ``places``: projected patches must tell their row and column.
@@ -58,7 +58,7 @@ class Phase:
     name: str
     steps: int
     images: int
-    kept: int | None
+    kept: tuple[int, ...]
     peak: float
     final: float
     vision_rate: float = 1.0
@@ -74,10 +74,10 @@ class PretrainRecipe:
 
     seed: int = 0
     phases: tuple[Phase, ...] = (
-        Phase("patches", 500, 32, None, 3e-3, 5e-4),
-        Phase("few-tokens-1", 1200, 24, 96, 2e-3, 1.8e-3, 0.3),
-        Phase("few-tokens-2", 900, 24, 96, 2e-3, 1e-3, 0.3, 0.3, 0.24, SPATIAL, places=True),
-        Phase("all-tokens", 240, 16, PATCHES, 1e-3, 2e-5, 0.3, 0.3, 0.24, SPATIAL, places=True),
+        Phase("patches", 500, 32, (), 3e-3, 5e-4),
+        Phase("few-tokens-1", 1200, 24, (96,), 2e-3, 1.8e-3, 0.3),
+        Phase("few-tokens-2", 700, 24, (64, 96, 224), 2e-3, 1e-3, 1.0, 0.25, 0.3, places=True),
+        Phase("all-tokens", 220, 16, (PATCHES,), 1e-3, 2e-5, 1.0, 0.25, 0.3, places=True),
     )
 
 
@@ -92,6 +92,10 @@ class ExampleStream:
     def mosaics(self, count: int) -> list[Example]:
         """``count`` dense mosaics."""
         return [mosaic_example(self._glyphs, self._rng) for _ in range(count)]
+
+    def kept_count(self, phase: Phase) -> int:
+        """How many visual tokens the next step shows."""
+        return phase.kept[int(self._rng.integers(len(phase.kept)))]
 
     def questions(self, count: int, phase: Phase) -> list[Example]:
         """``count`` images of all tasks, in the phase's shares, with their questions."""
@@ -202,14 +206,14 @@ def _loss(
     stream: ExampleStream,
     generator: torch.Generator,
 ) -> Tensor:
-    if phase.kept is None:
+    if not phase.kept:
         patches = patch_batch(stream.mosaics(phase.images))
         with torch.autocast("cpu", torch.bfloat16):
             return heads.loss(vision_features(model, patches.images), patches)[0]
     batch = packed_batch(stream.questions(phase.images, phase), build_tokenizer())
     with torch.autocast("cpu", torch.bfloat16):
         features = vision_features(model, batch.patches.images)
-        kept = keep_evidence(batch.evidence, phase.kept, generator)
+        kept = keep_evidence(batch.evidence, stream.kept_count(phase), generator)
         answers = answer_questions(model, heads, prefix_tokens(), features, batch, kept)
         patches = heads.loss(features, batch.patches)[0]
         places = answers.places if phase.places else 0.0
@@ -231,14 +235,14 @@ def held_out_accuracy(
 ) -> str:
     """Patch accuracy and, where questions are asked, the share of right answers per task, on held-out images."""
     with torch.autocast("cpu", torch.bfloat16):
-        if phase.kept is None:
+        if not phase.kept:
             patches = patch_batch(stream.mosaics(phase.images))
             return f"patches {float(heads.loss(vision_features(model, patches.images), patches)[1]):.3f}"
         right: dict[int, list[bool]] = {}
         seen: list[float] = []
         for batch in _batches(stream, phase, 2, 32):
             features = vision_features(model, batch.patches.images)
-            kept = keep_evidence(batch.evidence, phase.kept, generator)
+            kept = keep_evidence(batch.evidence, phase.kept[-1], generator)
             answers = answer_questions(model, heads, prefix_tokens(), features, batch, kept)
             seen.append(float(heads.loss(features, batch.patches)[1]))
             for task, correct in zip(answers.tasks.tolist(), answers.right.tolist(), strict=True):
