@@ -162,7 +162,12 @@ def test_groups_ask_several_answerable_questions_of_one_image(name: str, monkeyp
     monkeypatch.setattr(MiniTask, "_draw", lambda self, rng: shown.append(draw(self, rng)) or shown[-1])
     groups = list(task.question_groups("train", 0, 60))
     sizes = [len(group.questions) for group in groups]
-    assert min(sizes) >= 1 and max(sizes) == {"mini-read": 1, "mini-compare": 2, "mini-count": 3}.get(name, 4)
+    assert min(sizes) >= 1 and max(sizes) == {
+        "mini-read": 1,
+        "mini-relation": 2,
+        "mini-compare": 2,
+        "mini-count": 3,
+    }.get(name, 4)
     for group, (drawn, _) in zip(groups, shown, strict=True):
         texts = [question.text for question in group.questions]
         assert len(set(texts)) == len(texts)
