@@ -79,7 +79,7 @@ EXIST = MiniTask(
     metric="accuracy+f1",
     balanced_answers=("yes", "no"),
 )
-READ = MiniTask("mini-read", "perception", "read a number of two or three digits, written downwards", "sklearn")
+READ = MiniTask("mini-read", "perception", "read a number of two digits, written downwards", "sklearn")
 COLOUR = MiniTask("mini-colour", "perception", "the colour of a digit", "sklearn")
 COUNT = MiniTask(
     "mini-count",

@@ -56,8 +56,8 @@ def sample_scene(rng: np.random.Generator) -> Scene:
 
 
 def sample_number_scene(rng: np.random.Generator) -> Scene:
-    """A number of two or three digits, written downwards in one colour, and two to six shapes."""
-    number = "".join(str(digit) for digit in rng.integers(0, 10, size=rng.integers(2, 4)))
+    """A number of two digits, written downwards in one colour, and two to six shapes."""
+    number = "".join(str(digit) for digit in rng.integers(0, 10, size=2))
     occupied = np.zeros((GRID, GRID), dtype=np.bool_)
     written = _place(number, len(number), occupied, rng)
     shapes = [str(kind) for kind in rng.choice(SHAPES, size=rng.integers(2, 7))]

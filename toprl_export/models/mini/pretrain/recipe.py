@@ -77,7 +77,7 @@ class PretrainRecipe:
         Phase("patches", 500, 32, (), 3e-3, 5e-4),
         Phase("few-tokens-1", 1200, 24, (96,), 2e-3, 1.8e-3, 0.3),
         Phase("few-tokens-2", 700, 24, (64, 96, 224), 2e-3, 1e-3, 1.0, 0.25, 0.3, places=True),
-        Phase("all-tokens", 220, 16, (PATCHES,), 1e-3, 2e-5, 1.0, 0.25, 0.3, places=True),
+        Phase("all-tokens", 230, 16, (PATCHES,), 1e-3, 2e-5, 1.0, 0.33, 0.33, places=True),
     )
 
 
