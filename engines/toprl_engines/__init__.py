@@ -1,0 +1,1 @@
+"""Engines of toprl-export: tracing to ONNX and running the result."""

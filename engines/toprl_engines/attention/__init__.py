@@ -1,0 +1,1 @@
+"""The one attention op of every exported graph."""

@@ -1,0 +1,1 @@
+"""From the reference model and its agents to the ONNX files of a bundle."""

@@ -1,0 +1,209 @@
+"""Tracing the modules of `wrappers` to the ONNX files of a bundle."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from toprl_engines.attention.function import function_proto, translation_table
+from toprl_engines.attention.op import routed_attention
+from toprl_engines.graph.check import check_graph
+from toprl_engines.graph.passes import clean_names, optimise, rename_sizes
+from toprl_engines.graph.signature import GraphSpec, Layout
+from toprl_engines.graph.weights import WeightFile
+from toprl_engines.graph.wrappers import DecodeGraph, PrefillGraph, UnprunedPrefillGraph, VisionGraph
+from toprl_export.models.adapter import LVLMAdapter
+from toprl_export.models.walk import layer_groups
+from toprl_export.pruning.actor import StackedActors
+
+OPSET = 23
+WEIGHTS = "weights.bin"
+GRAPHS = ("vision", "prefill", "decode", "prefill_unpruned")
+"""The graphs of a bundle, each in the file NAME.onnx."""
+
+_BATCH, _TEXT, _PAST = 2, 12, 17
+"""Sizes of the examples that are traced; any others work."""
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """What is exported into one directory.
+
+    Attributes:
+        adapter: the reference model.
+        actors: the agents, stacked in the order of their index.
+        stage_layers: the layers before which the stages stand, ascending.
+        fixed_counts: keep counts to bake in, one per stage, or None to make them an input.
+    """
+
+    adapter: LVLMAdapter
+    actors: StackedActors
+    stage_layers: tuple[int, ...]
+    fixed_counts: tuple[int, ...] | None = None
+
+    @property
+    def layout(self) -> Layout:
+        shape = self.adapter.shape
+        return Layout(
+            shape=shape,
+            visual_tokens=self.adapter.visual_tokens,
+            groups=layer_groups(self.stage_layers, shape.layers),
+            first_stage_group=int(self.stage_layers[0] > 0),
+            stages=len(self.stage_layers),
+            fixed_counts=self.fixed_counts,
+        )
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """One graph to trace: module, example inputs (lists are flattened), signature and dynamic sizes by name."""
+
+    module: nn.Module
+    examples: tuple[Any, ...]
+    spec: GraphSpec
+    sizes: dict[str, Any]
+
+
+def export_graphs(job: ExportJob, directory: Path) -> None:
+    """Write all `GRAPHS` and their one weight file into ``directory``, each checked.
+
+    Raises:
+        GraphError: a traced graph does not have its declared signature.
+    """
+    traces = {
+        "vision": _trace_vision(job),
+        "prefill": _trace_prefill(job),
+        "decode": _trace_decode(job),
+        "prefill_unpruned": _trace_unpruned(job),
+    }
+    with routed_attention(job.adapter.model), WeightFile(directory / WEIGHTS) as weights:
+        for name in GRAPHS:
+            model = _to_onnx(traces[name])
+            weights.take(model)
+            ir.save(model, directory / f"{name}.onnx")
+    for name in GRAPHS:
+        check_graph(directory / f"{name}.onnx", traces[name].spec)
+
+
+def _to_onnx(trace: _Trace) -> ir.Model:
+    with _quiet():
+        program = torch.onnx.export(
+            trace.module.eval(),
+            trace.examples,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=trace.spec.input_names,
+            output_names=trace.spec.output_names,
+            dynamic_shapes=_dynamic_shapes(trace),
+            custom_translation_table=translation_table(),
+            optimize=False,
+            verbose=False,
+        )
+    assert program is not None
+    model: ir.Model = program.model
+    function = ir.serde.deserialize_function(function_proto())
+    model.functions[function.identifier()] = function
+    optimise(model)
+    clean_names(model)
+    rename_sizes(model, _declared_names(model, trace.spec))
+    return model
+
+
+def _dynamic_shapes(trace: _Trace) -> tuple[Any, ...]:
+    """The dynamic sizes of the signature's inputs, in the nesting of the examples."""
+    specs = iter(trace.spec.inputs)
+
+    def of_next() -> dict[int, Any]:
+        sizes = next(specs).sizes
+        return {axis: trace.sizes[size] for axis, size in enumerate(sizes) if isinstance(size, str)}
+
+    return tuple([of_next() for _ in e] if isinstance(e, list) else of_next() for e in trace.examples)
+
+
+def _declared_names(model: ir.Model, spec: GraphSpec) -> dict[str, str]:
+    """From the formulas that tracing gave to dynamic sizes to the signature's names."""
+    names: dict[str, str] = {}
+    values = [*model.graph.inputs, *model.graph.outputs]
+    for value, tensor in zip(values, [*spec.inputs, *spec.outputs], strict=True):
+        for traced, declared in zip(value.shape or (), tensor.sizes, strict=True):
+            if isinstance(declared, str) and isinstance(traced, ir.SymbolicDim) and traced.value is not None:
+                names.setdefault(str(traced.value), declared)
+    return names
+
+
+def _trace_vision(job: ExportJob) -> _Trace:
+    height, width = job.adapter.image_processor.output_size
+    pixels = torch.zeros(_BATCH, 3, height, width)
+    spec = job.layout.vision((height, width))
+    return _Trace(VisionGraph(job.adapter), (pixels,), spec, {"batch": Dim("batch")})
+
+
+def _trace_prefill(job: ExportJob) -> _Trace:
+    layout = job.layout
+    module = PrefillGraph(job.adapter.decoder, job.actors, job.stage_layers, job.fixed_counts)
+    examples: tuple[Any, ...] = (*_example_tokens(layout), torch.tensor(0))
+    if job.fixed_counts is None:
+        n = layout.visual_tokens
+        examples = (*examples, torch.tensor([max(2, n >> stage + 1) for stage in range(layout.stages)]))
+    return _Trace(module, examples, layout.prefill(), _prompt_sizes(layout))
+
+
+def _trace_unpruned(job: ExportJob) -> _Trace:
+    layout = job.layout
+    module = UnprunedPrefillGraph(job.adapter.decoder)
+    return _Trace(module, _example_tokens(layout), layout.prefill_unpruned(), _prompt_sizes(layout))
+
+
+def _trace_decode(job: ExportJob) -> _Trace:
+    layout, shape = job.layout, job.layout.shape
+    one = torch.zeros(_BATCH, 1, dtype=torch.int64)
+    lengths = [_PAST + 3 * group for group in layout.groups]
+    caches = [torch.zeros(_BATCH, shape.kv_heads, length, shape.head_dim) for length in lengths]
+    pairs = [cache.clone() for cache in caches for _ in ("key", "value")]
+    groups = range(max(layout.groups) + 1)
+    masks = [torch.ones(_BATCH, _PAST + 3 * group + 1, dtype=torch.bool) for group in groups]
+    sizes: dict[str, Any] = {"batch": Dim("batch")}
+    for group in groups:
+        sizes[f"past_{group}"] = Dim(f"past_{group}")
+        sizes[f"cached_{group}"] = sizes[f"past_{group}"] + 1
+    module = DecodeGraph(job.adapter.decoder, job.stage_layers)
+    return _Trace(module, (one, one.clone(), pairs, masks), layout.decode(), sizes)
+
+
+def _example_tokens(layout: Layout) -> tuple[Tensor, ...]:
+    """Inputs of a prefill, in the order of its signature; the image first."""
+    n, length = layout.visual_tokens, layout.visual_tokens + _TEXT
+    places = torch.arange(length).repeat(_BATCH, 1)  # [b, s]
+    ids = torch.zeros(_BATCH, length, dtype=torch.int64)
+    visual = torch.zeros(_BATCH, n, layout.shape.hidden)
+    return ids, visual, torch.ones_like(ids), places, places[:, :n].clone(), places[:, n:].clone()
+
+
+def _prompt_sizes(layout: Layout) -> dict[str, Any]:
+    text = Dim("text")
+    return {"batch": Dim("batch"), "text": text, "sequence": text + layout.visual_tokens}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns about its own internals, which a user can do nothing about."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,133 @@
+"""The modules that are traced: one per graph of a bundle. All of them run the core's own walk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from toprl_export.models.adapter import LVLMAdapter
+from toprl_export.models.decoder import Decoder
+from toprl_export.models.walk import Decision, Prefill, TokenTensors, layer_groups, walk_decode, walk_prefill
+from toprl_export.pruning.actor import StackedActors
+from toprl_export.pruning.scorer import StageInputs
+from toprl_export.pruning.select import select
+
+
+class VisionGraph(nn.Module):
+    """``pixel_values [b, 3, h, w]`` → projected visual embeddings ``[b, n, d]``."""
+
+    def __init__(self, adapter: LVLMAdapter) -> None:
+        super().__init__()
+        self.model: nn.Module = adapter.model
+        self._adapter = adapter
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self._adapter.encode_image(pixel_values)
+
+
+class PrefillGraph(nn.Module):
+    """The whole prompt, pruned before each stage layer by the agent that ``agent_index`` picks.
+
+    Args:
+        decoder: the frozen decoder.
+        actors: all agents of the bundle, stacked.
+        stage_layers: the layers before which the stages stand.
+        fixed_counts: keep counts to write into the graph, one per stage; None reads them from the input.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        actors: StackedActors,
+        stage_layers: tuple[int, ...],
+        fixed_counts: tuple[int, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.actors = actors
+        self.stage_layers = stage_layers
+        self.fixed_counts = fixed_counts
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        visual: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        visual_index: Tensor,
+        text_index: Tensor,
+        agent_index: Tensor,
+        keep_counts: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """``keep_counts`` int64 ``[T]``, ``agent_index`` int64 scalar; the rest as in `TokenTensors`."""
+        tokens = TokenTensors(input_ids, attention_mask, position_ids, visual_index, text_index)
+
+        def decide(inputs: StageInputs) -> Decision:
+            count = self._count(inputs, keep_counts)
+            return Decision(select(self.actors(inputs, agent_index), count))
+
+        return flatten_prefill(walk_prefill(self.decoder, tokens, visual, self.stage_layers, decide))
+
+    def _count(self, inputs: StageInputs, keep_counts: Tensor | None) -> int | torch.SymInt:
+        if self.fixed_counts is not None:
+            return self.fixed_counts[inputs.stage]
+        assert keep_counts is not None
+        count = keep_counts[inputs.stage].item()
+        # The tracer must know that one size serves all counts; 0 and 1 would be sizes of their own.
+        torch._check(count > 1)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return count  # type: ignore[return-value]  # a SymInt while tracing
+
+
+class UnprunedPrefillGraph(nn.Module):
+    """The whole prompt without any stage: what the pruned engine is measured against."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        visual: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        visual_index: Tensor,
+        text_index: Tensor,
+    ) -> tuple[Tensor, ...]:
+        tokens = TokenTensors(input_ids, attention_mask, position_ids, visual_index, text_index)
+        return flatten_prefill(walk_prefill(self.decoder, tokens, visual, (), _never))
+
+
+class DecodeGraph(nn.Module):
+    """One token over caches of different lengths."""
+
+    def __init__(self, decoder: Decoder, stage_layers: tuple[int, ...]) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.group_of_layer = layer_groups(stage_layers, len(decoder))
+
+    def forward(
+        self, token: Tensor, position: Tensor, caches: Sequence[Tensor], masks: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """``token`` and ``position`` int64 ``[b, 1]``; ``caches`` key and value of each layer in turn; ``masks`` per
+        group, the new token included."""
+        logits, keys, values = walk_decode(
+            self.decoder, token, position, tuple(caches[::2]), tuple(caches[1::2]), tuple(masks), self.group_of_layer
+        )
+        return (logits, *interleave(keys, values))
+
+
+def flatten_prefill(prefill: Prefill) -> tuple[Tensor, ...]:
+    """In the order of the graph's outputs: logits, key and value of each layer, kept indices, masks."""
+    return (prefill.logits, *interleave(prefill.keys, prefill.values), *prefill.kept, *prefill.masks)
+
+
+def interleave(keys: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
+    """key_0, value_0, key_1, value_1, …"""
+    return [tensor for pair in zip(keys, values, strict=True) for tensor in pair]
+
+
+def _never(inputs: StageInputs) -> Decision:
+    raise AssertionError(f"stage {inputs.stage} in a graph without stages")

@@ -1,0 +1,82 @@
+"""The engine that users call `onnx`."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toprl_export.engine import BuildRequest, BuildResult, SessionOptions
+from toprl_export.errors import UserError, require
+
+if TYPE_CHECKING:
+    from toprl_engines.ort.session import ONNXRuntimeSession
+    from toprl_export.bundle import Bundle
+
+TOOLS = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
+"""Distributions that shape the exported graphs."""
+
+
+class ONNXRuntimeEngine:
+    """ONNX graphs run by ONNX Runtime, on CPU or CUDA."""
+
+    name = "onnx"
+
+    def check(self) -> None:
+        """Return when ONNX Runtime is installed.
+
+        Raises:
+            MissingExtraError: it is not.
+        """
+        require("onnxruntime", "onnx")
+
+    def build(self, request: BuildRequest, directory: Path) -> BuildResult:
+        """Write ``vision.onnx``, ``prefill.onnx``, ``decode.onnx``, ``prefill_unpruned.onnx`` and ``weights.bin``.
+
+        Raises:
+            UserError: the precision, opset or plan is not supported, or ``static_k`` meets several budgets.
+            MissingExtraError: a package that exporting needs is not installed.
+        """
+        for module in ("torch", "transformers", "onnx", "onnxscript"):
+            require(module, "onnx")
+        from toprl_engines.graph.export import GRAPHS, OPSET, WEIGHTS, ExportJob, export_graphs
+        from toprl_export.pruning.actor import StackedActors
+
+        _check_request(request, OPSET)
+        counts = request.plan.schedules[0].keep_counts if request.static_k else None
+        actors = StackedActors([agent.actor for agent in request.agents])
+        export_graphs(ExportJob(request.adapter, actors, request.plan.stage_layers, counts), directory)
+        files = [(name, f"{name}.onnx") for name in GRAPHS]
+        toolchain = {tool: metadata.version(tool) for tool in TOOLS}
+        return BuildResult((*files, ("weights", WEIGHTS)), toolchain, OPSET)
+
+    def open(self, bundle: Bundle, options: SessionOptions) -> ONNXRuntimeSession:
+        """Load a verified bundle.
+
+        Raises:
+            UserError: the provider is not available here.
+        """
+        from toprl_engines.ort.session import ONNXRuntimeSession
+
+        return ONNXRuntimeSession(bundle, options)
+
+    def graph_flops(self, bundle: Bundle, batch: int, prompt_length: int, keep_counts: tuple[int, ...] | None) -> int:
+        """Floating-point operations of one prefill, counted in the built graph; see `toprl_export.engine.Engine`."""
+        from toprl_engines.graph.flops import count_flops
+        from toprl_engines.ort.probe import prefill_feeds
+
+        path = bundle.path("prefill_unpruned" if keep_counts is None else "prefill")
+        return count_flops(path, prefill_feeds(bundle, batch, prompt_length, keep_counts)).total
+
+
+def _check_request(request: BuildRequest, opset: int) -> None:
+    if request.precision != "fp32":
+        raise UserError(f"precision {request.precision!r} is not supported by the engine 'onnx' yet: use fp32")
+    if request.opset != opset:
+        raise UserError(f"opset {request.opset} is not supported by the engine 'onnx': use {opset}")
+    if request.static_k and len(request.plan.schedules) != 1:
+        budgets = ", ".join(map(str, sorted(schedule.budget_kept for schedule in request.plan.schedules)))
+        raise UserError(f"--static-k bakes in one budget, not several ({budgets}): choose one or leave it out")
+    scorers = sorted({stage.scorer for stage in request.plan.stages} - {"actor"})
+    if scorers:
+        raise UserError(f"scorer {scorers[0]!r} cannot be built into an engine yet: build a trained agent's plan")

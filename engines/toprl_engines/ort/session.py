@@ -1,0 +1,175 @@
+"""A bundle opened by ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from onnxruntime import OrtValue
+
+from toprl_engines.ort.providers import choose_provider, provider_chain
+from toprl_export.bundle import Bundle
+from toprl_export.engine import SessionOptions
+from toprl_export.errors import UserError
+from toprl_export.runtime.prompt import TokenBatch
+from toprl_export.runtime.session import PrefillRequest, PrefillResult
+
+Feed: TypeAlias = "NDArray[Any] | OrtValue"
+
+
+@dataclass
+class Cache:
+    """Keys and values stay where the runtime put them; masks and positions are small and grow here.
+
+    Attributes:
+        caches: key and value of each layer in turn, ``[b, kv_heads, s_l, head_dim]``.
+        masks: per group of layers, valid tokens ``bool [b, s_g]``.
+        position: position id of the next token, ``int64 [b, 1]``.
+    """
+
+    caches: list[OrtValue]
+    masks: list[NDArray[np.bool_]]
+    position: NDArray[np.int64]
+
+
+class Graph:
+    """One ONNX file, loaded. All its outputs are left on the provider's device.
+
+    Unless ``packed``, weights are used in the file that the operating system maps, which all graphs and processes
+    share. A packed graph rearranges them into a copy of its own, with which it is faster.
+    """
+
+    def __init__(self, path: Path, provider: str, threads: int | None, packed: bool) -> None:
+        options = onnxruntime.SessionOptions()
+        if not packed:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        self.path = path
+        self._device = provider
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=provider_chain(provider))
+        self.input_names = [value.name for value in self._session.get_inputs()]
+        self.output_names = [value.name for value in self._session.get_outputs()]
+
+    def run(self, feeds: Mapping[str, Feed]) -> dict[str, OrtValue]:
+        """All outputs by name; array inputs are copied to the device, values that are there already are not."""
+        binding = self._session.io_binding()
+        arrays: list[NDArray[Any]] = []  # bound arrays are not copied on the CPU, so they must outlive the run
+        for name, feed in feeds.items():
+            if isinstance(feed, OrtValue):
+                binding.bind_ortvalue_input(name, feed)
+            else:
+                arrays.append(np.asarray(feed, order="C"))
+                binding.bind_cpu_input(name, arrays[-1])
+        for name in self.output_names:
+            binding.bind_output(name, self._device)
+        self._session.run_with_iobinding(binding)
+        return dict(zip(self.output_names, binding.get_outputs(), strict=True))
+
+
+PACK_BELOW = 256 << 20
+"""Bytes of weights from which on memory counts more than the 6-8 % of prefill time that packing saves."""
+
+
+class ONNXRuntimeSession:
+    """The three graphs of a bundle over one weight file, which is mapped into memory once.
+
+    Only graphs that multiply many rows at once are packed, and only where weights are small. With ``options.unpruned``
+    prefill runs the graph without stages: keep counts and agent are not looked at.
+    """
+
+    def __init__(self, bundle: Bundle, options: SessionOptions) -> None:
+        provider = choose_provider(options.provider)
+        self._bundle = bundle
+        self._pruned = not options.unpruned
+        prefill = "prefill" if self._pruned else "prefill_unpruned"
+        small = bundle.path("weights").stat().st_size < PACK_BELOW
+        self._vision, self._prefill, self._decode = (
+            Graph(bundle.path(role), provider, options.threads, packed)
+            for role, packed in (("vision", small), (prefill, small), ("decode", False))
+        )
+        names = self._decode.input_names
+        self._cache_inputs = [name for name in names if name.startswith(("key_", "value_"))]
+        self._mask_inputs = [name for name in names if name.startswith("mask_")]
+
+    def encode_image(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """``float32 [b, 3, h, w]`` to visual embeddings ``[b, n, d]``."""
+        visual: NDArray[np.float32] = self._vision.run({"pixel_values": pixels})["visual"].numpy()
+        return visual
+
+    def prefill(self, request: PrefillRequest) -> PrefillResult:
+        """Run the prompt and fill a new cache.
+
+        Raises:
+            UserError: keep counts or agent index do not fit the bundle.
+        """
+        outputs = self._prefill.run(self._feeds(request))
+        caches = [outputs[name] for name in self._cache_inputs]
+        masks = [outputs[name].numpy() for name in self._mask_inputs if name in outputs]
+        if not self._pruned:
+            masks *= len(self._mask_inputs)
+        kept = [outputs[name].numpy() for name in self._prefill.output_names if name.startswith("kept_")]
+        cache = Cache(caches, masks, request.tokens.next_position[:, None])
+        return PrefillResult(outputs["logits"].numpy(), cache, tuple(kept))
+
+    def decode(self, cache: Cache, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Append one token a row, ``int64 [b]``; logits of the next, ``float32 [b, V]``."""
+        new = np.ones((len(tokens), 1), dtype=np.bool_)
+        cache.masks = [np.concatenate([mask, new], axis=1) for mask in cache.masks]
+        outputs = self._decode.run(
+            {
+                "token": tokens[:, None],
+                "position": cache.position,
+                **dict(zip(self._cache_inputs, cache.caches, strict=True)),
+                **dict(zip(self._mask_inputs, cache.masks, strict=True)),
+            }
+        )
+        cache.caches = [outputs[f"new_{name}"] for name in self._cache_inputs]
+        cache.position = cache.position + 1
+        logits: NDArray[np.float32] = outputs["logits"].numpy()
+        return logits
+
+    def _feeds(self, request: PrefillRequest) -> dict[str, NDArray[Any]]:
+        feeds = {**token_feeds(request.tokens), "visual": request.visual}
+        if not self._pruned:
+            return feeds
+        self._check(request)
+        feeds["agent_index"] = np.asarray(request.agent_index, dtype=np.int64)
+        if "keep_counts" in self._prefill.input_names:
+            feeds["keep_counts"] = np.asarray(request.keep_counts, dtype=np.int64)
+        return feeds
+
+    def _check(self, request: PrefillRequest) -> None:
+        manifest = self._bundle.manifest
+        plan, counts = manifest.plan, request.keep_counts
+        falling = all(1 <= kept <= before for before, kept in pairwise((plan.visual_tokens, *counts)))
+        if len(counts) != len(plan.stages) or not falling:
+            raise UserError(
+                f"keep counts {list(counts)} do not fit the plan: expected {len(plan.stages)}, "
+                f"none above the one before, from {plan.visual_tokens} down to 1"
+            )
+        if "keep_counts" not in self._prefill.input_names and counts != plan.schedules[0].keep_counts:
+            raise UserError(
+                f"keep counts {list(counts)} differ from the {list(plan.schedules[0].keep_counts)} that were built in: "
+                "use that budget or build without --static-k"
+            )
+        if not 0 <= request.agent_index < len(manifest.agents):
+            raise UserError(f"agent index {request.agent_index} is not one of 0 to {len(manifest.agents) - 1}")
+
+
+def token_feeds(tokens: TokenBatch) -> dict[str, NDArray[Any]]:
+    """The prefill graphs' token inputs by name."""
+    return {
+        "input_ids": tokens.input_ids,
+        "attention_mask": tokens.attention_mask,
+        "position_ids": tokens.position_ids,
+        "visual_index": tokens.visual_index,
+        "text_index": tokens.text_index,
+    }

@@ -1,0 +1,107 @@
+"""An opened bundle: what it refuses and what stays on the device."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from onnxruntime import OrtValue
+
+from tests.support.onnx_bundle import grouped_bundle, staged_bundle
+from tests.support.tiny_llava import tiny_pixels
+from toprl_engines.ort import session as session_module
+from toprl_export.engine import SessionOptions
+from toprl_export.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def session():
+    return staged_bundle().open()
+
+
+@pytest.mark.parametrize("counts", [(13, 9), (26, 9, 4), (13, 14, 4), (13, 9, 0)])
+def test_keep_counts_that_do_not_fit(session, counts):
+    with pytest.raises(UserError, match=r"keep counts .* expected 3"):
+        session.prefill(staged_bundle().request(counts))
+
+
+@pytest.mark.parametrize("agent", [-1, 2])
+def test_an_agent_that_is_not_there(session, agent):
+    with pytest.raises(UserError, match=f"agent index {agent} is not one of 0 to 1"):
+        session.prefill(staged_bundle().request((13, 9, 4), agent))
+
+
+def test_other_counts_than_those_built_in():
+    built = grouped_bundle()
+    with pytest.raises(UserError, match=r"differ from the \[5\] that were built in"):
+        built.open().prefill(built.request((6,)))
+
+
+def test_caches_stay_in_the_runtime_and_grow_by_one(session):
+    cache = session.prefill(staged_bundle().request((13, 9, 4))).cache
+    before = [one.shape()[2] for one in cache.caches]
+    session.decode(cache, np.array([5, 6]))
+    assert all(isinstance(one, OrtValue) for one in cache.caches)
+    assert [one.shape()[2] for one in cache.caches] == [length + 1 for length in before]
+    assert [mask.shape[1] for mask in cache.masks] == [length + 1 for length in before[::2]]
+
+
+def test_two_requests_do_not_share_a_cache(session):
+    request = staged_bundle().request((13, 9, 4))
+    first, second = session.prefill(request), session.prefill(request)
+    session.decode(first.cache, np.array([5, 6]))
+    again = session.decode(second.cache, np.array([9, 9]))
+    fresh = session.decode(session.prefill(request).cache, np.array([9, 9]))
+    assert np.array_equal(again, fresh)
+
+
+def test_arrays_of_any_memory_layout_are_taken(session):
+    pixels = tiny_pixels(2).numpy()
+    turned = np.asfortranarray(pixels)
+    assert np.array_equal(session.encode_image(turned), session.encode_image(pixels))
+
+
+def test_the_unpruned_graph_is_opened_only_when_asked_for(tmp_path):
+    built = staged_bundle()
+    for unpruned, unread in ((False, "prefill_unpruned"), (True, "prefill")):
+        paths: list[str] = []
+
+        class Recording(type(built.bundle)):
+            def path(self, role, paths=paths):
+                paths.append(role)
+                return super().path(role)
+
+        bundle = Recording(built.bundle.dir, built.bundle.manifest)
+        replace(built, bundle=bundle).open(unpruned)
+        assert "decode" in paths and unread not in paths
+
+
+@pytest.mark.parametrize(("limit", "packed"), [(1 << 30, {"vision", "prefill"}), (0, set())])
+def test_large_weights_are_only_mapped_and_small_ones_packed_where_it_pays(monkeypatch, limit, packed):
+    found: dict[str, bool] = {}
+
+    class Recording(session_module.Graph):
+        def __init__(self, path, provider, threads, packed):
+            super().__init__(path, provider, threads, packed)
+            found[path.stem] = packed
+
+    monkeypatch.setattr(session_module, "Graph", Recording)
+    monkeypatch.setattr(session_module, "PACK_BELOW", limit)
+    built = staged_bundle()
+    request = built.request((13, 9, 4))
+    logits = built.open().prefill(request).logits
+    assert {name for name, is_packed in found.items() if is_packed} == packed
+    assert set(found) == {"vision", "prefill", "decode"}
+    expected = built.reference.prefill(request.tokens, torch.from_numpy(request.visual), built.pruning((13, 9, 4)))
+    assert np.abs(logits - expected.logits.numpy()).max() < 1e-4
+
+
+def test_two_threads_give_the_same_answer(session):
+    built = staged_bundle()
+    from toprl_engines.ort.engine import ONNXRuntimeEngine
+
+    threaded = ONNXRuntimeEngine().open(built.bundle, SessionOptions(threads=2, provider="cpu"))
+    request = built.request((13, 9, 4))
+    assert np.abs(threaded.prefill(request).logits - session.prefill(request).logits).max() < 1e-4
