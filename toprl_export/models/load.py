@@ -121,13 +121,16 @@ def _image_processor(transformers: Any, source: str, revision: str | None) -> Im
             f"model {source} pads its images or scales them by other than 1/255: its family needs an adapter"
         )
     size: dict[str, int] = settings["size"]
-    crop = settings.get("crop_size")
     edge = size.get("shortest_edge")
-    crops = settings.get("do_center_crop", edge is not None) and crop is not None
+    crop = settings.get("crop_size") if settings.get("do_center_crop", edge is not None) else None
+    if isinstance(crop, dict):
+        crop = (crop["height"], crop["width"])
+    elif crop is not None:
+        crop = (crop, crop)
     return ImageProcessor(
         size=(edge, edge) if edge else (size["height"], size["width"]),
         resize="shortest-edge" if edge else "exact",
-        crop=((crop, crop) if isinstance(crop, int) else (crop["height"], crop["width"])) if crops else None,
+        crop=crop,
         mean=tuple(settings["image_mean"]),
         std=tuple(settings["image_std"]),
         resample=Image.Resampling(settings.get("resample", Image.Resampling.BICUBIC)).name.lower(),

@@ -46,7 +46,7 @@ def mini_config() -> LlavaConfig:
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_id=tokenizer.token_to_id(IMAGE),
+        image_token_index=tokenizer.token_to_id(IMAGE),
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         image_seq_length=576,

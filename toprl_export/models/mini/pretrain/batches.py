@@ -27,10 +27,10 @@ from toprl_export.tasks.scenes.scene import (
     sample_scene,
 )
 
-KINDS = (*DIGITS, *SHAPES)
+KINDS = (*DIGITS, *SHAPES, "rectangle")
+PALETTE = (*COLOURS, "black", "gray", "teal", "brown")
 BACKGROUND_CLASS = len(KINDS)
 IGNORED = -100
-EASY_VQA_SHAPES = {"circle": "circle", "triangle": "triangle", "rectangle": "square"}
 # The word that a question turns on is at most so many tokens before "assistant:" ends.
 HINTED_TOKENS = 6
 QUESTIONS_PER_NUMBER_SCENE = {"mini-read": 1, "mini-count": 2}
@@ -84,7 +84,7 @@ class PackedBatch:
 class Example:
     """One image, its labelled patches and its questions with their task's index.
 
-    Where patches are not ``known``, the evidence may still show an object of one kind: ``evidence_kind``.
+    Easy-vqa's patches are not ``known``, but its questions may tell the kind and colour that the evidence shows.
     """
 
     image: NDArray[np.uint8]
@@ -92,7 +92,10 @@ class Example:
     evidence: NDArray[np.bool_]
     known: bool
     questions: tuple[tuple[int, Question], ...]
-    evidence_kind: str | None = None
+
+    def told(self, words: Sequence[str]) -> str | None:
+        """The answer that is one of ``words``, if a question has it."""
+        return next((question.answer for _, question in self.questions if question.answer in words), None)
 
 
 def mosaic_example(glyphs: GlyphBank, rng: np.random.Generator) -> Example:
@@ -100,7 +103,7 @@ def mosaic_example(glyphs: GlyphBank, rng: np.random.Generator) -> Example:
     shift_row, shift_column = rng.integers(0, OBJECT_PATCHES, size=2).tolist()
     image = busy_background(rng)
     objects = [
-        SceneObject(str(rng.choice(KINDS)), str(rng.choice(list(COLOURS))), row, column)
+        SceneObject(str(rng.choice((*DIGITS, *SHAPES))), str(rng.choice(list(COLOURS))), row, column)
         for row in range(shift_row, GRID - 1, OBJECT_PATCHES)
         for column in range(shift_column, GRID - 1, OBJECT_PATCHES)
         if rng.random() < 2 / 3
@@ -137,24 +140,24 @@ def easy_vqa_example(data: EasyVQA, index: int, tasks: Sequence[str]) -> Example
     """One easy-vqa image on the canvas with all its questions."""
     image, evidence = data.canvas(index)
     questions = tuple((tasks.index("easy-vqa"), question) for question in data.questions_of(index))
-    shapes = [EASY_VQA_SHAPES[question.answer] for _, question in questions if question.answer in EASY_VQA_SHAPES]
-    return Example(image, (), evidence, False, questions, shapes[0] if shapes else None)
+    return Example(image, (), evidence, False, questions)
 
 
 def patch_batch(examples: Sequence[Example]) -> PatchBatch:
     """Stack images and patch labels."""
     kinds = np.full((len(examples), GRID, GRID), IGNORED, dtype=np.int64)
     colours = np.full((len(examples), GRID, GRID), IGNORED, dtype=np.int64)
-    names = list(COLOURS)
     for row, example in enumerate(examples):
-        if example.known:
+        kind, colour = (None, None) if example.known else (example.told(KINDS), example.told(PALETTE))
+        if example.known or (kind and colour):
             kinds[row] = BACKGROUND_CLASS
-        elif example.evidence_kind:
-            kinds[row] = np.where(example.evidence, KINDS.index(example.evidence_kind), BACKGROUND_CLASS)
+        if kind and colour:
+            kinds[row][example.evidence] = KINDS.index(kind)
+            colours[row][example.evidence] = PALETTE.index(colour)
         for item in example.objects:
             area = (row, slice(item.row, item.row + OBJECT_PATCHES), slice(item.column, item.column + OBJECT_PATCHES))
             kinds[area] = KINDS.index(item.kind)
-            colours[area] = names.index(item.colour)
+            colours[area] = PALETTE.index(item.colour)
     images = torch.from_numpy(np.stack([example.image for example in examples]))
     return PatchBatch(images, torch.from_numpy(kinds).flatten(1), torch.from_numpy(colours).flatten(1))
 

@@ -12,9 +12,8 @@ from transformers import LlavaForConditionalGeneration
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from toprl_export.models.mini.architecture import DECODER_HIDDEN, VISION_HIDDEN
-from toprl_export.models.mini.pretrain.batches import IGNORED, KINDS, PackedBatch, PatchBatch
+from toprl_export.models.mini.pretrain.batches import IGNORED, KINDS, PALETTE, PackedBatch, PatchBatch
 from toprl_export.models.mini.vocabulary import build_tokenizer
-from toprl_export.tasks.scenes.glyphs import COLOURS
 from toprl_export.tasks.scenes.scene import GRID
 
 PATCHES = 576
@@ -54,7 +53,7 @@ class PatchHeads(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.kind = nn.Linear(VISION_HIDDEN, len(KINDS) + 1)
-        self.colour = nn.Linear(VISION_HIDDEN, len(COLOURS))
+        self.colour = nn.Linear(VISION_HIDDEN, len(PALETTE))
         self.place = nn.Linear(DECODER_HIDDEN, 2)
 
     def loss(self, features: Tensor, batch: PatchBatch) -> tuple[Tensor, Tensor]:
@@ -73,7 +72,7 @@ def alignment_loss(model: LlavaForConditionalGeneration, visual: Tensor, batch: 
     shown = batch.colours != IGNORED
     words = model.model.language_model.embed_tokens.weight  # [V, d]
     named = F.normalize(visual[shown].float(), dim=-1) @ F.normalize(words, dim=-1).T * ALIGNMENT_SCALE
-    kinds, colours = named[:, word_ids(KINDS)], named[:, word_ids(tuple(COLOURS))]
+    kinds, colours = named[:, word_ids(KINDS)], named[:, word_ids(PALETTE)]
     return F.cross_entropy(kinds, batch.kinds[shown]) + F.cross_entropy(colours, batch.colours[shown])
 
 

@@ -78,6 +78,8 @@ class PretrainRecipe:
         Phase("few-tokens-1", 1200, 24, (96,), 2e-3, 1.8e-3, 0.3),
         Phase("few-tokens-2", 700, 24, (64, 96, 224), 2e-3, 1e-3, 1.0, 0.25, 0.3, places=True),
         Phase("all-tokens", 230, 16, (PATCHES,), 1e-3, 2e-5, 1.0, 0.33, 0.33, places=True),
+        Phase("easy-vqa-1", 130, 16, (PATCHES,), 6e-4, 1e-5, 1.0, 0.12, 0.6, places=True),
+        Phase("easy-vqa-2", 150, 16, (PATCHES,), 1e-3, 1e-5, 1.0, 0.12, 0.5, places=True),
     )
 
 
@@ -187,7 +189,7 @@ def run_phase(model: LlavaForConditionalGeneration, heads: PatchHeads, phase: Ph
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(phase, step) * group["rate"]
         loss = _loss(model, heads, phase, stream, generator)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without annotations
         nn.utils.clip_grad_norm_([*model.parameters(), *heads.parameters()], 1.0)
         for optimizer in optimizing:
             optimizer.step()
@@ -215,9 +217,10 @@ def _loss(
         features = vision_features(model, batch.patches.images)
         kept = keep_evidence(batch.evidence, stream.kept_count(phase), generator)
         answers = answer_questions(model, heads, prefix_tokens(), features, batch, kept)
-        patches = heads.loss(features, batch.patches)[0]
-        places = answers.places if phase.places else 0.0
-        return answers.loss + AUXILIARY_WEIGHT * (answers.hints + answers.alignment + patches + places)
+        auxiliary = answers.hints + answers.alignment + heads.loss(features, batch.patches)[0]
+        if phase.places:
+            auxiliary = auxiliary + answers.places
+        return answers.loss + AUXILIARY_WEIGHT * auxiliary
 
 
 def prefix_tokens() -> Tensor:
