@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from toprl_export.models.mini.vocabulary import BEGIN, END, IMAGE, PAD, build_tokenizer
+from toprl_export.runtime.prompt import token_id
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +47,7 @@ def mini_config() -> LlavaConfig:
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=tokenizer.token_to_id(IMAGE),
+        image_token_index=token_id(tokenizer, IMAGE),
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         image_seq_length=576,
