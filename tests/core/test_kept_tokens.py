@@ -1,0 +1,64 @@
+"""Kept tokens from an agent in PyTorch and from a bundle's engine: the same, and those the command draws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support.tiny_bundle import tiny_bundle
+from toprl_export.cli.main import main
+from toprl_export.errors import UserError
+from toprl_export.kept_tokens import Asked, TaskQuestion, kept_by_agent, kept_by_bundle
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return tiny_bundle(tmp_path, monkeypatch)
+
+
+def test_agent_and_bundle_keep_the_same_tokens(bundle: Path, tmp_path: Path):
+    question = TaskQuestion(None, 3, 0)
+    by_agent = kept_by_agent(tmp_path / "agent", question, 6, None)
+    by_bundle = kept_by_bundle(bundle, question, None, 6, None)
+    assert sum(map(len, by_agent.kept)) == 12  # two layers each, six on average
+    for mine, theirs in zip(by_agent.kept, by_bundle.kept, strict=True):
+        assert mine.tolist() == theirs.tolist()
+    assert set(by_agent.kept[1]) < set(by_agent.kept[0])
+    assert by_agent.sites == ("decoder:0", "decoder:2")
+    assert by_agent.answer == by_bundle.answer
+    assert by_agent.expected == by_bundle.expected
+
+
+def test_the_image_is_shown_as_the_model_sees_it(bundle: Path):
+    image = np.random.default_rng(1).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    kept = kept_by_bundle(bundle, Asked(image, "what colour is the 7?"), None, None, None)
+    assert (kept.image == image).all()
+    assert kept.expected is None
+    assert sum(map(len, kept.kept)) > 12  # the larger budget is the default
+
+
+def test_the_command_draws_either(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["visualize", "--bundle", str(bundle), "--index", "2", "--output", str(tmp_path / "bundle.png")]) == 0
+    assert (
+        main(["visualize", "--agent", str(tmp_path / "agent"), "--index", "2", "--output", str(tmp_path / "a.png")])
+        == 0
+    )
+    assert np.array_equal(Image.open(tmp_path / "bundle.png"), Image.open(tmp_path / "a.png"))
+    assert "decoder:0" in capsys.readouterr().out
+    Image.fromarray(np.zeros((50, 70, 3), np.uint8)).save(tmp_path / "in.png")
+    asked = ["--image", str(tmp_path / "in.png"), "--prompt", "how many circles are there?"]
+    assert main(["visualize", "--bundle", str(bundle), *asked, "--output", str(tmp_path / "own.png")]) == 0
+
+
+def test_mistakes_are_one_line(bundle: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="choose --index from 0 to 7"):
+        kept_by_bundle(bundle, TaskQuestion(None, 8, 0), None, None, None)
+    with pytest.raises(UserError, match="no budget of 7"):
+        kept_by_bundle(bundle, TaskQuestion(None, 0, 0), None, 7, None)
+    with pytest.raises(UserError, match="no budget of 7"):
+        kept_by_agent(tmp_path / "agent", TaskQuestion(None, 0, 0), 7, None)
+    with pytest.raises(UserError, match="unknown task"):
+        kept_by_bundle(bundle, TaskQuestion("other", 0, 0), "other", None, None)

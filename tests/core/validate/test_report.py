@@ -1,0 +1,86 @@
+"""report.json: its contract, the round trip, and files that are none."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from toprl_export.errors import UserError
+from toprl_export.validate.report import Report, read_report, write_report
+
+
+def test_round_trip(tmp_path: Path, report: Report):
+    incomplete = replace(
+        report.budgets[1],
+        retention=None,
+        retention_ci95=None,
+        peak_memory_bytes=None,
+        throughput=(),
+        parity=replace(report.budgets[1].parity, logit_error_free=None),
+    )
+    report = replace(report, budgets=(report.budgets[0], incomplete))
+    write_report(tmp_path / "report.json", report)
+    assert read_report(tmp_path / "report.json") == report
+
+
+def test_shape_is_the_contract(tmp_path: Path, report: Report):
+    """What design.md §8 promises to tools, spelled out by hand."""
+    write_report(tmp_path / "report.json", report)
+    payload = json.loads((tmp_path / "report.json").read_text())
+    assert (payload["format"], payload["version"], payload["verdict"]) == ("toprl-export/report", 1, "passed")
+    assert payload.keys() >= {"gates", "device", "seed", "command", "budgets"}
+    assert payload["gates"][0].keys() >= {"name", "budget_kept", "measured", "limit", "passed"}
+    budget = payload["budgets"][0]
+    assert (budget["budget_kept"], budget["visual_tokens"]) == (192, 576)
+    for name in ("reference", "pruned_reference", "engine", "random"):
+        assert budget["accuracy"][name].keys() == {"value", "n", "ci95"}
+    assert isinstance(budget["retention"], float)
+    assert len(budget["parity"]["kept_overlap_per_stage"]) == 3
+    assert budget["parity"].keys() >= {"logit_error_free", "logit_error_forced", "greedy_agreement"}
+    for name in ("reference", "engine_unpruned", "engine"):
+        assert budget["latency_ms"][name].keys() == {"vision", "prefill", "decode_per_token", "total"}
+    assert budget["speedup"].keys() >= {"prefill_vs_reference", "prefill_vs_engine_unpruned", "total_vs_reference"}
+    assert budget["flops"].keys() >= {"formula", "graph", "graph_unpruned"}
+    assert budget.keys() >= {"throughput", "peak_memory_bytes"}
+
+
+def damage(payload: dict, change: str) -> None:
+    budget = payload["budgets"][0]
+    if change == "lacking":
+        del budget["retention"]
+    elif change == "unknown":
+        budget["surprise"] = 1
+    elif change == "mistyped":
+        budget["speedup"]["total_vs_reference"] = "fast"
+    elif change == "verdict":
+        payload["verdict"] = "maybe"
+    elif change == "interval":
+        budget["accuracy"]["engine"]["ci95"] = [0.1]
+    elif change == "boolean":
+        budget["budget_kept"] = True
+    elif change == "version":
+        payload["version"] = 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("lacking", r"budgets\[0\] holds .* expected .*retention"),
+        ("unknown", "surprise"),
+        ("mistyped", "total_vs_reference is 'fast', expected float"),
+        ("verdict", "verdict is 'maybe'"),
+        ("interval", "ci95"),
+        ("boolean", "budget_kept is True, expected int"),
+        ("version", "version 2"),
+    ],
+)
+def test_wrong_files_are_refused(tmp_path: Path, report: Report, change: str, message: str):
+    payload = report.to_json()
+    damage(payload, change)
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(payload))
+    with pytest.raises(UserError, match=message):
+        read_report(path)

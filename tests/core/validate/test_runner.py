@@ -1,0 +1,165 @@
+"""The whole of validate, on a tiny model with an engine in PyTorch: right ones pass, wrong ones exit 1, mistakes 2."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.support import torch_engine
+from tests.support.tiny_bundle import TASK, tiny_bundle
+from tests.support.tiny_llava import tiny_adapter
+from toprl_export.bundle import load_bundle
+from toprl_export.cli.main import main
+from toprl_export.validate import bench, latency, runner
+from toprl_export.validate.bench import ValidationOptions
+from toprl_export.validate.report import read_report
+from toprl_export.validate.runner import validate
+
+QUICK = ["--limit", "4", "--warmup", "0", "--iterations", "2", "--threads", "1"]
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Measured in fewer rounds."""
+    monkeypatch.setattr(runner, "THROUGHPUT_ROUNDS", 1)
+    monkeypatch.setattr(latency, "GENERATED_TOKENS", 3)
+    return tiny_bundle(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fake engine exists in this process only, so a fresh one could not open it."""
+    monkeypatch.setattr(runner, "peak_memory", lambda directory, kind, counts, *_: 1000 + len(counts) + len(kind))
+
+
+@pytest.fixture
+def break_engine(monkeypatch: pytest.MonkeyPatch) -> Callable[[torch_engine.Fault], None]:
+    return lambda fault: monkeypatch.setattr(torch_engine.TorchEngine, "fault", fault)
+
+
+def report_of(bundle: Path):
+    return json.loads((bundle.with_name(f"{TASK}-report") / "report.json").read_text())
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_a_right_engine_passes(bundle: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["validate", str(bundle), *QUICK, "--min-retention", "12=1"]) == 0
+    payload = report_of(bundle)
+    assert payload["verdict"] == "passed"
+    assert payload["seed"] == 0
+    assert [budget["budget_kept"] for budget in payload["budgets"]] == [12, 6]
+    for budget in payload["budgets"]:
+        assert budget["accuracy"]["reference"]["value"] == 0.5
+        assert budget["accuracy"]["engine"] == budget["accuracy"]["pruned_reference"]
+        assert budget["retention"] == budget["accuracy"]["engine"]["value"] / 0.5
+        assert budget["parity"]["greedy_agreement"] == 1.0
+        assert budget["parity"]["kept_overlap_per_stage"] == [1.0, 1.0]
+        assert budget["parity"]["logit_error_free"] < 1e-4
+        assert [point["batch"] for point in budget["throughput"]] == [1, 2, 4]
+        times = budget["latency_ms"]
+        ratio = times["reference"]["prefill"] / times["engine"]["prefill"]
+        assert budget["speedup"]["prefill_vs_reference"] == pytest.approx(ratio)
+        flops = budget["flops"]
+        assert flops["graph_unpruned"] > flops["graph"]
+        share = budget["speedup"]["prefill_vs_engine_unpruned"] / (flops["graph_unpruned"] / flops["graph"])
+        assert budget["speedup"]["realised_share"] == pytest.approx(share)
+    printed = capsys.readouterr().out
+    assert "12/25" in printed and "6/25" in printed
+    assert str(bundle.with_name(f"{TASK}-report") / "report.html") in printed
+
+
+@pytest.mark.usefixtures("no_memory")
+@pytest.mark.parametrize(
+    ("fault", "failed"),
+    [
+        ("selection", {("kept overlap", 12), ("kept overlap", 6), ("retention", 12)}),
+        ("logits", {("logit error (forced selection)", 12), ("logit error (forced selection)", 6)}),
+        ("decode", {("retention", 12)}),
+    ],
+)
+def test_a_wrong_engine_fails(bundle: Path, break_engine, fault: torch_engine.Fault, failed: set):
+    break_engine(fault)
+    assert main(["validate", str(bundle), *QUICK, "--min-retention", "12=1"]) == 1
+    payload = report_of(bundle)
+    assert payload["verdict"] == "failed"
+    if fault == "decode":
+        assert all(budget["parity"]["greedy_agreement"] < 1 for budget in payload["budgets"])
+    assert {(gate["name"], gate["budget_kept"]) for gate in payload["gates"] if not gate["passed"]} == failed
+    junit = ElementTree.parse(bundle.with_name(f"{TASK}-report") / "junit.xml").getroot()
+    assert junit.attrib["failures"] == str(len(failed))
+    assert "failed" in (bundle.with_name(f"{TASK}-report") / "report.html").read_text()
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_the_bundle_is_stamped_and_revalidated(bundle: Path, break_engine):
+    report = validate(bundle, options=ValidationOptions(limit=2, warmup=0, iterations=1, threads=1))
+    path = bundle.with_name(f"{TASK}-report") / "report.json"
+    assert read_report(path) == report
+    first = load_bundle(bundle).manifest.validation
+    assert first is not None and first.verdict == report.verdict
+    break_engine("logits")
+    again = validate(bundle, options=ValidationOptions(limit=2, warmup=0, iterations=1, threads=1))
+    second = load_bundle(bundle).manifest.validation
+    assert second is not None and second.verdict == "failed"
+    assert second.report_sha256 != first.report_sha256
+    assert again.subject == report.subject  # the stamp is no part of what was measured
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_json_output_is_the_report(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    main(["validate", str(bundle), *QUICK, "--json", "--report-dir", str(tmp_path / "r")])
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "r" / "report.json").read_text())
+
+
+@pytest.mark.usefixtures("no_memory")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "mini-exit"], "unknown task"),
+        (["--min-retention", "7=0.9"], "names budget 7"),
+        (["--min-retention", "high"], "--min-retention: 'high' is not a limit"),
+        (["--min-speedup", "decode:2"], "unknown speedup 'decode'"),
+        (["--max-logit-error", "0"], "'0' is not a limit"),
+        (["--iterations", "0"], "too small"),
+        (["--warmup", "-1"], "--warmup"),
+    ],
+)
+def test_mistakes_are_one_line(bundle: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["validate", str(bundle), *QUICK, *arguments]) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert len(printed.splitlines()) == 1
+    assert not bundle.with_name(f"{TASK}-report").exists()
+
+
+def test_a_report_directory_that_holds_something_else_is_left_alone(bundle: Path, tmp_path: Path, capsys):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("mine")
+    assert main(["validate", str(bundle), *QUICK, "--report-dir", str(tmp_path / "taken")]) == 2
+    assert "holds something else" in capsys.readouterr().err
+    assert (tmp_path / "taken" / "thesis.txt").read_text() == "mine"
+
+
+def test_another_model_is_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    other = tiny_adapter(seed=9)
+    monkeypatch.setattr(bench, "load_model", lambda *_, **__: other)
+    assert main(["validate", str(bundle), *QUICK]) == 2
+    assert "other weights" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_an_interrupted_validation_leaves_the_earlier_report(bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    main(["validate", str(bundle), *QUICK])
+    before = report_of(bundle)
+
+    def interrupt(session: object, request: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch_engine.TorchSession, "prefill", interrupt)
+    assert main(["validate", str(bundle), *QUICK]) == 130
+    assert report_of(bundle) == before
+    assert sorted(path.name for path in bundle.parent.iterdir()) == [TASK, f"{TASK}-report"]

@@ -1,0 +1,147 @@
+"""Which visual tokens a question keeps, by a bundle's engine or by an agent in PyTorch; what `visualize` draws."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from toprl_export.errors import UserError
+from toprl_export.runtime.preprocess import ImageInput, ImageProcessor
+from toprl_export.visualize import KeptTokens, shown_image
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SPLIT: Final = "held-out"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question about one image, and the right answer where it is known."""
+
+    image: ImageInput
+    question: str
+    expected: str | None = None
+
+
+@dataclass(frozen=True)
+class TaskQuestion:
+    """Held-out question ``index`` of a task's draw by ``seed``; without a task, of the one the agent is for."""
+
+    task: str | None
+    index: int
+    seed: int
+
+    def find(self, agent_task: str) -> Asked:
+        """The question.
+
+        Raises:
+            UserError: the task is unknown or has no such question.
+        """
+        from toprl_export.tasks.registry import TASKS
+
+        task = TASKS.get(self.task or agent_task)
+        count = task.question_count(SPLIT)
+        if count is not None and self.index >= count:
+            raise UserError(f"{task.name} has {count} held-out questions: choose --index from 0 to {count - 1}")
+        sample = task.sample(SPLIT, self.seed, self.index)
+        return Asked(sample.image, sample.question, sample.answer)
+
+
+def kept_by_bundle(
+    directory: Path, question: Asked | TaskQuestion, task: str | None, budget_kept: int | None, threads: int | None
+) -> KeptTokens:
+    """Ask a bundle's engine.
+
+    Args:
+        directory: the bundle.
+        question: what to ask.
+        task: whose agent prunes; the first one's by default.
+        budget_kept: one of the bundle's budgets; by default its largest.
+        threads: CPU threads of the engine.
+
+    Raises:
+        UserError: the bundle does not verify, or has no such task or budget.
+    """
+    from tokenizers import Tokenizer
+
+    from toprl_export.bundle import load_bundle
+    from toprl_export.engine import SessionOptions, get_engine
+    from toprl_export.runtime.generation import GenerationRequest, generate
+
+    bundle = load_bundle(directory)
+    manifest, entry = bundle.manifest, bundle.agent(task)
+    keep_counts = bundle.keep_counts(budget_kept)
+    asked = _asked(question, entry.task)
+    tokenizer = Tokenizer.from_file(str(bundle.path("tokenizer")))
+    session = get_engine(manifest.engine.name).open(bundle, SessionOptions(threads=threads))
+    request = GenerationRequest(
+        pixels=manifest.image_processor([asked.image]),
+        tokens=manifest.prompt.tokenize(
+            tokenizer, [asked.question], manifest.model.visual_tokens, manifest.model.max_length
+        ),
+        keep_counts=keep_counts,
+        agent_index=entry.index,
+        max_new_tokens=16,
+        end_tokens=manifest.model.end_tokens,
+    )
+    answered = generate(session, tokenizer, request)
+    return KeptTokens(
+        image=_seen(manifest.image_processor, request.pixels),
+        visual_tokens=manifest.model.visual_tokens,
+        kept=tuple(kept[0] for kept in answered.kept),
+        sites=tuple(str(stage.site) for stage in manifest.plan.stages),
+        question=asked.question,
+        answer=answered.answers[0],
+        expected=asked.expected,
+    )
+
+
+def kept_by_agent(
+    directory: Path, question: Asked | TaskQuestion, budget_kept: int | None, threads: int | None
+) -> KeptTokens:
+    """Ask the model an agent was trained on, in PyTorch; arguments as in `kept_by_bundle`.
+
+    Raises:
+        UserError: it is no agent, its model has other weights now, or it has no such budget.
+    """
+    import torch
+
+    from toprl_export.agent import load_agent
+    from toprl_export.models.load import load_model
+    from toprl_export.models.reference import Pruning, ReferenceRunner
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    agent = load_agent(directory)
+    plan = agent.record.plan
+    budget = max(schedule.budget_kept for schedule in plan.schedules) if budget_kept is None else budget_kept
+    pruning = Pruning.from_plan(plan, budget, agent.actor)
+    asked = _asked(question, agent.record.task)
+    adapter = load_model(agent.record.model_id)
+    agent.check_fits(adapter)
+    pixels = adapter.image_processor([asked.image])
+    tokens = adapter.prompt_format.tokenize(adapter.tokenizer, [asked.question], adapter.visual_tokens)
+    runner = ReferenceRunner(adapter)
+    answered = runner.generate(tokens, runner.encode_image(pixels), 16, pruning)
+    return KeptTokens(
+        image=_seen(adapter.image_processor, pixels),
+        visual_tokens=adapter.visual_tokens,
+        kept=tuple(kept[0].cpu().numpy() for kept in answered.prefill.kept),
+        sites=tuple(str(stage.site) for stage in plan.stages),
+        question=asked.question,
+        answer=adapter.tokenizer.decode(answered.tokens[0]),
+        expected=asked.expected,
+    )
+
+
+def _asked(question: Asked | TaskQuestion, agent_task: str) -> Asked:
+    return question if isinstance(question, Asked) else question.find(agent_task)
+
+
+def _seen(processor: ImageProcessor, pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The first image as the model sees it, resized and cropped."""
+    return shown_image(pixels[0], processor.mean, processor.std)

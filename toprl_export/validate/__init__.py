@@ -1,0 +1,1 @@
+"""Measures a bundle against the reference model and says whether it may ship."""

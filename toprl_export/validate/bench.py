@@ -1,0 +1,160 @@
+"""Everything that validation compares, opened once: the stock model, the agent in PyTorch and the bundle's engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tokenizers import Tokenizer
+
+from toprl_export.agent import Agent, load_agent
+from toprl_export.bundle import Bundle, load_bundle
+from toprl_export.engine import Engine, SessionOptions, get_engine
+from toprl_export.errors import UserError
+from toprl_export.models.load import load_model
+from toprl_export.models.reference import Pruning, ReferenceRunner
+from toprl_export.pruning.baselines.random import RandomScorer
+from toprl_export.seeding import derive_seed
+from toprl_export.tasks.registry import TASKS
+from toprl_export.validate.answers import Contender, QuestionBatch, question_batches
+from toprl_export.validate.machine import usable_cores
+from toprl_export.validate.retention import BudgetContenders
+from toprl_export.validate.stock import StockSession
+
+if TYPE_CHECKING:
+    from toprl_export.runtime.session import EngineSession
+    from toprl_export.tasks.task import Sample, Task
+
+SPLIT: Final = "held-out"
+
+
+@dataclass(frozen=True)
+class ValidationOptions:
+    """How much is measured, and on what.
+
+    Attributes:
+        limit: held-out questions answered.
+        parity_questions: how many of them are also compared number by number.
+        batch: questions answered together where time is not measured.
+        warmup: rounds of the latency measurement that are not counted.
+        iterations: rounds that are.
+        throughput_batches: batches at which whole requests per second are measured.
+        threads: CPU threads of PyTorch and of the engine alike; None for all cores.
+        device: where PyTorch and the engine run, "cpu" or "cuda".
+        measure_memory: start one process per contender to measure its peak memory.
+        seed: of questions, random pruning and bootstrap.
+    """
+
+    limit: int = 500
+    parity_questions: int = 64
+    batch: int = 16
+    warmup: int = 3
+    iterations: int = 20
+    throughput_batches: tuple[int, ...] = (1, 2, 4)
+    threads: int | None = None
+    device: str = "cpu"
+    measure_memory: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = {"limit": self.limit, "iterations": self.iterations, "batch": self.batch}
+        for name, value in (*counts.items(), ("threads", 1 if self.threads is None else self.threads)):
+            if value < 1:
+                raise UserError(f"{name} is {value}, expected at least 1")
+        if self.warmup < 0:
+            raise UserError(f"warmup is {self.warmup}, expected at least 0")
+
+    @property
+    def thread_count(self) -> int:
+        """The number of threads meant."""
+        return self.threads or usable_cores()
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The contenders and the questions."""
+
+    bundle: Bundle
+    task: Task
+    agent: Agent
+    tokenizer: Tokenizer
+    samples: tuple[Sample, ...]
+    runner: ReferenceRunner
+    stock: EngineSession
+    engine: Engine
+    pruned: EngineSession
+    unpruned: EngineSession
+
+    @property
+    def agent_index(self) -> int:
+        """Which of the bundle's agents answers."""
+        return self.bundle.agent(self.task.name).index
+
+    @property
+    def budgets_kept(self) -> tuple[int, ...]:
+        """The bundle's budgets, largest first."""
+        return self.bundle.manifest.budgets_kept
+
+    def contender(self, budget_kept: int) -> Contender:
+        """The pruned engine at one budget."""
+        return Contender(self.pruned, self.bundle.keep_counts(budget_kept), self.agent_index)
+
+    def latency_contenders(self) -> dict[str, Contender]:
+        """Everyone whose time is taken: "reference", "engine_unpruned", and the engine by budget ("192")."""
+        manifest = self.bundle.manifest
+        everything = (manifest.model.visual_tokens,) * len(manifest.plan.stages)
+        shared = {"reference": self.stock, "engine_unpruned": self.unpruned}
+        named = {name: Contender(session, everything, self.agent_index) for name, session in shared.items()}
+        return named | {str(budget): self.contender(budget) for budget in self.budgets_kept}
+
+    def accuracy_contenders(self, seed: int) -> dict[int, BudgetContenders]:
+        """For each budget the engine, the agent in PyTorch and random pruning at the same keep counts."""
+        plan = self.bundle.manifest.plan
+        return {
+            budget: BudgetContenders(
+                self.contender(budget),
+                Pruning.from_plan(plan, budget, self.agent.actor),
+                Pruning.from_plan(plan, budget, RandomScorer(derive_seed(seed, "random-pruning", budget))),
+            )
+            for budget in self.budgets_kept
+        }
+
+    def throughput_batches(self, options: ValidationOptions) -> tuple[int, ...]:
+        """The batches asked for that the questions fill."""
+        return tuple(size for size in options.throughput_batches if size <= len(self.samples))
+
+    def batches(self, size: int, limit: int | None = None) -> list[QuestionBatch]:
+        """The questions, or the first ``limit`` of them, in batches."""
+        return list(question_batches(self.samples[:limit], self.bundle.manifest, self.tokenizer, size))
+
+
+def open_bench(directory: Path, task_name: str | None, options: ValidationOptions) -> Bench:
+    """Load the bundle, its reference model and its agent, and open the engine pruned and unpruned.
+
+    Raises:
+        UserError: the bundle does not verify or has no agent for the task; the model is not the one it was built
+            from; the engine cannot work here; or the task has no such question.
+    """
+    bundle = load_bundle(directory)
+    entry = bundle.agent(task_name)
+    task = TASKS.get(entry.task)
+    samples = tuple(task.samples(SPLIT, options.seed, options.limit))
+    engine = get_engine(bundle.manifest.engine.name)
+    model = bundle.manifest.model
+    adapter = load_model(model.id, device=options.device, revision=model.revision)
+    if adapter.fingerprint != model.fingerprint:
+        raise UserError(
+            f"{directory} was built from other weights of {model.id} ({model.fingerprint[:12]}…) than are installed "
+            f"({adapter.fingerprint[:12]}…): build it again"
+        )
+    agent = load_agent(bundle.agent_dir(entry.task))
+    if agent.fingerprint != entry.fingerprint:
+        raise UserError(f"{bundle.agent_dir(entry.task)} holds another agent than the manifest names: build again")
+    agent.actor.to(adapter.device)
+    threads, provider = options.thread_count, options.device
+    pruned = engine.open(bundle, SessionOptions(threads, provider))
+    unpruned = engine.open(bundle, SessionOptions(threads, provider, unpruned=True))
+    tokenizer = Tokenizer.from_file(str(bundle.path("tokenizer")))
+    runner, stock = ReferenceRunner(adapter), StockSession(adapter)
+    return Bench(bundle, task, agent, tokenizer, samples, runner, stock, engine, pruned, unpruned)

@@ -1,0 +1,253 @@
+"""The report: what validation measured, as typed records and as ``report.json``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from toprl_export.files import read_json_versioned, write_json_atomic
+from toprl_export.validate.typed import from_json, to_json
+
+FORMAT = "toprl-export/report"
+VERSION = 1
+REPORT_FILE = "report.json"
+HTML_FILE = "report.html"
+JUNIT_FILE = "junit.xml"
+
+Verdict: TypeAlias = Literal["passed", "failed"]
+Comparison: TypeAlias = Literal[">=", "<=", ">"]
+Interval: TypeAlias = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A task's metric (0 to 1) over ``n`` questions, with its 95% interval."""
+
+    value: float
+    n: int
+    ci95: Interval
+
+
+@dataclass(frozen=True)
+class AccuracyComparison:
+    """The same questions, answered four ways.
+
+    ``reference`` is the stock PyTorch model without pruning, ``pruned_reference`` PyTorch with the agent's pruning,
+    ``engine`` the bundle, ``random`` PyTorch with random pruning at the same keep counts.
+    """
+
+    reference: Accuracy
+    pruned_reference: Accuracy
+    engine: Accuracy
+    random: Accuracy
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How closely the engine follows the pruned PyTorch reference over ``n`` questions.
+
+    ``kept_overlap_per_stage`` is the mean share (0 to 1) of the kept set on which both agree. A logit error is the
+    largest absolute difference of the prefill logits: ``free`` when each selects for itself, ``forced`` when the
+    reference replays the engine's kept indices; None when a logit is not a finite number. ``greedy_agreement`` is the
+    share of equal generated tokens.
+    """
+
+    kept_overlap_per_stage: tuple[float, ...]
+    logit_error_free: float | None
+    logit_error_forced: float | None
+    greedy_agreement: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one request's parts."""
+
+    vision: float
+    prefill: float
+    decode_per_token: float
+    total: float
+
+
+@dataclass(frozen=True)
+class LatencyComparison:
+    """The parts' times for the stock PyTorch model, the engine's unpruned graph and the pruned engine."""
+
+    reference: Latency
+    engine_unpruned: Latency
+    engine: Latency
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """Ratios of median times measured in the same rounds; above 1 the pruned engine is the faster one.
+
+    ``realised_share`` is ``prefill_vs_engine_unpruned`` divided by the FLOPs ratio of the two graphs (of the formula
+    where the engine cannot count its graphs).
+    """
+
+    prefill_vs_reference: float
+    prefill_vs_engine_unpruned: float
+    total_vs_reference: float
+    realised_share: float
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Whole requests per second when ``batch`` of them are answered together."""
+
+    batch: int
+    reference: float
+    engine_unpruned: float
+    engine: float
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """Peak resident bytes of a fresh process that loads one contender and answers one request."""
+
+    reference: int
+    engine_unpruned: int
+    engine: int
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs of one prefill: by Eq. 8-12 (visual tokens only, with the actor) and counted in the built graphs."""
+
+    formula: float
+    formula_unpruned: float
+    graph: float | None
+    graph_unpruned: float | None
+
+    @property
+    def ratio(self) -> float:
+        """Unpruned over pruned, by the graphs where they were counted, else by the formula."""
+        if self.graph and self.graph_unpruned:
+            return self.graph_unpruned / self.graph
+        return self.formula_unpruned / self.formula
+
+
+@dataclass(frozen=True)
+class BudgetReport:
+    """Everything measured at one budget; ``latency_ms`` holds medians, ``latency_iqr_ms`` interquartile ranges."""
+
+    budget_kept: int
+    visual_tokens: int
+    keep_counts: tuple[int, ...]
+    average_kept: float
+    accuracy: AccuracyComparison
+    retention: float | None
+    retention_ci95: Interval | None
+    engine_minus_random_ci95: Interval
+    parity: Parity
+    latency_ms: LatencyComparison
+    latency_iqr_ms: LatencyComparison
+    speedup: Speedup
+    throughput: tuple[Throughput, ...]
+    peak_memory_bytes: PeakMemory | None
+    flops: Flops
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One demand at one budget, and whether it was met."""
+
+    name: str
+    budget_kept: int
+    measured: float | None
+    comparison: Comparison
+    limit: float
+    passed: bool
+
+    @property
+    def sentence(self) -> str:
+        """The gate and its outcome in words."""
+        measured = "not measurable" if self.measured is None else f"{self.measured:.4g}"
+        wanted = f"wanted {self.comparison} {self.limit:.4g}{'' if self.passed else ': failed'}"
+        return f"{self.name} at {self.budget_kept} kept is {measured}, {wanted}"
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where the measurements were made; ``threads`` were given to reference and engine alike."""
+
+    kind: str
+    name: str
+    cores: int
+    threads: int
+    memory_bytes: int | None
+    platform: str
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What was validated, by content."""
+
+    bundle: str
+    manifest_sha256: str
+    engine: str
+    precision: str
+    model: str
+    model_fingerprint: str
+    agent_fingerprint: str
+    method: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How it was measured."""
+
+    split: str
+    questions: int
+    parity_questions: int
+    warmup: int
+    iterations: int
+    generated_tokens: int
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of validating one bundle on one task."""
+
+    verdict: Verdict
+    task: str
+    metric: str
+    subject: Subject
+    gates: tuple[Gate, ...]
+    budgets: tuple[BudgetReport, ...]
+    settings: Settings
+    device: Device
+    versions: dict[str, str]
+    seed: int
+    command: str
+
+    def gates_of(self, budget_kept: int) -> tuple[Gate, ...]:
+        """The gates of one budget."""
+        return tuple(gate for gate in self.gates if gate.budget_kept == budget_kept)
+
+    def passed_at(self, budget_kept: int) -> bool:
+        """Whether every gate of one budget was met."""
+        return all(gate.passed for gate in self.gates_of(budget_kept))
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``report.json``."""
+        return {"format": FORMAT, "version": VERSION, **to_json(self)}
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Write ``report.json``."""
+    write_json_atomic(path, report.to_json())
+
+
+def read_report(path: Path) -> Report:
+    """Read ``report.json``.
+
+    Raises:
+        UserError: the file is missing, of another format or version, or lacks a field.
+    """
+    payload = read_json_versioned(path, FORMAT, VERSION)
+    del payload["format"], payload["version"]
+    return from_json(Report, payload, str(path))

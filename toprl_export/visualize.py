@@ -1,0 +1,138 @@
+"""A picture of the visual tokens that each stage keeps, as the paper's Figure 4."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from toprl_export.errors import UserError
+
+PANEL = 320
+"""Longer side of each panel, in pixels."""
+MARGIN = 24
+GAP = 16
+TITLE_HEIGHT = 52
+LINE_HEIGHT = 26
+INK, QUIET, PAPER = (28, 36, 48), (91, 100, 114), (255, 255, 255)
+DIM = 0.78
+"""How far a dropped patch's grey is drawn towards white."""
+
+
+@dataclass(frozen=True, eq=False)
+class KeptTokens:
+    """What one request kept.
+
+    Attributes:
+        image: the picture as the model sees it, ``uint8 [h, w, 3]``.
+        visual_tokens: n, in rows from the upper left.
+        kept: per stage, indices of the kept tokens within 0 to n-1, ``int64 [k_t]``.
+        sites: per stage, where it stands ("decoder:2").
+        question: what was asked.
+        answer: what was answered with these tokens.
+        expected: the right answer where it is known.
+    """
+
+    image: NDArray[np.uint8]
+    visual_tokens: int
+    kept: tuple[NDArray[np.int64], ...]
+    sites: tuple[str, ...]
+    question: str
+    answer: str
+    expected: str | None = None
+
+
+def patch_grid(height: int, width: int, visual_tokens: int) -> tuple[int, int]:
+    """Rows and columns of the patches of an image.
+
+    Raises:
+        UserError: the tokens do not lie on a grid of square patches.
+    """
+    side = math.sqrt(height * width / visual_tokens)
+    rows, columns = round(height / side), round(width / side)
+    if rows * columns != visual_tokens or rows * width != columns * height:
+        raise UserError(
+            f"{visual_tokens} visual tokens are no grid of square patches on an image of {width}x{height} pixels, "
+            "so they cannot be drawn: choose a model with one token per patch"
+        )
+    return rows, columns
+
+
+def dim_dropped(image: NDArray[np.uint8], kept: NDArray[np.int64], visual_tokens: int) -> NDArray[np.uint8]:
+    """The image with every patch that is not kept in pale grey, ``uint8 [h, w, 3]``.
+
+    Raises:
+        UserError: see :func:`patch_grid`.
+    """
+    height, width = image.shape[:2]
+    rows, columns = patch_grid(height, width, visual_tokens)
+    alive = np.zeros(visual_tokens, dtype=bool)
+    alive[kept] = True
+    row = np.arange(height) * rows // height
+    column = np.arange(width) * columns // width
+    shown = alive.reshape(rows, columns)[row[:, None], column[None, :], None]  # [h, w, 1]
+    grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    pale = (grey * (1 - DIM) + 255 * DIM)[..., None]  # [h, w, 1]
+    return np.where(shown, image, np.rint(pale).astype(np.uint8))
+
+
+def draw(tokens: KeptTokens) -> Image.Image:
+    """The image, then one panel per stage with the dropped patches in pale grey; question and answer below.
+
+    Raises:
+        UserError: see :func:`patch_grid`.
+    """
+    panels = [tokens.image, *(dim_dropped(tokens.image, kept, tokens.visual_tokens) for kept in tokens.kept)]
+    titles = [("image", f"{tokens.visual_tokens} visual tokens")]
+    for stage, (site, kept) in enumerate(zip(tokens.sites, tokens.kept, strict=True), start=1):
+        share = f"{len(kept) / tokens.visual_tokens:.0%}"
+        titles.append((f"stage {stage} · {site}", f"{len(kept)} of {tokens.visual_tokens} kept ({share})"))
+    scale = PANEL / max(tokens.image.shape[:2])
+    size = (round(tokens.image.shape[1] * scale), round(tokens.image.shape[0] * scale))
+    width = 2 * MARGIN + len(panels) * size[0] + (len(panels) - 1) * GAP
+    lines = _caption(tokens, width - 2 * MARGIN)
+    height = MARGIN + TITLE_HEIGHT + size[1] + GAP + len(lines) * LINE_HEIGHT + MARGIN
+    canvas = Image.new("RGB", (width, height), PAPER)
+    pen = ImageDraw.Draw(canvas)
+    for place, (panel, (title, detail)) in enumerate(zip(panels, titles, strict=True)):
+        x = MARGIN + place * (size[0] + GAP)
+        pen.text((x, MARGIN), title, INK, font=_font(19))
+        pen.text((x, MARGIN + 24), detail, QUIET, font=_font(16))
+        # Patches stay sharp squares: the scene is enlarged without blurring their edges.
+        canvas.paste(Image.fromarray(panel).resize(size, Image.Resampling.NEAREST), (x, MARGIN + TITLE_HEIGHT))
+    for number, (line, colour) in enumerate(lines):
+        pen.text((MARGIN, MARGIN + TITLE_HEIGHT + size[1] + GAP + number * LINE_HEIGHT), line, colour, font=_font(18))
+    return canvas
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    """The picture as a PNG file's content."""
+    stream = BytesIO()
+    picture.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def shown_image(pixels: NDArray[np.float32], mean: Sequence[float], std: Sequence[float]) -> NDArray[np.uint8]:
+    """The picture behind normalised pixels ``float32 [3, h, w]``, ``uint8 [h, w, 3]``."""
+    colours = pixels.transpose(1, 2, 0) * np.array(std, np.float32) + np.array(mean, np.float32)
+    shown: NDArray[np.uint8] = np.rint(colours.clip(0, 1) * 255).astype(np.uint8)
+    return shown
+
+
+def _caption(tokens: KeptTokens, width: int) -> list[tuple[str, tuple[int, int, int]]]:
+    """The lines below the panels with their colours."""
+    columns = max(20, int(width / (_font(18).getlength("abcdefghij") / 10)))
+    texts = [(f"Question: {tokens.question}", INK), (f"Answer: {tokens.answer or '(none)'}", INK)]
+    if tokens.expected is not None:
+        texts.append((f"Expected: {tokens.expected}", QUIET))
+    return [(line, colour) for text, colour in texts for line in textwrap.wrap(text, columns)]
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
