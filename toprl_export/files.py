@@ -163,18 +163,18 @@ def check_replaceable(target: Path, overwrite: bool, marker: str) -> None:
     if not target.exists():
         return
     if not target.is_dir():
-        raise UserError(f"{target} is a file; expected a new directory: choose another --output-dir")
+        raise UserError(f"{target} is a file; expected a new directory: choose another directory")
     if os.path.ismount(target):
         raise UserError(f"{target} is a mount point and cannot be replaced: choose a directory below it")
     if not any(target.iterdir()):
         return
     if not (target / marker).is_file():
         raise UserError(
-            f"{target} holds something else (no {marker} in it), so it is left alone: choose another --output-dir"
+            f"{target} holds something else (no {marker} in it), so it is left alone: choose another directory"
         )
     if not overwrite:
         raise UserError(
-            f"{target} already holds an earlier result: add --overwrite to replace it or choose another --output-dir"
+            f"{target} already holds an earlier result: add --overwrite to replace it or choose another directory"
         )
 
 

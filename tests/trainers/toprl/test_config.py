@@ -1,0 +1,92 @@
+"""Recipes: the packaged ones load, unknown and impossible settings are one clear line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from toprl_export.errors import UserError
+from toprl_trainers.recipes import load_recipe, recipe_names
+from toprl_trainers.toprl.config import TOPRLConfig
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_packaged_recipes_are_valid_for_every_task_they_name(name: str):
+    for task in ("mini-colour", "easy-vqa", "a task of your own"):
+        TOPRLConfig.from_mapping(load_recipe(name, "toprl", task).settings)
+
+
+def test_settings_of_the_task_win(tmp_path: Path):
+    path = write(tmp_path, "method: toprl\nsettings: {updates: 5, clip: 0.1}\ntasks: {mini-read: {updates: 9}}\n")
+    assert load_recipe(path, "toprl", "mini-read").settings == {"updates": 9, "clip": 0.1}
+    assert load_recipe(path, "toprl", "mini-count").settings == {"updates": 5, "clip": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("method: toprl\nupdates: 5\n", "unknown part of recipe .*'updates'.*settings"),
+        ("method: vpruner\n", "for method 'vpruner', not 'toprl'"),
+        ("- a\n", "holds no mapping"),
+        ("method: toprl\nsettings: 5\n", "settings is 5, expected a mapping"),
+        ("method: [\n", "not valid YAML"),
+    ],
+)
+def test_a_recipe_that_is_none_is_refused(tmp_path: Path, text: str, message: str):
+    with pytest.raises(UserError, match=message):
+        load_recipe(write(tmp_path, text), "toprl", "mini-read")
+
+
+def test_unknown_recipes_list_the_known():
+    with pytest.raises(UserError, match=r"unknown recipe 'toprll'; did you mean 'toprl'\?"):
+        load_recipe("toprll", "toprl", "mini-read")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_recipe("nowhere/mine.yaml", "toprl", "mini-read")
+
+
+def test_a_mapping_is_read_with_its_reward_and_layers():
+    config = TOPRLConfig.from_mapping({"updates": 3, "stage_layers": [0, 4], "reward": {"assignment": "terminal"}})
+    assert (config.updates, config.stage_layers, config.reward.assignment) == (3, (0, 4), "terminal")
+    assert TOPRLConfig.from_mapping({}) == TOPRLConfig()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"updats": 3},
+        {"updates": 0},
+        {"updates": 2.5},
+        {"updates": True},
+        {"images": 4, "images_per_update": 8},
+        {"minibatches": 9},
+        {"clip": 0},
+        {"discount": 1.5},
+        {"trace": -0.1},
+        {"learning_rate": "fast"},
+        {"temperature_start": 0.1, "temperature_end": 0.2},
+        {"training_fraction_kept": 0},
+        {"threshold": "none"},
+        {"precision": "int8"},
+        {"entropy_weight": -1},
+        {"stage_layers": 3},
+        {"reward": 3},
+        {"reward": {"bleu": 1}},
+    ],
+    ids=str,
+)
+def test_wrong_settings_are_named(wrong: dict[str, object]):
+    with pytest.raises(UserError, match="bleu" if wrong == {"reward": {"bleu": 1}} else list(wrong)[-1].split("_")[0]):
+        TOPRLConfig.from_mapping(wrong)
+
+
+def test_limits_keep_the_settings_possible():
+    config = TOPRLConfig().limited(updates=7, images=1)
+    assert (config.updates, config.images, config.images_per_update, config.minibatches) == (7, 1, 1, 1)
+    assert TOPRLConfig().limited(None, None) == TOPRLConfig()

@@ -1,0 +1,101 @@
+"""Packed questions score as each question does alone, through Hugging Face's own forward."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.trainers.tiny_world import TASK
+from toprl_export.errors import UserError
+from toprl_export.models.llava import LlavaAdapter
+from toprl_export.models.walk import walk_prefill
+from toprl_export.pruning.mask import neutralising_mask
+from toprl_export.tasks.scenes.questions import Question
+from toprl_trainers.toprl.policy import compacted
+from toprl_trainers.toprl.questions import pack_questions, repeated
+
+ASKED = (
+    (Question("what colour is it?", "red"), Question("is there a star in the image?", "light circle blue")),
+    (Question("how many?", "2"),),
+)
+
+
+def images(adapter: LlavaAdapter, count: int) -> torch.Tensor:
+    pixels = adapter.image_processor([TASK.question_group("train", 1, index).image for index in range(count)])
+    return adapter.encode_image(torch.from_numpy(pixels))
+
+
+def hugging_face_score(adapter: LlavaAdapter, question: Question, visual: torch.Tensor, alive: torch.Tensor):
+    """Log-probability and correctness of one answer, with the tokens that are not ``alive`` masked as in Eq. 6-7."""
+    batch = adapter.prompt_format.tokenize(adapter.tokenizer, [question.text], adapter.visual_tokens)
+    answer = [*adapter.tokenizer.encode(question.answer, add_special_tokens=False).ids, adapter.end_tokens[0]]
+    ids = torch.cat([torch.from_numpy(batch.input_ids), torch.tensor([answer[:-1]], dtype=torch.int64)], dim=1)
+    language_model = adapter.model.model.language_model
+    embeds = language_model.embed_tokens(ids)
+    embeds[0, batch.visual_index[0]] = visual
+    everyone = torch.ones(1, ids.shape[1], dtype=torch.bool)
+    everyone[0, batch.visual_index[0]] = alive
+    causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()[None]
+    mask = torch.zeros(1, 1, *causal.shape[1:]).masked_fill(~neutralising_mask(causal, everyone)[:, None], -1e30)
+    hidden = language_model(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
+    logits = adapter.model.lm_head(hidden)[0, -len(answer) :]
+    log_probability = logits.log_softmax(-1)[torch.arange(len(answer)), answer].sum()
+    return float(log_probability), logits.argmax(-1).tolist() == answer
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shown", ["all", "some"])
+def test_packed_and_compacted_equals_hugging_face_masked(adapter: LlavaAdapter, shown: str):
+    visual = images(adapter, 2)
+    alive = torch.ones(2, 25, dtype=torch.bool)
+    if shown == "some":
+        alive = torch.rand(2, 25, generator=torch.Generator().manual_seed(0)) < torch.tensor([[0.3], [0.7]])
+    tokens, gold = pack_questions(adapter, ASKED)
+    prefill = walk_prefill(adapter.decoder, tokens, visual, (0,), lambda _: compacted(alive))
+    found, right = gold.score(adapter.decoder, prefill.hidden)
+    assert found.shape == (3, 1)
+    flat = [(0, ASKED[0][0]), (0, ASKED[0][1]), (1, ASKED[1][0])]
+    for row, (image, question) in enumerate(flat):
+        expected, correct = hugging_face_score(adapter, question, visual[image], alive[image])
+        assert float(found[row, 0]) == pytest.approx(expected, abs=1e-4)
+        assert bool(right[row, 0]) == correct
+    # the control: another mask gives another score
+    others = alive.roll(7, dims=1) if shown == "some" else alive & (torch.arange(25) > 4)
+    prefill = walk_prefill(adapter.decoder, tokens, visual, (0,), lambda _: compacted(others))
+    assert float((gold.score(adapter.decoder, prefill.hidden)[0] - found).abs().max()) > 1e-2
+
+
+@torch.no_grad()
+def test_questions_do_not_see_each_other(adapter: LlavaAdapter):
+    visual = images(adapter, 1)
+    alone, both = pack_questions(adapter, [ASKED[0][1:]]), pack_questions(adapter, ASKED[:1])
+    scores = [
+        gold.score(adapter.decoder, walk_prefill(adapter.decoder, tokens, visual, (), pytest.fail).hidden)[0]
+        for tokens, gold in (alone, both)
+    ]
+    assert float(scores[0][0]) == pytest.approx(float(scores[1][1]), rel=1e-5)
+
+
+@torch.no_grad()
+def test_rollouts_of_an_image_are_columns(adapter: LlavaAdapter):
+    tokens, gold = pack_questions(adapter, ASKED)
+    visual = images(adapter, 2).repeat_interleave(3, dim=0)
+    masks = torch.rand(6, 25, generator=torch.Generator().manual_seed(5)) < 0.4
+    prefill = walk_prefill(adapter.decoder, repeated(tokens, 3), visual, (0,), lambda _: compacted(masks))
+    found, _ = gold.score(adapter.decoder, prefill.hidden)
+    assert found.shape == (3, 3)
+    expected, _ = hugging_face_score(adapter, ASKED[1][0], visual[4], masks[4])  # second image, its second rollout
+    assert float(found[2, 1]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_answer_without_tokens_is_refused(adapter: LlavaAdapter):
+    with pytest.raises(UserError, match="no tokens"):
+        pack_questions(adapter, [(Question("what?", " "),)])
+
+
+def test_image_of_question_counts_through_the_batch(adapter: LlavaAdapter):
+    _, gold = pack_questions(adapter, ASKED)
+    assert gold.image_of_question.tolist() == [0, 0, 1]
+    assert np.unique(gold.question.numpy()).tolist() == [0, 1, 2]
+    assert len(gold.label) == 2 + 4 + 2  # words of the answers, and the end after each

@@ -1,0 +1,130 @@
+"""A run that is killed goes on, and ends with the same bits as one that was not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.trainers.tiny_world import request
+from toprl_export.errors import UserError
+from toprl_trainers.toprl.run import Run
+from toprl_trainers.toprl.state import TrainingState
+from toprl_trainers.toprl.trainer import TOPRLTrainer
+
+ROOT = Path(__file__).parents[3]
+UPDATES = 12
+SCRIPT = "import sys; from tests.trainers.tiny_world import train_in_this_process as train; train(*sys.argv[1:])"
+
+
+def start(weights: Path, folder: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", SCRIPT, str(weights), str(folder), str(UPDATES)]
+    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def kill_after_a_checkpoint(process: subprocess.Popen[bytes], checkpoint: Path) -> None:
+    while not checkpoint.is_file():
+        assert process.poll() is None, "the run ended before it was killed"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_equals_undisturbed(weights: Path, tmp_path: Path):
+    undisturbed = request(weights, tmp_path / "whole", UPDATES)
+    TOPRLTrainer().train(undisturbed)
+
+    broken = request(weights, tmp_path / "broken", UPDATES)
+    checkpoint = Run.of(broken).checkpoint
+    kill_after_a_checkpoint(start(weights, tmp_path / "broken"), checkpoint)
+    assert not broken.output_dir.exists()
+    done = len(load_file(checkpoint)["curves"])
+    assert 0 < done < UPDATES
+    assert TOPRLTrainer().train(broken).status == "trained"
+
+    for name in ("actor.safetensors", "critic.safetensors"):
+        ours, theirs = (load_file(each.output_dir / name) for each in (broken, undisturbed))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert (broken.output_dir / "curves.csv").read_text() == (undisturbed.output_dir / "curves.csv").read_text()
+    assert not checkpoint.exists()
+
+
+@pytest.mark.slow
+def test_the_comparison_would_notice_a_lost_moment(weights: Path, tmp_path: Path):
+    """The control: zeroed Adam moments in the checkpoint end in other weights."""
+    whole = request(weights, tmp_path / "whole", 6)
+    TOPRLTrainer().train(whole)
+    broken = request(weights, tmp_path / "broken", 6)
+    checkpoint = Run.of(broken).checkpoint
+    interrupt_at(broken, 4)
+    tensors, header = load_file(checkpoint), metadata(checkpoint)
+    save_file({n: t * 0 if n.endswith("exp_avg") else t for n, t in tensors.items()}, checkpoint, header)
+    TOPRLTrainer().train(broken)
+    ours, theirs = (load_file(each.output_dir / "actor.safetensors") for each in (broken, whole))
+    assert any(not torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def interrupt_at(wanted, updates: int) -> None:
+    """Leave the checkpoint of a run that was interrupted after ``updates`` updates."""
+
+    class Interrupted(Exception):
+        pass
+
+    real_save = TrainingState.save
+
+    def save_then_stop(self: TrainingState, path: Path, digest: str) -> None:
+        real_save(self, path, digest)
+        if self.update >= updates:
+            raise Interrupted
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(TrainingState, "save", save_then_stop)
+        TOPRLTrainer().train(wanted)
+
+
+def metadata(path: Path) -> dict[str, str]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return file.metadata()
+
+
+def test_an_interrupted_run_of_other_settings_is_not_taken_over(weights: Path, tmp_path: Path):
+    interrupt_at(request(weights, tmp_path, 6), 2)
+    checkpoint = Run.of(request(weights, tmp_path, 6)).checkpoint
+    with pytest.raises(UserError, match="interrupted run of other settings"):
+        TOPRLTrainer().train(request(weights, tmp_path, 6, seed=7))
+    with pytest.raises(UserError, match="interrupted run of other settings"):
+        TOPRLTrainer().train(request(weights, tmp_path, 6, seed=7, resume=True, overwrite=True))
+    assert not Run.of(request(weights, tmp_path, 6, seed=7, overwrite=True)).resumes()
+    assert not Run.of(request(weights, tmp_path, 6, resume=False)).resumes()
+    assert Run.of(request(weights, tmp_path, 6)).resumes()
+    assert checkpoint.is_file()
+
+
+def test_resume_without_anything_to_resume(weights: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="no interrupted run"):
+        TOPRLTrainer().train(request(weights, tmp_path, 6, resume=True))
+
+
+@pytest.mark.parametrize("damage", ["cut", "other", "version"])
+def test_a_damaged_checkpoint_is_one_clear_line(weights: Path, tmp_path: Path, damage: str):
+    interrupt_at(request(weights, tmp_path, 6), 2)
+    checkpoint = Run.of(request(weights, tmp_path, 6)).checkpoint
+    if damage == "cut":
+        checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    else:
+        header = metadata(checkpoint)["toprl_export"].replace('"version": 1', '"version": 9')
+        content = {"toprl_export": header} if damage == "version" else None
+        save_file(load_file(checkpoint), checkpoint, content)
+    with pytest.raises(UserError, match=r"delete it to train anew|make the file anew"):
+        TOPRLTrainer().train(request(weights, tmp_path, 6))

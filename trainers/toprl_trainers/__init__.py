@@ -1,0 +1,1 @@
+"""Learners: one package each, with their shared reinforcement-learning parts in ``rl``."""

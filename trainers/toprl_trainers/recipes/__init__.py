@@ -1,0 +1,78 @@
+"""Recipes that come with the package, one YAML file each, and the loader of these and of a user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from toprl_export.errors import UserError
+from toprl_export.registry import unknown_name
+
+SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """``name`` (or path), the ``method`` it is for, and its ``settings``, those of the task already applied."""
+
+    name: str
+    method: str
+    settings: Mapping[str, Any]
+
+
+def load_recipe(name: str, method: str, task: str) -> Recipe:
+    """A recipe by name or by the path of a YAML file.
+
+    The file is a mapping: ``method``, ``settings``, and optionally ``tasks``, which maps a task's name to settings that
+    win over the others for it.
+
+    Raises:
+        UserError: the recipe is unknown, not readable, for another method, or no such mapping.
+    """
+    content = yaml.safe_load(_read(name)) if not _is_path(name) else _parse(Path(name))
+    if not isinstance(content, Mapping):
+        raise UserError(f"recipe {name} holds no mapping: write method, settings and perhaps tasks")
+    for key in content:
+        if key not in ("method", "settings", "tasks"):
+            raise unknown_name(f"part of recipe {name}", str(key), ("method", "settings", "tasks"))
+    if content.get("method") != method:
+        raise UserError(f"recipe {name} is for method {content.get('method')!r}, not {method!r}: choose another recipe")
+    settings = _mapping(name, content, "settings")
+    overrides = _mapping(name, content, "tasks")
+    return Recipe(name, method, {**settings, **_mapping(name, overrides, task)})
+
+
+def recipe_names() -> list[str]:
+    """The names of the recipes that come with the package."""
+    return sorted(Path(file.name).stem for file in resources.files(__name__).iterdir() if file.name.endswith(SUFFIXES))
+
+
+def _is_path(name: str) -> bool:
+    return "/" in name or name.endswith(SUFFIXES)
+
+
+def _read(name: str) -> str:
+    if name not in recipe_names():
+        raise unknown_name("recipe", name, recipe_names())
+    return resources.files(__name__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def _parse(path: Path) -> object:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"recipe {path} cannot be read ({error.strerror}): give a recipe's name or file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {path} is not valid YAML ({error}): correct it") from error
+
+
+def _mapping(name: str, content: Mapping[str, Any], part: str) -> Mapping[str, Any]:
+    value = content.get(part) or {}
+    if not isinstance(value, Mapping):
+        raise UserError(f"recipe {name}: {part} is {value!r}, expected a mapping: correct it")
+    return value

@@ -1,0 +1,1 @@
+"""Reinforcement learning that learners share: sampling of keep masks, rewards, advantages, PPO."""

@@ -1,0 +1,1 @@
+"""TOP-RL: progressive pruning inside the decoder, learned by PPO."""

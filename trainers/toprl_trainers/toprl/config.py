@@ -1,0 +1,148 @@
+"""What a TOP-RL recipe may say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+from toprl_export.errors import UserError
+from toprl_export.registry import unknown_name
+from toprl_trainers.rl.reward import RewardConfig
+
+_POSITIVE_WHOLE = (
+    "updates", "images", "images_per_update", "rollouts_per_image", "hidden_size", "epochs", "minibatches",
+    "validation_images", "checkpoint_every",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TOPRLConfig:
+    """Settings of one training run.
+
+    Attributes:
+        updates: PPO updates.
+        images: training images, drawn once; their embeddings are kept in memory.
+        images_per_update: images whose rollouts make one batch.
+        rollouts_per_image: keep masks drawn for each of them.
+        stage_layers: decoder layers before which a stage stands; None for the model's default.
+        decay: ratio of each stage's keep count to the one before.
+        training_fraction_kept: the budget to train at, as a share of the visual tokens; None for the first
+            ``--budget-kept``. Top-k gives every budget at inference, so one may train where choosing well matters most.
+        threshold: "per-image" moves the threshold of every draw so that each image keeps the scheduled number of tokens
+            on average; "initial" fixes one per stage at the first update and leaves the number to the reward.
+        hidden_size: d₂, width of actor and critic.
+        learning_rate: of Adam, falling linearly to a tenth.
+        epochs: passes over each batch of rollouts.
+        minibatches: parts of a batch, each an optimizer step.
+        clip: ε of PPO's ratio.
+        gradient_clip: largest gradient norm, of actor and of critic.
+        entropy_weight: bonus for undecided tokens.
+        discount: γ.
+        trace: λ of GAE.
+        group_baseline: also subtract the mean advantage of an image's rollouts.
+        temperature_start: τ of the first update.
+        temperature_end: τ of the last update.
+        precision: of the frozen model in rollouts; "auto" takes bfloat16 where the processor has it natively. Actor and
+            critic are always float32.
+        reward: the parts of the reward.
+        validation_images: images of the train split, not trained on, for the card's figures.
+        checkpoint_every: updates from one checkpoint to the next.
+    """
+
+    updates: int = 100
+    images: int = 256
+    images_per_update: int = 8
+    rollouts_per_image: int = 8
+    stage_layers: tuple[int, ...] | None = None
+    decay: float = 0.6
+    training_fraction_kept: float | None = None
+    threshold: Literal["per-image", "initial"] = "per-image"
+    hidden_size: int = 64
+    learning_rate: float = 2e-3
+    epochs: int = 3
+    minibatches: int = 2
+    clip: float = 0.2
+    gradient_clip: float = 0.5
+    entropy_weight: float = 0.003
+    discount: float = 0.9
+    trace: float = 0.95
+    group_baseline: bool = True
+    temperature_start: float = 1.0
+    temperature_end: float = 0.05
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    validation_images: int = 48
+    checkpoint_every: int = 10
+
+    def __post_init__(self) -> None:
+        """Refuse impossible settings."""
+        for name in _POSITIVE_WHOLE:
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise _wrong(name, value, "a whole number of at least 1")
+        if self.images_per_update > self.images:
+            raise _wrong("images_per_update", self.images_per_update, f"at most the {self.images} images")
+        if self.minibatches > self.images_per_update:
+            raise _wrong("minibatches", self.minibatches, f"at most the {self.images_per_update} images per update")
+        for name, low, high in (
+            ("decay", 0, 1), ("clip", 0, 1), ("learning_rate", 0, 1), ("discount", 0, 1),
+            ("gradient_clip", 0, 1e6), ("temperature_start", 0, 100), ("temperature_end", 0, self.temperature_start),
+        ):  # fmt: skip
+            _check_number(name, getattr(self, name), low, high)
+        if self.training_fraction_kept is not None:
+            _check_number("training_fraction_kept", self.training_fraction_kept, 0, 1)
+        for name, high in (("entropy_weight", 1e6), ("trace", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= high:
+                raise _wrong(name, value, f"a number from 0 to {high:g}")
+        if self.threshold not in ("per-image", "initial"):
+            raise _wrong("threshold", self.threshold, "'per-image' or 'initial'")
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise _wrong("precision", self.precision, "'auto', 'float32' or 'bfloat16'")
+
+    @classmethod
+    def from_mapping(cls, settings: Mapping[str, Any]) -> TOPRLConfig:
+        """Read a recipe's settings; what it leaves out keeps its default.
+
+        Raises:
+            UserError: an unknown name (the known ones are listed) or an impossible value.
+        """
+        known = _checked(settings, cls, "setting of a toprl recipe")
+        if "reward" in known:
+            if not isinstance(known["reward"], Mapping):
+                raise _wrong("reward", known["reward"], "a mapping")
+            known["reward"] = RewardConfig(**_checked(known["reward"], RewardConfig, "reward setting"))
+        if known.get("stage_layers") is not None:
+            layers = known["stage_layers"]
+            if not isinstance(layers, list) or any(type(layer) is not int for layer in layers):
+                raise _wrong("stage_layers", layers, "a list of whole numbers")
+            known["stage_layers"] = tuple(layers)
+        return cls(**known)
+
+    def limited(self, updates: int | None, images: int | None) -> TOPRLConfig:
+        """The same with other numbers of updates and of images, where given."""
+        changed = self if updates is None else replace(self, updates=updates)
+        if images is None:
+            return changed
+        per_update = min(self.images_per_update, images)
+        return replace(
+            changed, images=images, images_per_update=per_update, minibatches=min(self.minibatches, per_update)
+        )
+
+
+def _checked(settings: Mapping[str, Any], kind: type[Any], what: str) -> dict[str, Any]:
+    names = [each.name for each in fields(kind)]
+    for name in settings:
+        if name not in names:
+            raise unknown_name(what, str(name), names)
+    return dict(settings)
+
+
+def _check_number(name: str, value: object, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low < value <= high:
+        raise _wrong(name, value, f"a number above {low:g} and at most {high:g}")
+
+
+def _wrong(name: str, value: object, expected: str) -> UserError:
+    return UserError(f"recipe setting {name} is {value!r}, expected {expected}: correct the recipe")

@@ -1,0 +1,125 @@
+"""The training loop: collect, update, note the figures, save now and then."""
+
+from __future__ import annotations
+
+import time
+
+from tqdm import tqdm
+
+from toprl_export.errors import UserError
+from toprl_export.seeding import torch_generator
+from toprl_trainers.rl.gae import explained_variance
+from toprl_trainers.rl.gumbel import temperature_at
+from toprl_trainers.toprl.data import BlockSource
+from toprl_trainers.toprl.policy import SamplingPolicy
+from toprl_trainers.toprl.rollout import Rollouts, collect
+from toprl_trainers.toprl.run import Run
+from toprl_trainers.toprl.state import TrainingState, column_names
+from toprl_trainers.toprl.update import UpdateFigures, ppo_update
+
+LEARNABLE_BLOCKS = 4
+"""How many blocks of images must hold at least one question that the unpruned model answers."""
+
+FINAL_LEARNING_RATE = 0.1
+"""What is left of the learning rate at the last update."""
+
+
+def learn(run: Run, state: TrainingState, source: BlockSource) -> None:
+    """Bring ``state`` to the last update, with a progress bar where there is a terminal.
+
+    Args:
+        run: settings and plan.
+        state: changed in place; where it starts depends on how far it is.
+        source: the training images.
+
+    Raises:
+        UserError: the model answers nothing right, a reward is not a number, or a checkpoint cannot be written.
+    """
+    config = run.config
+    _check_learnable(run, source)
+    with tqdm(
+        total=config.updates, initial=state.update, disable=None, unit="update", desc=run.request.task.name
+    ) as bar:
+        while state.update < config.updates:
+            begin = time.perf_counter()
+            state.curves.append(_step(run, state, source))
+            state.seconds += time.perf_counter() - begin
+            bar.set_postfix_str(_postfix(state.curves[-1], len(run.plan.stages)), refresh=False)
+            bar.update()
+            if state.update % config.checkpoint_every == 0 and state.update < config.updates:
+                state.save(run.checkpoint, run.digest)
+
+
+def _check_learnable(run: Run, source: BlockSource) -> None:
+    """Refuse a model that is never right: nothing it answers could be retained."""
+    tried = min(LEARNABLE_BLOCKS, len(source))
+    if not any(bool(source[number].full_right.any()) for number in range(tried)):
+        raise UserError(
+            f"model {run.request.adapter.model_id} answers none of {run.request.task.name}'s first questions right, so "
+            "there is nothing to retain: choose another task or model"
+        )
+
+
+def _step(run: Run, state: TrainingState, source: BlockSource) -> list[float]:
+    """One update; its row of figures."""
+    config, update = run.config, state.update
+    progress = update / max(config.updates - 1, 1)
+    temperature = temperature_at(progress, config.temperature_start, config.temperature_end)
+    if config.threshold == "initial" and state.thresholds is None:
+        state.thresholds = _initial_thresholds(run, state, source, temperature)
+    rollouts = _collect(run, state, source, temperature, "draws")
+    for group in state.optimizer.param_groups:
+        group["lr"] = config.learning_rate * (1 - (1 - FINAL_LEARNING_RATE) * update / config.updates)
+    shuffle = torch_generator(run.request.seed, "toprl", "minibatches", update)
+    figures = ppo_update(state.actor, state.critic, state.optimizer, rollouts, temperature, config, shuffle)
+    return _row(update, temperature, rollouts, figures)
+
+
+def _collect(run: Run, state: TrainingState, source: BlockSource, temperature: float, purpose: str) -> Rollouts:
+    config, adapter, update = run.config, run.request.adapter, state.update
+    policy = SamplingPolicy(
+        state.actor,
+        run.trained.keep_counts,
+        temperature,
+        state.thresholds,
+        config.rollouts_per_image,
+        torch_generator(run.request.seed, "toprl", purpose, update, device=adapter.device.type),
+    )
+    block = source[update % len(source)]
+    return collect(adapter, block, policy, state.critic, run.plan.stage_layers, run.trained.keep_counts, config)
+
+
+def _initial_thresholds(run: Run, state: TrainingState, source: BlockSource, temperature: float) -> tuple[float, ...]:
+    """Each stage's mean threshold over the first images: with it, the policy starts at the scheduled keep counts."""
+    rollouts = _collect(run, state, source, temperature, "calibration")
+    return tuple(float(record.threshold.mean()) for record in rollouts.stages)
+
+
+def _row(update: int, temperature: float, rollouts: Rollouts, figures: UpdateFigures) -> list[float]:
+    """Figures in the order of `column_names`."""
+    weights = rollouts.weights / rollouts.weights.sum().clamp(min=1e-8)
+    kept = rollouts.kept_counts.mean(0).tolist()
+    row = [
+        float(update + 1),
+        temperature,
+        float((rollouts.rewards.mean(1) * weights).sum()),
+        float((rollouts.quality * weights).sum()),
+        *kept,
+        figures.entropy,
+        explained_variance(rollouts.values, rollouts.returns, rollouts.weights),
+        figures.kl,
+        figures.clipped,
+        figures.policy_loss,
+        figures.value_loss,
+    ]
+    assert len(row) == len(column_names(len(kept)))
+    return row
+
+
+def _postfix(row: list[float], stages: int) -> str:
+    figures = dict(zip(column_names(stages), row, strict=True))
+    kept = "/".join(f"{figures[f'kept_stage_{stage + 1}']:.0f}" for stage in range(stages))
+    return (
+        f"reward {figures['reward']:.3f} Q {figures['quality']:.3f} kept {kept} entropy {figures['entropy']:.3f} "
+        f"EV {figures['explained_variance']:.2f} KL {figures['kl']:.4f}"
+    )

@@ -1,0 +1,151 @@
+"""What one training run is: its settings settled, its plan, and the digest by which it is recognised."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from toprl_export.agent import AGENT_FILE
+from toprl_export.errors import UserError
+from toprl_export.fields import Fields
+from toprl_export.files import check_replaceable, read_json_versioned
+from toprl_export.pruning.actor import ActorConfig
+from toprl_export.pruning.plan import PruningPlan, make_plan
+from toprl_export.pruning.schedule import Schedule, lowest_budget, solve_schedule
+from toprl_export.trainer import TrainRequest
+from toprl_trainers.recipes import Recipe, load_recipe
+from toprl_trainers.toprl.config import TOPRLConfig
+from toprl_trainers.toprl.state import read_header
+
+METHOD = "toprl"
+RUN_FORMAT = "toprl-export/toprl-run"
+RUN_VERSION = 1
+RUN_FILE = "training.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A request and its recipe: ``plan`` holds the budgets asked for, ``trained`` the schedule that rollouts aim at."""
+
+    request: TrainRequest
+    recipe: Recipe
+    config: TOPRLConfig
+    plan: PruningPlan
+    trained: Schedule
+
+    @classmethod
+    def of(cls, request: TrainRequest) -> Run:
+        """Read the recipe and solve the schedules.
+
+        Raises:
+            UserError: the recipe is unknown or wrong, or a budget cannot be met.
+        """
+        adapter = request.adapter
+        recipe = load_recipe(request.recipe or METHOD, METHOD, request.task.name)
+        config = TOPRLConfig.from_mapping(recipe.settings).limited(request.updates, request.images)
+        if config.precision == "auto":
+            config = replace(config, precision=_fast_precision(adapter.device))
+        layers = config.stage_layers or adapter.default_stage_layers
+        total, depth = adapter.visual_tokens, adapter.shape.layers
+        plan = make_plan(total, depth, layers, "actor", request.budgets_kept, config.decay)
+        budget = request.budgets_kept[0]
+        if config.training_fraction_kept is not None:
+            wanted = round(config.training_fraction_kept * total)
+            budget = min(total, max(wanted, lowest_budget(total, depth, layers[0])))
+        return cls(request, recipe, config, plan, solve_schedule(total, depth, layers, budget, config.decay))
+
+    @property
+    def actor_config(self) -> ActorConfig:
+        """Sizes of actor and critic."""
+        return ActorConfig(self.request.adapter.shape.hidden, self.config.hidden_size, len(self.plan.stages))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that the result depends on, as a JSON object."""
+        return {
+            "method": METHOD,
+            "task": self.request.task.name,
+            "model_fingerprint": self.request.adapter.fingerprint,
+            "plan": self.plan.to_json(),
+            "trained": asdict(self.trained),
+            "config": asdict(self.config),
+            "seed": self.request.seed,
+            "version": package_version("toprl-export"),
+        }
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the settings."""
+        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def directory(self) -> Path:
+        """Where the agent goes."""
+        return self.request.output_dir.resolve()
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the run's state is kept until the agent is there: a hidden sibling of the agent's directory."""
+        return self.directory.with_name(f".{self.directory.name}.training.safetensors")
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``training.json`` holds."""
+        return {"format": RUN_FORMAT, "version": RUN_VERSION, "digest": self.digest, "settings": self.settings}
+
+    def finished(self) -> bool:
+        """Whether the output directory holds the agent of exactly these settings."""
+        path = self.directory / RUN_FILE
+        if not (path.is_file() and (self.directory / AGENT_FILE).is_file()):
+            return False
+        return Fields(path, read_json_versioned(path, RUN_FORMAT, RUN_VERSION)).text("digest") == self.digest
+
+    def check_output(self) -> None:
+        """Refuse an output directory that holds something else.
+
+        Raises:
+            UserError: it does, or it holds an earlier agent and may not be overwritten.
+        """
+        check_replaceable(self.directory, self.request.overwrite, AGENT_FILE)
+
+    def resumes(self) -> bool:
+        """Whether to go on from the checkpoint.
+
+        Raises:
+            UserError: resuming is required and there is nothing to resume, or what there is has other settings.
+        """
+        if self.request.resume is False:
+            return False
+        if not self.checkpoint.is_file():
+            if self.request.resume:
+                raise UserError(f"there is no interrupted run of {self.directory} to resume: leave out --resume")
+            return False
+        if read_header(self.checkpoint).text("digest") == self.digest:
+            return True
+        if self.request.overwrite and not self.request.resume:
+            return False
+        raise UserError(
+            f"{self.checkpoint} is an interrupted run of other settings: repeat its command to resume it, or add "
+            "--overwrite to train anew"
+        )
+
+
+def package_version(distribution: str) -> str:
+    """The installed version, or "unknown" in a source tree that is not installed."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _fast_precision(device: torch.device) -> Literal["float32", "bfloat16"]:
+    """bfloat16 where the processor multiplies it natively, else float32."""
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    abilities = torch.cpu.get_capabilities()
+    return "bfloat16" if abilities.get("avx512_bf16") or abilities.get("amx_bf16") else "float32"
