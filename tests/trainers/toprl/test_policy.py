@@ -11,6 +11,7 @@ from toprl_export.models.walk import Decision, walk_prefill
 from toprl_export.pruning.actor import Actor, ActorConfig, Critic
 from toprl_export.seeding import torch_generator
 from toprl_trainers.rl.gumbel import log_probability
+from toprl_trainers.toprl.data import model_precision
 from toprl_trainers.toprl.policy import SamplingPolicy, compacted
 from toprl_trainers.toprl.questions import pack_questions, repeated
 
@@ -24,14 +25,17 @@ def actor(adapter: LlavaAdapter) -> Actor:
 
 
 @torch.no_grad()
-def rolled_out(adapter: LlavaAdapter, actor: Actor, thresholds=None, temperature: float = 1.0):
+def rolled_out(
+    adapter: LlavaAdapter, actor: Actor, thresholds=None, temperature: float = 1.0, precision: str = "float32"
+):
     groups = [TASK.question_group("train", 2, index) for index in range(3)]
     tokens, gold = pack_questions(adapter, [group.questions for group in groups])
     pixels = torch.from_numpy(adapter.image_processor([group.image for group in groups]))
     visual = adapter.encode_image(pixels).repeat_interleave(ROLLOUTS, dim=0)
     policy = SamplingPolicy(actor, COUNTS, temperature, thresholds, ROLLOUTS, torch_generator(0, "test"))
     tokens = repeated(tokens, ROLLOUTS)
-    prefill = walk_prefill(adapter.decoder, tokens, visual, LAYERS, policy)
+    with model_precision(adapter, precision):
+        prefill = walk_prefill(adapter.decoder, tokens, visual, LAYERS, policy)
     return policy, prefill, tokens, visual, gold
 
 
@@ -103,6 +107,17 @@ def test_minibatches_hold_the_rows_of_their_images(adapter: LlavaAdapter, actor:
         assert torch.equal(part.kept, record.kept[rows])
         recomputed = log_probability(part.logits(actor), part.kept, 0.5)
         torch.testing.assert_close(recomputed, part.log_probability, atol=1e-5, rtol=1e-4)
+
+
+def test_the_policy_is_float32_where_the_model_runs_in_bfloat16(adapter: LlavaAdapter, actor: Actor):
+    policy, *_ = rolled_out(adapter, actor, temperature=0.1, precision="bfloat16")
+    exact, *_ = rolled_out(adapter, actor, temperature=0.1)
+    assert not torch.equal(policy.records[1].inputs.visual, exact.records[1].inputs.visual)  # autocast was on
+    for record in policy.records:
+        assert record.log_probability.dtype == record.threshold.dtype == torch.float32
+        recomputed = log_probability(record.logits(actor), record.kept, 0.1)
+        ratio = (recomputed - record.log_probability)[record.alive].exp()
+        torch.testing.assert_close(ratio, torch.ones_like(ratio), atol=1e-5, rtol=0)
 
 
 def test_first_stage_states_are_stored_once_an_image(adapter: LlavaAdapter, actor: Actor):

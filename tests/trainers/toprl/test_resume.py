@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.trainers.tiny_world import request
 from toprl_export.errors import UserError
+from toprl_export.pruning.actor import ActorConfig
 from toprl_trainers.toprl.run import Run
 from toprl_trainers.toprl.state import TrainingState
 from toprl_trainers.toprl.trainer import TOPRLTrainer
@@ -128,3 +129,36 @@ def test_a_damaged_checkpoint_is_one_clear_line(weights: Path, tmp_path: Path, d
         save_file(load_file(checkpoint), checkpoint, content)
     with pytest.raises(UserError, match=r"delete it to train anew|make the file anew"):
         TOPRLTrainer().train(request(weights, tmp_path, 6))
+    assert not Run.of(request(weights, tmp_path, 6, overwrite=True)).resumes()
+    with pytest.raises(UserError):
+        Run.of(request(weights, tmp_path, 6, overwrite=True, resume=True)).resumes()
+
+
+def test_nothing_learned_is_lost_when_validation_is_interrupted(weights: Path, tmp_path: Path):
+    wanted = request(weights, tmp_path, 3)  # a checkpoint every 2 updates
+    checkpoint = Run.of(wanted).checkpoint
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("toprl_trainers.toprl.trainer.validate_agent", interrupted)
+        TOPRLTrainer().train(wanted)
+    saved = load_file(checkpoint)
+    assert len(saved["curves"]) == 3
+    assert TOPRLTrainer().train(wanted).status == "trained"
+    actor = load_file(wanted.output_dir / "actor.safetensors")
+    assert all(torch.equal(tensor, saved[f"actor.{name}"]) for name, tensor in actor.items())
+    assert not checkpoint.exists()
+
+
+def test_fresh_networks_leave_every_global_generator_alone(monkeypatch: pytest.MonkeyPatch):
+    reseeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", reseeded.append)
+    before = torch.get_rng_state()
+    config = ActorConfig(8, 4, 2)
+    first, again, other = (TrainingState.fresh(config, 0.1, seed, torch.device("cpu")) for seed in (0, 0, 1))
+    assert not reseeded
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first.actor.head.weight, again.actor.head.weight)
+    assert not torch.equal(first.actor.head.weight, other.actor.head.weight)

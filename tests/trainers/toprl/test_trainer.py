@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from tests.trainers.tiny_world import TASK, request
 from toprl_export.agent import load_agent
-from toprl_export.errors import UserError
+from toprl_export.errors import MissingExtraError, UserError
 from toprl_export.trainer import train
 from toprl_trainers.toprl.run import Run
 from toprl_trainers.toprl.trainer import TOPRLTrainer
@@ -67,6 +68,26 @@ def test_the_same_settings_are_up_to_date(weights: Path, folder: Path):
 def test_other_settings_are_not(weights: Path, folder: Path, change: dict[str, object]):
     with pytest.raises(UserError, match="already holds an earlier result"):
         TOPRLTrainer().train(request(weights, folder, **{"updates": 3, "budgets_kept": (5, 10), **change}))
+
+
+@pytest.mark.parametrize(
+    "content", ["{cut", '{"format": "toprl-export/toprl-run", "version": 9}'], ids=["cut", "version"]
+)
+def test_an_unreadable_run_record_may_be_overwritten(weights: Path, tmp_path: Path, content: str):
+    directory = tmp_path / "agent"
+    directory.mkdir()
+    (directory / "agent.json").write_text("{}")
+    (directory / "training.json").write_text(content)
+    with pytest.raises(UserError, match=r"training\.json"):
+        TOPRLTrainer().train(request(weights, tmp_path, 3, dry_run=True))
+    assert TOPRLTrainer().train(request(weights, tmp_path, 3, dry_run=True, overwrite=True)).status == "dry-run"
+
+
+def test_missing_matplotlib_is_said_before_training(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("toprl_trainers.toprl.trainer.learn", lambda *_: pytest.fail("training began"))
+    with pytest.raises(MissingExtraError, match="needs matplotlib"):
+        TOPRLTrainer().train(request(weights, tmp_path, 3))
 
 
 def test_a_directory_that_holds_something_else_is_left_alone(weights: Path, tmp_path: Path):

@@ -28,6 +28,6 @@ class RandomScorer(Scorer):
             UserError: it is being exported; a graph would draw other numbers than the reference.
         """
         if torch.compiler.is_exporting():
-            raise UserError("random pruning cannot be exported, expected an agent or uniform: build with one of these")
+            raise UserError("random pruning cannot be exported, it draws anew at every call: build with an agent")
         batch, tokens = inputs.visual.shape[:2]
         return torch.rand(batch, tokens, generator=self._generator).to(inputs.visual.device)

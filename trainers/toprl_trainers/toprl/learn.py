@@ -25,7 +25,7 @@ FINAL_LEARNING_RATE = 0.1
 
 
 def learn(run: Run, state: TrainingState, source: BlockSource) -> None:
-    """Bring ``state`` to the last update, with a progress bar where there is a terminal.
+    """Bring ``state`` to the last update and its checkpoint, with a progress bar where there is a terminal.
 
     Args:
         run: settings and plan.
@@ -46,7 +46,7 @@ def learn(run: Run, state: TrainingState, source: BlockSource) -> None:
             state.seconds += time.perf_counter() - begin
             bar.set_postfix_str(_postfix(state.curves[-1], len(run.plan.stages)), refresh=False)
             bar.update()
-            if state.update % config.checkpoint_every == 0 and state.update < config.updates:
+            if state.update % config.checkpoint_every == 0 or state.update == config.updates:
                 state.save(run.checkpoint, run.digest)
 
 
@@ -83,7 +83,7 @@ def _collect(run: Run, state: TrainingState, source: BlockSource, temperature: f
         temperature,
         state.thresholds,
         config.rollouts_per_image,
-        torch_generator(run.request.seed, "toprl", purpose, update, device=adapter.device.type),
+        torch_generator(run.request.seed, "toprl", purpose, update, device=str(adapter.device)),
     )
     block = source[update % len(source)]
     return collect(adapter, block, policy, state.critic, run.plan.stage_layers, run.trained.keep_counts, config)

@@ -88,6 +88,11 @@ class SamplingPolicy:
 
     def __call__(self, inputs: StageInputs) -> Decision:
         """Draw the stage's mask and keep the drawn tokens, rows filled up to the longest."""
+        # The frozen model may run under autocast; the policy stays in float32, as the update recomputes it.
+        with torch.autocast(inputs.visual.device.type, enabled=False):
+            return self._decide(inputs)
+
+    def _decide(self, inputs: StageInputs) -> Decision:
         repeats = self._rollouts if inputs.stage == 0 else 1
         alive = inputs.alive if inputs.alive is not None else torch.ones_like(inputs.positions, dtype=torch.bool)
         state = _take(replace(inputs, visual=inputs.visual.float(), alive=alive), slice(None, None, repeats))

@@ -99,11 +99,20 @@ class Run:
         return {"format": RUN_FORMAT, "version": RUN_VERSION, "digest": self.digest, "settings": self.settings}
 
     def finished(self) -> bool:
-        """Whether the output directory holds the agent of exactly these settings."""
+        """Whether the output directory holds the agent of exactly these settings.
+
+        Raises:
+            UserError: its ``training.json`` cannot be read, and may not be overwritten.
+        """
         path = self.directory / RUN_FILE
         if not (path.is_file() and (self.directory / AGENT_FILE).is_file()):
             return False
-        return Fields(path, read_json_versioned(path, RUN_FORMAT, RUN_VERSION)).text("digest") == self.digest
+        try:
+            return Fields(path, read_json_versioned(path, RUN_FORMAT, RUN_VERSION)).text("digest") == self.digest
+        except UserError:
+            if not self.request.overwrite:
+                raise
+            return False
 
     def check_output(self) -> None:
         """Refuse an output directory that holds something else.
@@ -117,7 +126,8 @@ class Run:
         """Whether to go on from the checkpoint.
 
         Raises:
-            UserError: resuming is required and there is nothing to resume, or what there is has other settings.
+            UserError: resuming is required and there is nothing to resume, or what there is has other settings or is
+                damaged and may not be overwritten.
         """
         if self.request.resume is False:
             return False
@@ -125,10 +135,15 @@ class Run:
             if self.request.resume:
                 raise UserError(f"there is no interrupted run of {self.directory} to resume: leave out --resume")
             return False
-        if read_header(self.checkpoint).text("digest") == self.digest:
-            return True
-        if self.request.overwrite and not self.request.resume:
+        forgets = self.request.overwrite and not self.request.resume
+        try:
+            same = read_header(self.checkpoint).text("digest") == self.digest
+        except UserError:
+            if not forgets:
+                raise
             return False
+        if same or forgets:
+            return same
         raise UserError(
             f"{self.checkpoint} is an interrupted run of other settings: repeat its command to resume it, or add "
             "--overwrite to train anew"

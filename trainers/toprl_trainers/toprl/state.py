@@ -49,7 +49,8 @@ class TrainingState:
     def fresh(cls, config: ActorConfig, learning_rate: float, seed: int, device: torch.device) -> TrainingState:
         """Untrained networks; the global random state stays as it was."""
         with torch.random.fork_rng(devices=()):
-            torch.manual_seed(derive_seed(seed, "toprl", "weights"))
+            # torch.manual_seed would reseed the GPUs' generators too, which are neither used here nor restored.
+            torch.default_generator.manual_seed(derive_seed(seed, "toprl", "weights"))
             actor, critic = Actor(config).to(device), Critic(config).to(device)
         optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters()], lr=learning_rate)
         return cls(actor, critic, optimizer)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from toprl_export.agent import AGENT_FILE, Agent, AgentRecord, TrainingRecord, save_agent
+from toprl_export.errors import require
 from toprl_export.files import staged_directory, write_bytes_atomic, write_json_atomic, write_text_atomic
 from toprl_export.trainer import TrainOutcome, TrainRequest
 from toprl_trainers.toprl.card import card_markdown
@@ -32,6 +33,7 @@ class TOPRLTrainer:
                 "up-to-date", run.directory, f"{run.directory} is up to date: it holds the agent of these settings"
             )
         run.check_output()
+        require("matplotlib", "train")  # draws the curves in the end: better missed now than after hours
         resumes = run.resumes()
         if request.dry_run:
             return TrainOutcome("dry-run", run.directory, describe(run, resumes))

@@ -8,7 +8,7 @@ from toprl_export.pruning.baselines.random import RandomScorer
 from toprl_export.pruning.scorer import StageInputs
 from toprl_export.pruning.select import select
 
-MESSAGE = "random pruning cannot be exported, expected an agent or uniform: build with one of these"
+MESSAGE = "random pruning cannot be exported, it draws anew at every call: build with an agent"
 
 
 def inputs(batch: int = 4, tokens: int = 64) -> StageInputs:
