@@ -117,7 +117,7 @@ class AgentRecord:
                 trained_budget_kept=training.whole("trained_budget_kept"),
                 updates=training.whole("updates"),
                 rollouts=training.whole("rollouts"),
-                seconds=float(training.raw("seconds")),
+                seconds=training.number("seconds"),
                 command=training.text("command"),
                 versions=training.texts("versions"),
             ),
@@ -149,6 +149,11 @@ class Agent:
             raise UserError(
                 f"the agent for {record.task} prunes {record.plan.visual_tokens} visual tokens, but model "
                 f"{adapter.model_id} has {adapter.visual_tokens}: train an agent for this model"
+            )
+        if record.actor.input_size != adapter.shape.hidden:
+            raise UserError(
+                f"the agent for {record.task} reads states of size {record.actor.input_size}, but model "
+                f"{adapter.model_id} has a hidden size of {adapter.shape.hidden}: train an agent for this model"
             )
         if record.model_fingerprint != adapter.fingerprint:
             raise UserError(

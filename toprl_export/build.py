@@ -60,6 +60,7 @@ def build(
     engine: str = "onnx",
     precision: str = "fp32",
     *,
+    static_k: bool = False,
     output_dir: Path,
     overwrite: bool = False,
     command: str = "python",
@@ -72,21 +73,27 @@ def build(
         budgets_kept: average visual tokens kept; by default all that the agents' plans know.
         engine: a registered engine's name.
         precision: of the weights: fp32, fp16 or bf16.
+        static_k: bake the one budget into the graph.
         output_dir: where the bundle goes; written whole or not at all.
         overwrite: replace an earlier bundle of other inputs.
         command: how the build was asked for; recorded.
 
     Raises:
-        UserError: a name is unknown, agents do not fit the model or each other, a budget cannot be met, or the
-            output directory holds something else.
+        UserError: a name is unknown, agents do not fit the model or each other, a budget cannot be met, the engine
+            cannot build this, or the output directory holds something else.
     """
     check_replaceable(output_dir.resolve(), overwrite=True, marker=MANIFEST_NAME)
-    prepared = prepare(model, agents, budgets_kept, engine, precision)
+    prepared = prepare(model, agents, budgets_kept, engine, precision, static_k)
     return up_to_date(prepared, output_dir) or write_bundle(prepared, output_dir, overwrite, command)
 
 
 def prepare(
-    model: str, agents: Sequence[Path], budgets_kept: Sequence[int] | None, engine: str, precision: str
+    model: str,
+    agents: Sequence[Path],
+    budgets_kept: Sequence[int] | None,
+    engine: str,
+    precision: str,
+    static_k: bool = False,
 ) -> PreparedBuild:
     """Load everything a build needs and check that it fits together; see :func:`build`."""
     if precision not in PRECISIONS:
@@ -100,7 +107,9 @@ def prepare(
     adapter = load_model(model)
     for agent in loaded:
         agent.check_fits(adapter)
-    return PreparedBuild(chosen_engine, BuildRequest(adapter, loaded, plan, precision), tuple(agents))
+    request = BuildRequest(adapter, loaded, plan, precision, static_k=static_k)
+    chosen_engine.check_request(request)
+    return PreparedBuild(chosen_engine, request, tuple(agents))
 
 
 def up_to_date(prepared: PreparedBuild, output_dir: Path) -> Bundle | None:
@@ -156,12 +165,16 @@ def merge_plans(agents: Sequence[Agent], budgets_kept: Sequence[int] | None) -> 
 
 def input_digest(prepared: PreparedBuild, toolchain: dict[str, str]) -> str:
     """SHA-256 over all that the content of a bundle depends on."""
-    request = prepared.request
+    request, adapter = prepared.request, prepared.request.adapter
     inputs = {
         "toprl_export": metadata.version("toprl-export"),
-        "model": [request.adapter.model_id, request.adapter.revision, request.adapter.fingerprint],
-        "prompt": request.adapter.prompt_format.to_json(),
-        "image_processor": request.adapter.image_processor.to_json(),
+        "model": [adapter.model_id, adapter.revision, adapter.fingerprint],
+        "config": _text_digest(adapter.model.config.to_json_string()),
+        "tokenizer": _text_digest(adapter.tokenizer.to_str()),
+        "end_tokens": adapter.end_tokens,
+        "max_length": _max_length(adapter),
+        "prompt": adapter.prompt_format.to_json(),
+        "image_processor": adapter.image_processor.to_json(),
         "agents": [[agent.record.task, agent.fingerprint] for agent in request.agents],
         "plan": request.plan.to_json(),
         "engine": prepared.engine.name,
@@ -170,7 +183,7 @@ def input_digest(prepared: PreparedBuild, toolchain: dict[str, str]) -> str:
         "static_k": request.static_k,
         "toolchain": toolchain,
     }
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+    return _text_digest(json.dumps(inputs, sort_keys=True))
 
 
 def _check_together(agents: Sequence[Agent]) -> None:
@@ -244,10 +257,19 @@ def _model_entry(adapter: LVLMAdapter) -> ModelEntry:
         revision=adapter.revision,
         fingerprint=adapter.fingerprint,
         visual_tokens=adapter.visual_tokens,
-        max_length=adapter.model.config.get_text_config().max_position_embeddings,
+        max_length=_max_length(adapter),
         end_tokens=adapter.end_tokens,
         shape=DecoderShape(**asdict(adapter.shape)),
     )
+
+
+def _max_length(adapter: LVLMAdapter) -> int:
+    length: int = adapter.model.config.get_text_config().max_position_embeddings
+    return length
+
+
+def _text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _written(directory: Path) -> set[str]:

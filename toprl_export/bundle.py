@@ -73,9 +73,16 @@ class Bundle:
         """Where the bundle keeps a task's agent, to rebuild the PyTorch reference from.
 
         Raises:
-            UserError: no agent in the bundle is for that task.
+            UserError: no agent in the bundle is for that task, or the manifest does not list its files.
         """
-        return self.dir / "agents" / self.agent(task).task
+        from toprl_export.agent import ACTOR_FILE, AGENT_FILE
+
+        place = f"agents/{self.agent(task).task}"
+        listed = {file.path for file in self.manifest.files}
+        for path in (f"{place}/{AGENT_FILE}", f"{place}/{ACTOR_FILE}"):
+            if path not in listed:
+                raise UserError(f"{self.dir} does not list {path} in its {MANIFEST_NAME}: build it again")
+        return self.dir / place
 
     def keep_counts(self, budget_kept: int | None = None) -> tuple[int, ...]:
         """Tokens kept at every stage of a budget: the largest budget below n by default; n itself prunes nothing.
@@ -139,11 +146,12 @@ def load_bundle(directory: Path, verify: bool = True) -> Bundle:
     return Bundle(directory, manifest)
 
 
-def stamp_validation(directory: Path, report_sha256: str, verdict: str) -> Bundle:
-    """Record the outcome of a validation in the bundle's manifest.
+def stamp_validation(directory: Path, task: str, report_sha256: str, verdict: str) -> Bundle:
+    """Record the outcome of a task's validation in the bundle's manifest, in place of its earlier one.
 
     Args:
         directory: the bundle.
+        task: what was validated.
         report_sha256: digest of the ``report.json``.
         verdict: "passed" or "failed".
 
@@ -151,7 +159,8 @@ def stamp_validation(directory: Path, report_sha256: str, verdict: str) -> Bundl
         UserError: the bundle does not verify, the verdict is unknown, or the manifest cannot be written.
     """
     bundle = load_bundle(directory)
-    manifest = replace(bundle.manifest, validation=ValidationStamp(report_sha256, verdict))
+    others = tuple(stamp for stamp in bundle.manifest.validations if stamp.task != task)
+    manifest = replace(bundle.manifest, validations=(*others, ValidationStamp(task, report_sha256, verdict)))
     write_manifest(directory, manifest)
     return Bundle(directory, manifest)
 

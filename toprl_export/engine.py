@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from toprl_export.errors import UserError
 from toprl_export.registry import Registry
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ class BuildRequest:
         precision: one of ``PRECISIONS``.
         opset: of the ONNX graphs.
         static_k: bake the plan's one budget into the graph.
+
+    Raises:
+        UserError: ``static_k`` meets several budgets.
     """
 
     adapter: LVLMAdapter
@@ -40,6 +44,11 @@ class BuildRequest:
     precision: str
     opset: int = DEFAULT_OPSET
     static_k: bool = False
+
+    def __post_init__(self) -> None:
+        if self.static_k and len(self.plan.schedules) != 1:
+            budgets = ", ".join(map(str, sorted(schedule.budget_kept for schedule in self.plan.schedules)))
+            raise UserError(f"--static-k bakes in one budget, not several ({budgets}): choose one or leave it out")
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,14 @@ class Engine(Protocol):
 
         Raises:
             UserError: it cannot (MissingExtraError where an extra would mend it).
+        """
+        ...
+
+    def check_request(self, request: BuildRequest) -> None:
+        """Return when this engine can build ``request``; nothing is written.
+
+        Raises:
+            UserError: the request asks for what this engine cannot do.
         """
         ...
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SPLIT: Final = "held-out"
+MAX_NEW_TOKENS: Final = 16
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,11 @@ def kept_by_bundle(
         directory: the bundle.
         question: what to ask.
         task: whose agent prunes; the first one's by default.
-        budget_kept: one of the bundle's budgets; by default its largest.
+        budget_kept: one of the bundle's budgets, or n to keep all; by default its largest.
         threads: CPU threads of the engine.
 
     Raises:
-        UserError: the bundle does not verify, or has no such task or budget.
+        UserError: the bundle does not verify, has no such task or budget, or the question is too long.
     """
     from tokenizers import Tokenizer
 
@@ -81,11 +82,14 @@ def kept_by_bundle(
     request = GenerationRequest(
         pixels=manifest.image_processor([asked.image]),
         tokens=manifest.prompt.tokenize(
-            tokenizer, [asked.question], manifest.model.visual_tokens, manifest.model.max_length
+            tokenizer,
+            [asked.question],
+            manifest.model.visual_tokens,
+            manifest.model.max_length - MAX_NEW_TOKENS,
         ),
         keep_counts=keep_counts,
         agent_index=entry.index,
-        max_new_tokens=16,
+        max_new_tokens=MAX_NEW_TOKENS,
         end_tokens=manifest.model.end_tokens,
     )
     answered = generate(session, tokenizer, request)
@@ -106,7 +110,7 @@ def kept_by_agent(
     """Ask the model an agent was trained on, in PyTorch; arguments as in `kept_by_bundle`.
 
     Raises:
-        UserError: it is no agent, its model has other weights now, or it has no such budget.
+        UserError: it is no agent, its model has other weights now, it has no such budget, or the question is too long.
     """
     import torch
 
@@ -119,14 +123,18 @@ def kept_by_agent(
     agent = load_agent(directory)
     plan = agent.record.plan
     budget = max(schedule.budget_kept for schedule in plan.schedules) if budget_kept is None else budget_kept
-    pruning = Pruning.from_plan(plan, budget, agent.actor)
+    if budget == plan.visual_tokens:  # no pruning, as `Bundle.keep_counts` has it
+        pruning = Pruning(plan.stage_layers, (plan.visual_tokens,) * len(plan.stages), agent.actor)
+    else:
+        pruning = Pruning.from_plan(plan, budget, agent.actor)
     asked = _asked(question, agent.record.task)
     adapter = load_model(agent.record.model_id)
     agent.check_fits(adapter)
     pixels = adapter.image_processor([asked.image])
-    tokens = adapter.prompt_format.tokenize(adapter.tokenizer, [asked.question], adapter.visual_tokens)
+    room = adapter.model.config.get_text_config().max_position_embeddings - MAX_NEW_TOKENS
+    tokens = adapter.prompt_format.tokenize(adapter.tokenizer, [asked.question], adapter.visual_tokens, room)
     runner = ReferenceRunner(adapter)
-    answered = runner.generate(tokens, runner.encode_image(pixels), 16, pruning)
+    answered = runner.generate(tokens, runner.encode_image(pixels), MAX_NEW_TOKENS, pruning)
     return KeptTokens(
         image=_seen(adapter.image_processor, pixels),
         visual_tokens=adapter.visual_tokens,

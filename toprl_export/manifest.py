@@ -48,6 +48,9 @@ class AgentEntry:
     method: str
     index: int
 
+    def __post_init__(self) -> None:
+        check_relative(f"agents/{self.task}")  # its directory
+
 
 @dataclass(frozen=True)
 class EngineEntry:
@@ -74,8 +77,9 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class ValidationStamp:
-    """The outcome of the last validation and the digest of its report."""
+    """The outcome of a task's last validation and the digest of its report."""
 
+    task: str
     report_sha256: str
     verdict: str
 
@@ -105,7 +109,7 @@ class Manifest:
     prompt: PromptFormat
     build_command: str
     input_digest: str
-    validation: ValidationStamp | None = None
+    validations: tuple[ValidationStamp, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.plan.visual_tokens, self.plan.decoder_layers) != (self.model.visual_tokens, self.model.shape.layers):
@@ -118,6 +122,7 @@ class Manifest:
         for what, names in (
             ("task", [agent.task for agent in self.agents]),
             ("file", [file.path for file in self.files]),
+            ("validation of", [stamp.task for stamp in self.validations]),
         ):
             twice = [name for name, count in Counter(names).items() if count > 1]
             if twice:
@@ -168,7 +173,10 @@ class Manifest:
             prompt=PromptFormat.from_json(top.nested("prompt")),
             build_command=top.text("build_command"),
             input_digest=top.text("input_digest"),
-            validation=None if top.raw("validation") is None else _stamp(top.nested("validation")),
+            validations=tuple(
+                ValidationStamp(stamp.text("task"), stamp.text("report_sha256"), stamp.text("verdict"))
+                for stamp in top.nested_list("validations")
+            ),
         )
 
 
@@ -208,10 +216,6 @@ def _model(entry: Fields) -> ModelEntry:
 
 def _engine(entry: Fields) -> EngineEntry:
     return EngineEntry(entry.text("name"), entry.text("precision"), entry.whole("opset"), entry.texts("toolchain"))
-
-
-def _stamp(entry: Fields) -> ValidationStamp:
-    return ValidationStamp(entry.text("report_sha256"), entry.text("verdict"))
 
 
 def _content_digest(content: dict[str, Any]) -> str:

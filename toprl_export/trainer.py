@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,12 +155,6 @@ def _load(model: str, device: str) -> LVLMAdapter:
     torch = require("torch", "train")
     from toprl_export.models.load import load_model
 
-    available = torch.cuda.is_available()
-    if device.startswith("cuda") and not available:
-        raise UserError(f"device {device} was asked for, but torch finds no CUDA GPU: use --device cpu")
-    return load_model(model, device=("cuda" if available else "cpu") if device == "auto" else device)
-
-
-def command_line() -> str:
-    """The command as typed, for records."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load_model(model, device=device)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from tests.support import fake_engine as fakes
 from tests.support.agents import save_tiny_agent
@@ -73,10 +74,10 @@ def test_the_agents_in_a_bundle_are_those_that_were_given(agent, tmp_path: Path)
 def test_a_rebuild_from_the_same_inputs_is_needless_and_keeps_the_stamp(agent, tmp_path: Path):
     source = agent("exist")
     built(tmp_path, source)
-    stamp_validation(tmp_path / "bundle", "e" * 64, "passed")
+    stamp_validation(tmp_path / "bundle", "mini-exist", "e" * 64, "passed")
     again = built(tmp_path, source, command="other")
     assert fakes.FakeEngine.builds == 1
-    assert again.manifest.validation is not None
+    assert [stamp.verdict for stamp in again.manifest.validations] == ["passed"]
     built(tmp_path, source, overwrite=True)
     assert fakes.FakeEngine.builds == 1
 
@@ -88,6 +89,7 @@ def test_every_input_makes_a_rebuild_needed(agent, tmp_path: Path):
         ([agent("retrained", seed=5)], {}),
         ([source], {"budgets_kept": (8,)}),
         ([source], {"precision": "fp16"}),
+        ([source], {"static_k": True, "budgets_kept": (12,)}),
         ([source, agent("count", task="mini-count")], {}),
     ):
         with pytest.raises(UserError, match="already holds an earlier result: add --overwrite"):
@@ -99,14 +101,19 @@ def test_another_model_or_prompt_makes_a_rebuild_needed(agent, adapter: LlavaAda
     source = agent("exist")
     built(tmp_path, source)
     prepared = prepare("tiny", [source], None, "fake", "fp32")
-    same, prompted = copy.copy(adapter), copy.copy(adapter)
+    same, prompted, worded, eased = (copy.copy(adapter) for _ in range(4))
     prompted.prompt_format = replace(adapter.prompt_format, before_image="")
+    worded.tokenizer = Tokenizer.from_str(adapter.tokenizer.to_str())
+    worded.tokenizer.add_tokens(["unheard-of"])
+    eased.model = copy.copy(adapter.model)
+    eased.model.config = copy.deepcopy(adapter.model.config)
+    eased.model.config.text_config.rms_norm_eps *= 10
 
     def current(other: LlavaAdapter) -> bool:
         request = replace(prepared.request, adapter=other)
         return build_module.up_to_date(replace(prepared, request=request), tmp_path / "bundle") is not None
 
-    assert [current(other) for other in (same, prompted, tiny_adapter(seed=3))] == [True, False, False]
+    assert [current(other) for other in (same, prompted, worded, eased, tiny_adapter(seed=3))] == [True, *[False] * 4]
 
 
 def test_another_tool_version_makes_a_rebuild_needed(agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -182,6 +189,7 @@ def test_a_place_that_holds_something_else_is_refused_before_anything_is_loaded(
         ({"budgets_kept": (0,)}, "0"),
         ({"budgets_kept": (8, 8)}, "each once"),
         ({"precision": "fp8"}, "known: fp32, fp16, bf16"),
+        ({"budgets_kept": (12, 8), "static_k": True}, "--static-k bakes in one budget, not several (8, 12)"),
     ],
 )
 def test_impossible_settings(agent, tmp_path: Path, settings: dict, expected: str):

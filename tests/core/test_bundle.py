@@ -21,6 +21,7 @@ from toprl_export.bundle import (
     Manifest,
     ModelEntry,
     ValidationStamp,
+    file_entries,
     load_bundle,
     stamp_validation,
 )
@@ -40,7 +41,7 @@ sizes = st.integers(1, 10**12)
 def manifests(draw: st.DrawFn) -> Manifest:
     layers, visual = draw(st.integers(4, 40)), draw(st.integers(64, 3000))
     budgets = draw(st.lists(st.integers(visual // 2, visual), min_size=1, max_size=3, unique=True))
-    tasks = draw(st.lists(names, min_size=1, max_size=3, unique=True))
+    tasks = draw(st.lists(plain_paths, min_size=1, max_size=3, unique=True))
     return Manifest(
         toprl_export=draw(names),
         model=ModelEntry(
@@ -63,7 +64,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         prompt=PromptFormat("<s>", "{question}" + draw(names), "\x00image", draw(names)),
         build_command=draw(st.text(st.characters(codec="utf-8"))),
         input_digest=draw(names),
-        validation=draw(st.none() | st.just(ValidationStamp("d" * 64, "failed"))),
+        validations=draw(st.sampled_from([(), (ValidationStamp(tasks[0], "d" * 64, "failed"),)])),
     )
 
 
@@ -86,7 +87,6 @@ def test_a_bundle_loads_and_finds_its_files(tmp_path: Path):
     made_up_bundle(tmp_path / "bundle")
     bundle = load_bundle(tmp_path / "bundle")
     assert bundle.path("prefill") == tmp_path / "bundle" / "prefill.onnx"
-    assert bundle.agent_dir("mini-exist") == tmp_path / "bundle" / "agents" / "mini-exist"
     assert (bundle.agent().index, bundle.agent("mini-count").index) == (0, 1)
     assert bundle.manifest.model.end_tokens == (END_ID,)
     with pytest.raises(UserError, match="lists 0 files of the role 'plugin'"):
@@ -200,6 +200,24 @@ def test_paths_that_leave_the_bundle(tmp_path: Path, path: str):
     refused(tmp_path / "bundle", "leaves the bundle: do not use this bundle", repr(path))
 
 
+@pytest.mark.parametrize("task", ["..", "../../secret", "/etc", "..\\secret", "", "."])
+def test_tasks_whose_agent_would_leave_the_bundle(tmp_path: Path, task: str):
+    made_up_bundle(tmp_path / "bundle")
+    rewrite(tmp_path / "bundle", agents=[{"task": task, "fingerprint": "a", "method": "toprl", "index": 0}])
+    refused(tmp_path / "bundle", "leaves the bundle: do not use this bundle", repr(f"agents/{task}"))
+
+
+def test_an_agents_files_must_be_listed(tmp_path: Path):
+    bundle = made_up_bundle(tmp_path / "bundle")
+    directory = bundle.dir / "agents" / "mini-exist"
+    (directory / "actor.safetensors").write_bytes(b"smuggled")
+    with pytest.raises(UserError, match=r"does not list agents/mini-exist/actor\.safetensors"):
+        bundle.agent_dir("mini-exist")
+    added = file_entries(bundle.dir, [("agent", "agents/mini-exist/actor.safetensors")])
+    whole = replace(bundle, manifest=replace(bundle.manifest, files=bundle.manifest.files + added))
+    assert whole.agent_dir("mini-exist") == directory
+
+
 @given(plain_paths)
 def test_plain_paths_are_fine(path: str):
     check_relative(path)
@@ -260,7 +278,7 @@ def test_manifests_of_another_version_format_or_content(tmp_path: Path):
         ({"model": None}, "model is None, expected an object"),
         ({"files": [{"path": 3}]}, "files[0].path is 3, expected a text"),
         ({"build_command": 1}, "build_command is 1, expected a text"),
-        ({"validation": {"report_sha256": "x", "verdict": "maybe"}}, "'maybe' is unknown, expected passed or failed"),
+        ({"validations": [{"task": "t", "report_sha256": "x", "verdict": "maybe"}]}, "'maybe' is unknown, expected"),
     ],
 )
 def test_manifests_with_wrong_fields(tmp_path: Path, changes: dict[str, Any], expected: str):
@@ -292,13 +310,30 @@ def test_files_that_are_not_listed_are_left_alone(tmp_path: Path):
 
 def test_stamping_a_validation(tmp_path: Path):
     bundle = made_up_bundle(tmp_path / "bundle")
-    assert bundle.manifest.validation is None
-    stamp_validation(bundle.dir, "e" * 64, "passed")
+    assert bundle.manifest.validations == ()
+    stamp_validation(bundle.dir, "mini-exist", "e" * 64, "passed")
     stamped = load_bundle(bundle.dir).manifest
-    assert stamped.validation == ValidationStamp("e" * 64, "passed")
-    assert replace(stamped, validation=None) == bundle.manifest
+    assert stamped.validations == (ValidationStamp("mini-exist", "e" * 64, "passed"),)
+    assert replace(stamped, validations=()) == bundle.manifest
     with pytest.raises(UserError, match="verdict 'fine' is unknown"):
-        stamp_validation(bundle.dir, "e" * 64, "fine")
+        stamp_validation(bundle.dir, "mini-exist", "e" * 64, "fine")
     (bundle.dir / "weights.bin").write_bytes(b"other")
     with pytest.raises(UserError, match=r"weights\.bin has 5 bytes"):
-        stamp_validation(bundle.dir, "e" * 64, "passed")
+        stamp_validation(bundle.dir, "mini-exist", "e" * 64, "passed")
+
+
+def test_each_task_keeps_its_own_stamp(tmp_path: Path):
+    bundle = made_up_bundle(tmp_path / "bundle")
+    for task, digest, verdict in (
+        ("mini-exist", "a", "failed"),
+        ("mini-count", "b", "passed"),
+        ("mini-exist", "c", "passed"),
+    ):
+        stamp_validation(bundle.dir, task, digest * 64, verdict)
+    manifest = load_bundle(bundle.dir).manifest
+    assert {(stamp.task, stamp.report_sha256[0], stamp.verdict) for stamp in manifest.validations} == {
+        ("mini-exist", "c", "passed"),
+        ("mini-count", "b", "passed"),
+    }
+    with pytest.raises(UserError, match="validation of 'mini-count' is listed twice"):
+        replace(manifest, validations=manifest.validations[:1] * 2)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.tiny_bundle import tiny_bundle
+from tests.support.tiny_bundle import ingredients, tiny_bundle
 from toprl_export.cli.main import main
 from toprl_export.errors import UserError
 from toprl_export.kept_tokens import Asked, TaskQuestion, kept_by_agent, kept_by_bundle
@@ -51,6 +51,33 @@ def test_the_command_draws_either(bundle: Path, tmp_path: Path, capsys: pytest.C
     Image.fromarray(np.zeros((50, 70, 3), np.uint8)).save(tmp_path / "in.png")
     asked = ["--image", str(tmp_path / "in.png"), "--prompt", "how many circles are there?"]
     assert main(["visualize", "--bundle", str(bundle), *asked, "--output", str(tmp_path / "own.png")]) == 0
+
+
+def test_all_tokens_can_be_kept(bundle: Path, tmp_path: Path):
+    question = TaskQuestion(None, 2, 0)
+    for kept in (
+        kept_by_agent(tmp_path / "agent", question, 25, None),
+        kept_by_bundle(bundle, question, None, 25, None),
+    ):
+        assert [stage.tolist() for stage in kept.kept] == [list(range(25))] * 2
+        assert kept.answer == kept.expected  # the unpruned model's
+
+
+def test_a_question_leaves_room_for_its_answer(bundle: Path, tmp_path: Path):
+    image = np.zeros((40, 40, 3), np.uint8)
+    adapter = ingredients()[0]
+
+    def length(words: int) -> int:
+        return adapter.prompt_format.tokenize(adapter.tokenizer, ["is " * words], 25).input_ids.shape[1]
+
+    words = next(count for count in range(1, 256) if length(count) > 240)  # 256 positions, 16 for the answer
+    for ask in (
+        lambda question: kept_by_agent(tmp_path / "agent", question, None, None),
+        lambda question: kept_by_bundle(bundle, question, None, None, None),
+    ):
+        ask(Asked(image, "is " * (words - 1)))
+        with pytest.raises(UserError, match="at most 240 fit"):
+            ask(Asked(image, "is " * words))
 
 
 def test_mistakes_are_one_line(bundle: Path, tmp_path: Path):

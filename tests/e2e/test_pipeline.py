@@ -51,7 +51,8 @@ def test_validate_reports_what_it_measured(folder: Path):
         assert one.accuracy.engine.n == 24 and one.accuracy.engine.value == one.accuracy.pruned_reference.value
         assert one.flops.graph < one.flops.graph_unpruned
     assert (report_dir / "report.html").is_file() and (report_dir / "junit.xml").is_file()
-    assert json.loads((folder / "bundle" / "manifest.json").read_text())["validation"]["verdict"] == "passed"
+    (stamp,) = json.loads((folder / "bundle" / "manifest.json").read_text())["validations"]
+    assert (stamp["task"], stamp["verdict"]) == (report.task, "passed")
 
 
 def test_a_gate_that_is_not_met_fails_with_exit_code_1(folder: Path, tmp_path: Path):

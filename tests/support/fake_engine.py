@@ -101,6 +101,9 @@ class FakeEngine:
     def check(self) -> None:
         """It works everywhere."""
 
+    def check_request(self, request: BuildRequest) -> None:
+        """It can build anything."""
+
     def build(self, request: BuildRequest, directory: Path) -> BuildResult:
         type(self).builds += 1
         roles = ("vision", "prefill", "decode", "weights")

@@ -97,6 +97,9 @@ class TorchEngine:
     def check(self) -> None:
         """Always works."""
 
+    def check_request(self, request: BuildRequest) -> None:
+        """It can build anything."""
+
     def build(self, request: BuildRequest, directory: Path) -> BuildResult:
         for role in ("vision", "prefill", "decode"):
             (directory / f"{role}.bin").write_bytes(role.encode())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
+import sys
 from pathlib import Path
 from typing import TypeAlias
 
@@ -48,11 +50,6 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads (default: all cores)")
 
 
-def add_limit(parser: argparse.ArgumentParser) -> None:
-    """``--limit``: number of samples (int of at least 1, or None for all)."""
-    parser.add_argument("--limit", type=positive_int, metavar="N", help="use only the first N samples (default: all)")
-
-
 def add_json(parser: argparse.ArgumentParser) -> None:
     """``--json``: print one JSON object instead of text (bool)."""
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -91,6 +88,11 @@ def positive_int(text: str) -> int:
     return value
 
 
+def budgets(text: str) -> tuple[int, ...]:
+    """An argparse type: whole numbers of at least 1, separated by commas."""
+    return tuple(positive_int(part.strip()) for part in text.split(","))
+
+
 def seed(text: str) -> int:
     """An argparse type: a whole number that every random generator accepts."""
     value = _whole(text)
@@ -104,6 +106,11 @@ def device(text: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
         raise argparse.ArgumentTypeError(f"unknown device {text!r}, expected auto, cpu, cuda or cuda:N")
     return text
+
+
+def command_line() -> str:
+    """The command as typed, for records."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _whole(text: str) -> int:

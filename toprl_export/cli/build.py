@@ -17,8 +17,9 @@ from toprl_export.cli.arguments import (
     add_model,
     add_output_dir,
     add_overwrite,
+    budgets,
+    command_line,
 )
-from toprl_export.cli.train import budgets
 from toprl_export.engine import GRAPHS, PRECISIONS
 
 if TYPE_CHECKING:
@@ -46,8 +47,12 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--engine", default="onnx", metavar="ENGINE", help="see `toprl-export doctor` (default: onnx)")
     parser.add_argument(
-        "--precision", default="fp32", metavar="TYPE", help=f"{', '.join(PRECISIONS)} (default: %(default)s)"
+        "--precision",
+        default="fp32",
+        metavar="TYPE",
+        help=f"{', '.join(PRECISIONS)}; the engine onnx builds fp32 today (default: %(default)s)",
     )
+    parser.add_argument("--static-k", action="store_true", help="bake the one budget into the graph")
     add_output_dir(parser)
     add_overwrite(parser)
     add_dry_run(parser)
@@ -60,12 +65,11 @@ def run(args: argparse.Namespace) -> int:
     from toprl_export.build import prepare, up_to_date, write_bundle
     from toprl_export.bundle import MANIFEST_NAME
     from toprl_export.files import check_replaceable
-    from toprl_export.trainer import command_line
 
     agents = args.agent or [_default_agent()]
     output_dir: Path = args.output_dir or Path("engines") / agents[0].resolve().name
     check_replaceable(output_dir.resolve(), overwrite=True, marker=MANIFEST_NAME)
-    prepared = prepare(args.model, agents, args.budget_kept, args.engine, args.precision)
+    prepared = prepare(args.model, agents, args.budget_kept, args.engine, args.precision, args.static_k)
     current = up_to_date(prepared, output_dir)
     if not current:
         check_replaceable(output_dir.resolve(), args.overwrite, marker=MANIFEST_NAME)

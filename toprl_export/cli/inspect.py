@@ -71,15 +71,15 @@ def _bundle(path: Path) -> tuple[dict[str, Any], str]:
     from toprl_export.bundle import load_bundle
 
     manifest = load_bundle(path.parent).manifest
-    model, engine, stamp = manifest.model, manifest.engine, manifest.validation
-    validated = f"{stamp.verdict}, report {stamp.report_sha256[:12]}…" if stamp else "not yet"
+    model, engine = manifest.model, manifest.engine
+    validated = [f"{one.task} {one.verdict}, report {one.report_sha256[:12]}…" for one in manifest.validations]
     facts = [
         ("bundle", str(path.parent)),
         ("model", f"{model.id}{f'@{model.revision}' if model.revision else ''}, fingerprint {model.fingerprint[:12]}…"),
         ("engine", f"{engine.name}, {engine.precision}, opset {engine.opset}"),
         ("built with", ", ".join(f"{name} {version}" for name, version in engine.toolchain.items())),
         ("built by", f"toprl-export {manifest.toprl_export}: {manifest.build_command}"),
-        ("validated", validated),
+        *(("validated", one) for one in validated or ["not yet"]),
     ]
     agents = [(str(a.index), a.task, a.method, f"{a.fingerprint[:12]}…") for a in manifest.agents]
     files = [(f.path, f.role, f"{f.size / MB:.2f} MB", f"{f.sha256[:12]}…") for f in manifest.files]

@@ -15,6 +15,8 @@ from toprl_export.cli.arguments import (
     add_seed,
     add_task,
     add_threads,
+    budgets,
+    command_line,
     positive_int,
 )
 from toprl_export.trainer import DEFAULT_BUDGETS_KEPT, DEFAULT_METHOD
@@ -53,7 +55,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; 0 when the agent is there."""
-    from toprl_export.trainer import command_line, train
+    from toprl_export.trainer import train
 
     outcome = train(
         model=args.model,
@@ -74,8 +76,3 @@ def run(args: argparse.Namespace) -> int:
     )
     print(outcome.summary)
     return 0
-
-
-def budgets(text: str) -> tuple[int, ...]:
-    """An argparse type: whole numbers of at least 1, separated by commas."""
-    return tuple(positive_int(part.strip()) for part in text.split(","))

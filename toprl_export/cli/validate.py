@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +13,7 @@ from toprl_export.cli.arguments import (
     add_json,
     add_seed,
     add_threads,
+    command_line,
     positive_int,
 )
 from toprl_export.errors import UserError
@@ -117,9 +116,9 @@ def _validate(args: argparse.Namespace, limits: GateLimits) -> tuple[Report, Pat
         seed=args.seed,
     )
     directory: Path = args.report_dir or default_report_dir(args.bundle)
-    command = shlex.join(["toprl-export", *sys.argv[1:]])
-    report = validate(args.bundle, args.task, options=options, limits=limits, report_dir=directory, command=command)
-    return report, directory
+    return validate(
+        args.bundle, args.task, options=options, limits=limits, report_dir=directory, command=command_line()
+    ), directory
 
 
 def describe(report: Report) -> str:
@@ -130,6 +129,7 @@ def describe(report: Report) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     facts = f"{report.task}: {report.metric} in %, {report.settings.questions} held-out questions, ± 95% interval"
+    facts += _f1(report)
     failed = [gate.sentence for gate in report.gates if not gate.passed]
     return "\n".join([facts, *table, *failed, f"verdict: {report.verdict}"])
 
@@ -148,6 +148,17 @@ def _row(report: Report, budget: BudgetReport) -> tuple[str, ...]:
         f"{speedup.total_vs_reference:.2f}",
         "passed" if report.passed_at(budget.budget_kept) else "FAILED",
     )
+
+
+def _f1(report: Report) -> str:
+    """The F1 of reference and engine at every budget; empty for a task that has none."""
+    scores = [(one.budget_kept, one.accuracy.engine.f1, one.accuracy.reference.f1) for one in report.budgets]
+    shown = [
+        f"{engine * 100:.1f} at {budget} kept (reference {reference * 100:.1f})"
+        for budget, engine, reference in scores
+        if engine is not None and reference is not None
+    ]
+    return f"; F1 of the engine {', '.join(shown)}" if shown else ""
 
 
 def _percent(accuracy: Accuracy) -> str:

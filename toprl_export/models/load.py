@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
+from safetensors import SafetensorError
 
 from toprl_export.errors import UserError, require
 from toprl_export.fields import Fields
@@ -37,12 +38,16 @@ def load_model(
         dtype: type of the weights; float32 unless told. The rotary table always stays in float32.
         revision: the hub revision.
 
+    Only safetensors weights are read and no code of the checkpoint is run.
+
     Raises:
-        UserError: the model is unknown, is no image-text-to-text checkpoint or is of a family without an adapter.
+        UserError: the model is unknown, is no image-text-to-text checkpoint, is of a family without an adapter or
+            lacks a readable file; or torch has no such device.
         MissingExtraError: torch or transformers is not installed.
     """
     torch = require("torch", "train")
     transformers = require("transformers", "train")
+    _check_device(torch, device)
     with resources.as_file(_location(model)) as path:
         source = str(path)
         config = _read_config(transformers, source, model, revision)
@@ -51,9 +56,13 @@ def load_model(
                 f"model {model!r} is of the family {config.model_type!r}, which has no adapter; "
                 f"supported: {', '.join(FAMILIES.names())} (CONTRIBUTING.md says how to add one)"
             )
-        with _quiet(transformers.utils.logging):
+        with _quiet(transformers.utils.logging), _readable("weights", source):
             network = transformers.AutoModelForImageTextToText.from_pretrained(
-                source, revision=revision, dtype=dtype or torch.float32, trust_remote_code=False
+                source,
+                revision=revision,
+                dtype=dtype or torch.float32,
+                trust_remote_code=False,
+                use_safetensors=True,
             )
         _restore_rotary(network)
         adapter = FAMILIES.get(config.model_type)
@@ -65,6 +74,29 @@ def load_model(
             image_processor=_image_processor(transformers, source, revision),
             prompt_format=_prompt_format(Path(source), adapter.default_prompt),
         )
+
+
+def _check_device(torch: Any, device: str) -> None:
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"device {device!r} is unknown to torch, expected cpu, cuda or cuda:N") from error
+    count = torch.cuda.device_count() if wanted.type == "cuda" else 0
+    if wanted.type == "cuda" and (wanted.index or 0) >= count:
+        raise UserError(f"device {device} was asked for, but torch finds {count} CUDA GPUs: use --device cpu")
+
+
+@contextmanager
+def _readable(what: str, source: str) -> Iterator[None]:
+    """Make one line of what missing and broken files of a checkpoint raise."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"the {what} of model {source} cannot be read ({reason}): "
+            "save it again with save_pretrained, as safetensors, or give another model"
+        ) from error
 
 
 @contextmanager
@@ -105,9 +137,14 @@ def _tokenizer(transformers: Any, source: str, revision: str | None) -> Any:
     from tokenizers import Tokenizer
 
     file = Path(source) / "tokenizer.json"
-    if file.is_file():
-        return Tokenizer.from_file(str(file))
-    return transformers.AutoTokenizer.from_pretrained(source, revision=revision).backend_tokenizer
+    with _readable("tokenizer", source):
+        if not file.is_file():
+            loaded = transformers.AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+            return loaded.backend_tokenizer
+        text = file.read_text(encoding="utf-8")
+        # The tokenizers library raises bare exceptions, so what commonly breaks is found before it reads the file.
+        Fields(file, json.loads(text)).nested("model")
+    return Tokenizer.from_str(text)
 
 
 def _image_processor(transformers: Any, source: str, revision: str | None) -> ImageProcessor:
@@ -115,26 +152,41 @@ def _image_processor(transformers: Any, source: str, revision: str | None) -> Im
 
     from toprl_export.runtime.preprocess import ImageProcessor
 
-    settings: dict[str, Any] = ImageProcessingMixin.get_image_processor_dict(source, revision=revision)[0]
-    if settings.get("do_pad") or abs(settings.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+    name = f"the image processor of model {source}"
+    with _readable("image processor", source):
+        found = ImageProcessingMixin.get_image_processor_dict(source, revision=revision)[0]
+        settings = Fields(name, found)
+        resample = Image.Resampling(found.get("resample", Image.Resampling.BICUBIC)).name.lower()
+    rescale = settings.number("rescale_factor") if "rescale_factor" in found else 1 / 255
+    if found.get("do_pad") or abs(rescale * 255 - 1) > 1e-6:
         raise UserError(
             f"model {source} pads its images or scales them by other than 1/255: its family needs an adapter"
         )
-    size: dict[str, int] = settings["size"]
-    edge = size.get("shortest_edge")
-    crop = settings.get("crop_size") if settings.get("do_center_crop", edge is not None) else None
-    if isinstance(crop, dict):
-        crop = (crop["height"], crop["width"])
-    elif crop is not None:
-        crop = (crop, crop)
-    return ImageProcessor(
-        size=(edge, edge) if edge else (size["height"], size["width"]),
-        resize="shortest-edge" if edge else "exact",
-        crop=crop,
-        mean=tuple(settings["image_mean"]),
-        std=tuple(settings["image_std"]),
-        resample=Image.Resampling(settings.get("resample", Image.Resampling.BICUBIC)).name.lower(),
+    size = settings.nested("size")
+    by_edge = size.payload.get("shortest_edge") is not None
+    edges = ("shortest_edge", "shortest_edge") if by_edge else ("height", "width")
+    cropped = found.get("do_center_crop", by_edge) and found.get("crop_size") is not None
+    return ImageProcessor.from_json(
+        Fields(
+            name,
+            {
+                "size": [size.whole(edge) for edge in edges],
+                "resize": "shortest-edge" if by_edge else "exact",
+                "crop": _crop_size(settings) if cropped else None,
+                "mean": settings.raw("image_mean"),
+                "std": settings.raw("image_std"),
+                "resample": resample,
+            },
+        )
     )
+
+
+def _crop_size(settings: Fields) -> list[int]:
+    """Height and width, which older checkpoints write as one number."""
+    if not isinstance(settings.raw("crop_size"), dict):
+        return [settings.whole("crop_size")] * 2
+    crop = settings.nested("crop_size")
+    return [crop.whole("height"), crop.whole("width")]
 
 
 def _prompt_format(source: Path, default: PromptFormat) -> PromptFormat:
@@ -142,7 +194,10 @@ def _prompt_format(source: Path, default: PromptFormat) -> PromptFormat:
     from toprl_export.runtime.prompt import PromptFormat
 
     file = source / PROMPT_FILE
-    return PromptFormat.from_json(Fields(file, json.loads(file.read_text()))) if file.is_file() else default
+    if not file.is_file():
+        return default
+    with _readable(PROMPT_FILE, str(source)):
+        return PromptFormat.from_json(Fields(file, json.loads(file.read_text(encoding="utf-8"))))
 
 
 def _restore_rotary(network: Any) -> None:

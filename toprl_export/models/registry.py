@@ -23,7 +23,6 @@ class NamedModel:
 
     package: str
     folder: str
-    family: str
     description: str
 
 
@@ -31,7 +30,6 @@ NAMED_MODELS = {
     "mini": NamedModel(
         "toprl_export.models.mini",
         "checkpoint",
-        "llava",
         "embedded LLaVA, 3.9 M parameters, 576 visual tokens, 8 decoder layers; answers the mini tasks and easy-vqa",
     )
 }

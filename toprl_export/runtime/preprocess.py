@@ -123,15 +123,6 @@ class ImageProcessor:
         return picture.crop((left, top, left + width, top + height))
 
 
-def read_image(path: Path | str) -> NDArray[np.uint8]:
-    """The picture in a file, upright, as ``uint8 [h, w, 3]``; transparency is dropped.
-
-    Raises:
-        UserError: the file is missing, cannot be read, or is not a picture.
-    """
-    return np.asarray(_open(Path(path)))
-
-
 def _pair(values: tuple[int, ...]) -> tuple[int, int]:
     if len(values) != 2:
         raise UserError(f"image processor: {values} must be a height and a width: correct it")

@@ -120,8 +120,8 @@ def _flops(bench: Bench, budget: int) -> Flops:
 def _subject(bench: Bench) -> Subject:
     manifest = bench.bundle.manifest
     entry = bench.bundle.agent(bench.task.name)
-    # Without the stamp of an earlier validation: the digest names what was measured.
-    content = json.dumps(replace(manifest, validation=None).to_json(), sort_keys=True)
+    # Without the stamps of earlier validations: the digest names what was measured.
+    content = json.dumps(replace(manifest, validations=()).to_json(), sort_keys=True)
     return Subject(
         bundle=str(bench.bundle.dir),
         manifest_sha256=hashlib.sha256(content.encode()).hexdigest(),

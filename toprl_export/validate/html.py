@@ -244,7 +244,8 @@ def _counts(budget: BudgetReport) -> str:
 
 
 def _percent(figure: Accuracy) -> str:
-    return _share(figure.value, figure.ci95)
+    f1 = "" if figure.f1 is None else f" {_quiet(f'F1 {figure.f1:.1%}')}"
+    return _share(figure.value, figure.ci95) + f1
 
 
 def _share(value: float | None, interval: Interval | None) -> str:

@@ -22,11 +22,12 @@ Interval: TypeAlias = tuple[float, float]
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A task's metric (0 to 1) over ``n`` questions, with its 95% interval."""
+    """A task's metric (0 to 1) over ``n`` questions, with its 95% interval; ``f1`` (0 to 1) where the task has one."""
 
     value: float
     n: int
     ci95: Interval
+    f1: float | None
 
 
 @dataclass(frozen=True)

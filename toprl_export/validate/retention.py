@@ -97,4 +97,4 @@ def _right(task: Task, predicted: Sequence[str], expected: Sequence[str]) -> lis
 
 def _accuracy(task: Task, predicted: Sequence[str], expected: Sequence[str]) -> Accuracy:
     summary = task.summarise(predicted, expected)
-    return Accuracy(summary.value, summary.n, summary.ci95)
+    return Accuracy(summary.value, summary.n, summary.ci95, summary.extra.get("f1"))

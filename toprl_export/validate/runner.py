@@ -11,7 +11,14 @@ import torch
 from tqdm import tqdm
 
 from toprl_export.bundle import stamp_validation
-from toprl_export.files import check_replaceable, sha256_of, staged_directory, write_text_atomic
+from toprl_export.errors import UserError
+from toprl_export.files import (
+    check_replaceable,
+    read_json_versioned,
+    sha256_of,
+    staged_directory,
+    write_text_atomic,
+)
 from toprl_export.validate.assemble import Measured, assemble
 from toprl_export.validate.bench import Bench, ValidationOptions, open_bench
 from toprl_export.validate.gates import GateLimits
@@ -20,7 +27,16 @@ from toprl_export.validate.junit import junit_xml
 from toprl_export.validate.latency import Timings, Workload, measure_latency, measure_throughput
 from toprl_export.validate.memory import peak_memory
 from toprl_export.validate.parity import measure_parity
-from toprl_export.validate.report import HTML_FILE, JUNIT_FILE, REPORT_FILE, Parity, Report, write_report
+from toprl_export.validate.report import (
+    FORMAT,
+    HTML_FILE,
+    JUNIT_FILE,
+    REPORT_FILE,
+    VERSION,
+    Parity,
+    Report,
+    write_report,
+)
 from toprl_export.validate.retention import Answers, BudgetContenders, collect_answers, judge_answers
 
 PARITY_BATCH = 3
@@ -54,17 +70,18 @@ def validate(
     """
     options, limits = options or ValidationOptions(), limits or GateLimits()
     target = report_dir or default_report_dir(bundle)
-    check_replaceable(target, overwrite=True, marker=REPORT_FILE)
+    _check_takes_report(target)
     bench = open_bench(bundle, task, options)
     limits.check_budgets(bench.budgets_kept)
     with _torch_threads(options.thread_count):
         measured = _measure(bench, options)
     report = assemble(bench, options, measured, limits, command)
+    _check_takes_report(target)  # measuring takes long enough for files to appear there
     with staged_directory(target, overwrite=True, marker=REPORT_FILE) as staging:
         write_report(staging / REPORT_FILE, report)
         write_text_atomic(staging / HTML_FILE, render_html(report))
         write_text_atomic(staging / JUNIT_FILE, junit_xml(report))
-    stamp_validation(bundle, sha256_of(target / REPORT_FILE), report.verdict)
+    stamp_validation(bundle, report.task, sha256_of(target / REPORT_FILE), report.verdict)
     return report
 
 
@@ -72,6 +89,28 @@ def default_report_dir(bundle: Path) -> Path:
     """``engines/T`` is reported in ``engines/T-report``."""
     resolved = bundle.resolve()
     return resolved.with_name(f"{resolved.name}-report")
+
+
+def _check_takes_report(target: Path) -> None:
+    """Refuse a directory that holds anything but an earlier report, for all that is in it gets lost.
+
+    Raises:
+        UserError: it does, or a report cannot take its place (see `check_replaceable`).
+    """
+    check_replaceable(target, overwrite=True, marker=REPORT_FILE)
+    entries = sorted(target.iterdir()) if target.exists() else []
+    ours = (REPORT_FILE, HTML_FILE, JUNIT_FILE)
+    others = [path.name for path in entries if path.name not in ours or not path.is_file()]
+    if others:
+        raise UserError(f"{target} holds something else ({others[0]}), so it is left alone: choose another directory")
+    if not entries:
+        return
+    try:
+        read_json_versioned(target / REPORT_FILE, FORMAT, VERSION)
+    except UserError as error:
+        raise UserError(
+            f"{target} holds no earlier report of ours, so it is left alone ({error}): choose another directory"
+        ) from error
 
 
 def _measure(bench: Bench, options: ValidationOptions) -> Measured:

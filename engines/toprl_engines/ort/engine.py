@@ -30,19 +30,36 @@ class ONNXRuntimeEngine:
         """
         require("onnxruntime", "onnx")
 
-    def build(self, request: BuildRequest, directory: Path) -> BuildResult:
-        """Write ``vision.onnx``, ``prefill.onnx``, ``decode.onnx``, ``prefill_unpruned.onnx`` and ``weights.bin``.
+    def check_request(self, request: BuildRequest) -> None:
+        """Return when the graphs of ``request`` can be exported here.
 
         Raises:
-            UserError: the precision, opset or plan is not supported, or ``static_k`` meets several budgets.
+            UserError: the precision, opset or plan is not supported.
             MissingExtraError: a package that exporting needs is not installed.
         """
         for module in ("torch", "transformers", "onnx", "onnxscript"):
             require(module, "onnx")
+        from toprl_engines.graph.export import OPSET
+
+        if request.precision != "fp32":
+            raise UserError(f"precision {request.precision!r} is not supported by the engine 'onnx' yet: use fp32")
+        if request.opset != OPSET:
+            raise UserError(f"opset {request.opset} is not supported by the engine 'onnx': use {OPSET}")
+        scorers = sorted({stage.scorer for stage in request.plan.stages} - {"actor"})
+        if scorers:
+            raise UserError(f"scorer {scorers[0]!r} cannot be built into an engine yet: build a trained agent's plan")
+
+    def build(self, request: BuildRequest, directory: Path) -> BuildResult:
+        """Write ``vision.onnx``, ``prefill.onnx``, ``decode.onnx``, ``prefill_unpruned.onnx`` and ``weights.bin``.
+
+        Raises:
+            UserError: see :meth:`check_request`.
+            MissingExtraError: see :meth:`check_request`.
+        """
+        self.check_request(request)
         from toprl_engines.graph.export import GRAPHS, OPSET, WEIGHTS, ExportJob, export_graphs
         from toprl_export.pruning.actor import StackedActors
 
-        _check_request(request, OPSET)
         counts = request.plan.schedules[0].keep_counts if request.static_k else None
         actors = StackedActors([agent.actor for agent in request.agents])
         export_graphs(ExportJob(request.adapter, actors, request.plan.stage_layers, counts), directory)
@@ -67,16 +84,3 @@ class ONNXRuntimeEngine:
 
         path = bundle.path("prefill_unpruned" if keep_counts is None else "prefill")
         return count_flops(path, prefill_feeds(bundle, batch, prompt_length, keep_counts)).total
-
-
-def _check_request(request: BuildRequest, opset: int) -> None:
-    if request.precision != "fp32":
-        raise UserError(f"precision {request.precision!r} is not supported by the engine 'onnx' yet: use fp32")
-    if request.opset != opset:
-        raise UserError(f"opset {request.opset} is not supported by the engine 'onnx': use {opset}")
-    if request.static_k and len(request.plan.schedules) != 1:
-        budgets = ", ".join(map(str, sorted(schedule.budget_kept for schedule in request.plan.schedules)))
-        raise UserError(f"--static-k bakes in one budget, not several ({budgets}): choose one or leave it out")
-    scorers = sorted({stage.scorer for stage in request.plan.stages} - {"actor"})
-    if scorers:
-        raise UserError(f"scorer {scorers[0]!r} cannot be built into an engine yet: build a trained agent's plan")

@@ -10,7 +10,7 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 def choose_provider(name: str | None) -> str:
-    """ "cpu" or "cuda"; None takes CUDA where this ONNX Runtime has it.
+    """ "cpu" or "cuda" to try; None takes CUDA where this ONNX Runtime was built with it, GPU or not.
 
     Raises:
         UserError: the name is unknown or the installed ONNX Runtime lacks it.
@@ -25,6 +25,12 @@ def choose_provider(name: str | None) -> str:
             "(CUDA needs the extra toprl-export[gpu] in place of [onnx])"
         )
     return name
+
+
+def provider_used(session: onnxruntime.InferenceSession) -> str:
+    """ "cpu" or "cuda": where ``session`` really runs, which is the CPU when CUDA could not be started."""
+    first = session.get_providers()[0]
+    return next(short for short, full in _PROVIDERS.items() if full == first)
 
 
 def provider_chain(name: str) -> list[str]:

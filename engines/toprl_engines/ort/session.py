@@ -13,7 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
-from toprl_engines.ort.providers import choose_provider, provider_chain
+from toprl_engines.ort.providers import choose_provider, provider_chain, provider_used
 from toprl_export.bundle import Bundle
 from toprl_export.engine import SessionOptions
 from toprl_export.errors import UserError
@@ -53,8 +53,8 @@ class Graph:
         if threads is not None:
             options.intra_op_num_threads = threads
         self.path = path
-        self._device = provider
         self._session = onnxruntime.InferenceSession(str(path), options, providers=provider_chain(provider))
+        self.device = provider_used(self._session)
         self.input_names = [value.name for value in self._session.get_inputs()]
         self.output_names = [value.name for value in self._session.get_outputs()]
 
@@ -69,7 +69,7 @@ class Graph:
                 arrays.append(np.asarray(feed, order="C"))
                 binding.bind_cpu_input(name, arrays[-1])
         for name in self.output_names:
-            binding.bind_output(name, self._device)
+            binding.bind_output(name, self.device)
         self._session.run_with_iobinding(binding)
         return dict(zip(self.output_names, binding.get_outputs(), strict=True))
 
@@ -83,6 +83,9 @@ class ONNXRuntimeSession:
 
     Only graphs that multiply many rows at once are packed, and only where weights are small. With ``options.unpruned``
     prefill runs the graph without stages: keep counts and agent are not looked at.
+
+    Raises:
+        UserError: ``options.provider`` is not available or could not be started here.
     """
 
     def __init__(self, bundle: Bundle, options: SessionOptions) -> None:
@@ -95,6 +98,11 @@ class ONNXRuntimeSession:
             Graph(bundle.path(role), provider, options.threads, packed)
             for role, packed in (("vision", small), (prefill, small), ("decode", False))
         )
+        if options.provider is not None and self._prefill.device != provider:
+            raise UserError(
+                f"provider {provider!r} was asked for, but ONNX Runtime could not start it and fell back to "
+                f"{self._prefill.device!r}: check the GPU, its driver and CUDA libraries, or use the CPU"
+            )
         names = self._decode.input_names
         self._cache_inputs = [name for name in names if name.startswith(("key_", "value_"))]
         self._mask_inputs = [name for name in names if name.startswith("mask_")]

@@ -12,6 +12,7 @@ from tests.support.agents import save_tiny_agent
 from tests.support.tiny_llava import VISUAL_TOKENS, tiny_adapter
 from toprl_export.bundle import load_bundle
 from toprl_export.cli.main import main
+from toprl_export.errors import UserError
 
 
 @pytest.fixture
@@ -64,6 +65,7 @@ def test_a_dry_run_says_what_would_be_built_and_writes_nothing(
         (["--budget-kept", "26"], "26"),
         (["--budget-kept", "0"], "0 is too small, expected at least 1"),
         (["--budget-kept", "12,x"], "'x' is not a whole number"),
+        (["--budget-kept", "12,8", "--static-k", "--dry-run"], "--static-k bakes in one budget, not several (8, 12)"),
         (["--engine", "trt"], "unknown engine 'trt'; known: fake"),
         (["--precision", "int2"], "unknown precision 'int2'; known: fp32, fp16, bf16"),
         (["--agent", "nowhere"], "nowhere is no agent directory"),
@@ -79,6 +81,24 @@ def test_mistakes(arguments: list[str], capsys: pytest.CaptureFixture[str], extr
     assert printed.startswith("error: ") and printed.count("\n") == 1
     assert expected in printed
     assert fakes.FakeEngine.builds == 0
+
+
+def test_a_dry_run_refuses_what_the_engine_cannot_build(arguments: list[str], capsys, monkeypatch):
+    def refuse(self, request):
+        raise UserError(f"no {request.precision} here")
+
+    monkeypatch.setattr(fakes.FakeEngine, "check_request", refuse)
+    assert main([*arguments, "--precision", "fp16", "--dry-run"]) == 2
+    printed = capsys.readouterr()
+    assert printed.err == "error: no fp16 here\n" and printed.out == ""
+
+
+def test_static_k_reaches_the_engine(arguments: list[str], monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    monkeypatch.setattr(fakes.FakeEngine, "check_request", lambda self, request: seen.append(request.static_k))
+    assert main([*arguments, "--budget-kept", "12", "--dry-run"]) == 0
+    assert main([*arguments, "--budget-kept", "12", "--static-k", "--dry-run"]) == 0
+    assert seen == [False, True]
 
 
 def test_an_earlier_bundle_needs_overwrite(arguments: list[str], capsys: pytest.CaptureFixture[str]):

@@ -28,9 +28,11 @@ def test_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert all(file.path in text and file.sha256[:12] in text for file in manifest.files)
     assert all(" → ".join(map(str, schedule.keep_counts)) in text for schedule in manifest.plan.schedules)
     assert content == json.loads((tmp_path / "bundle" / "manifest.json").read_text())
-    stamp_validation(tmp_path / "bundle", "e" * 64, "failed")
+    stamp_validation(tmp_path / "bundle", "mini-exist", "e" * 64, "failed")
+    stamp_validation(tmp_path / "bundle", "mini-count", "f" * 64, "passed")
     text, _ = inspected(capsys, tmp_path / "bundle" / "manifest.json")
-    assert "validated   failed, report eeeeeeeeeeee…" in text
+    assert "validated   mini-exist failed, report eeeeeeeeeeee…" in text
+    assert "validated   mini-count passed, report ffffffffffff…" in text
 
 
 def test_a_damaged_bundle_is_not_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -29,7 +29,7 @@ def fake_command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Runner], None]:
         def add_parser(subparsers: arguments.Subparsers) -> None:
             parser = subparsers.add_parser("train")
             arguments.add_seed(parser)
-            arguments.add_limit(parser)
+            parser.add_argument("--limit", type=arguments.positive_int)
             arguments.add_device(parser)
             arguments.add_overwrite(parser)
             arguments.add_config(parser)

@@ -25,9 +25,9 @@ from toprl_export.validate.report import (
 )
 
 
-def budget_report(kept: int, engine: float, random: float) -> BudgetReport:
+def budget_report(kept: int, engine: float, random: float, f1: bool = False) -> BudgetReport:
     def accuracy(value: float) -> Accuracy:
-        return Accuracy(value, 500, (value - 0.02, min(value + 0.015, 1.0)))
+        return Accuracy(value, 500, (value - 0.02, min(value + 0.015, 1.0)), value - 0.1 if f1 else None)
 
     fraction = kept / 576
     latency = LatencyComparison(

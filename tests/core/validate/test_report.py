@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.core.validate.conftest import budget_report
+from toprl_export.cli.validate import describe
 from toprl_export.errors import UserError
+from toprl_export.validate.html import render_html
 from toprl_export.validate.report import Report, read_report, write_report
 
 
@@ -36,7 +39,7 @@ def test_shape_is_the_contract(tmp_path: Path, report: Report):
     budget = payload["budgets"][0]
     assert (budget["budget_kept"], budget["visual_tokens"]) == (192, 576)
     for name in ("reference", "pruned_reference", "engine", "random"):
-        assert budget["accuracy"][name].keys() == {"value", "n", "ci95"}
+        assert budget["accuracy"][name].keys() == {"value", "n", "ci95", "f1"}
     assert isinstance(budget["retention"], float)
     assert len(budget["parity"]["kept_overlap_per_stage"]) == 3
     assert budget["parity"].keys() >= {"logit_error_free", "logit_error_forced", "greedy_agreement"}
@@ -45,6 +48,15 @@ def test_shape_is_the_contract(tmp_path: Path, report: Report):
     assert budget["speedup"].keys() >= {"prefill_vs_reference", "prefill_vs_engine_unpruned", "total_vs_reference"}
     assert budget["flops"].keys() >= {"formula", "graph", "graph_unpruned"}
     assert budget.keys() >= {"throughput", "peak_memory_bytes"}
+
+
+def test_f1_is_kept_and_shown_where_the_task_has_one(tmp_path: Path, report: Report):
+    detecting = replace(report, budgets=(budget_report(192, 0.974, 0.871, f1=True),))
+    write_report(tmp_path / "report.json", detecting)
+    assert read_report(tmp_path / "report.json") == detecting
+    assert "F1 of the engine 87.4 at 192 kept (reference 88.2)" in describe(detecting)
+    assert "F1 87.4%" in render_html(detecting) and "F1 77.1%" in render_html(detecting)
+    assert "F1" not in describe(report) and "F1" not in render_html(report)
 
 
 def damage(payload: dict, change: str) -> None:

@@ -99,12 +99,12 @@ def test_the_bundle_is_stamped_and_revalidated(bundle: Path, break_engine):
     report = validate(bundle, options=ValidationOptions(limit=2, warmup=0, iterations=1, threads=1))
     path = bundle.with_name(f"{TASK}-report") / "report.json"
     assert read_report(path) == report
-    first = load_bundle(bundle).manifest.validation
-    assert first is not None and first.verdict == report.verdict
+    (first,) = load_bundle(bundle).manifest.validations
+    assert (first.task, first.verdict) == (TASK, report.verdict)
     break_engine("logits")
     again = validate(bundle, options=ValidationOptions(limit=2, warmup=0, iterations=1, threads=1))
-    second = load_bundle(bundle).manifest.validation
-    assert second is not None and second.verdict == "failed"
+    (second,) = load_bundle(bundle).manifest.validations
+    assert second.verdict == "failed"
     assert second.report_sha256 != first.report_sha256
     assert again.subject == report.subject  # the stamp is no part of what was measured
 
@@ -142,6 +142,24 @@ def test_a_report_directory_that_holds_something_else_is_left_alone(bundle: Path
     assert main(["validate", str(bundle), *QUICK, "--report-dir", str(tmp_path / "taken")]) == 2
     assert "holds something else" in capsys.readouterr().err
     assert (tmp_path / "taken" / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"report.json": '{"format": "toprl-export/report", "version": 1}', "thesis.txt": "mine"},
+        {"report.json": '{"format": "of another program", "version": 1}'},
+        {"report.json": "mine"},
+    ],
+)
+def test_a_foreign_report_is_left_alone(bundle: Path, tmp_path: Path, files: dict[str, str], capsys):
+    (tmp_path / "taken").mkdir()
+    for name, text in files.items():
+        (tmp_path / "taken" / name).write_text(text)
+    assert main(["validate", str(bundle), *QUICK, "--report-dir", str(tmp_path / "taken")]) == 2
+    printed = capsys.readouterr().err
+    assert "so it is left alone" in printed and len(printed.splitlines()) == 1
+    assert {path.name: path.read_text() for path in (tmp_path / "taken").iterdir()} == files
 
 
 def test_another_model_is_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
+import numpy as np
+import onnxruntime
 import pytest
 
 from tests.support.onnx_bundle import staged_bundle
 from toprl_engines.ort.engine import ONNXRuntimeEngine
 from toprl_engines.ort.providers import choose_provider, provider_chain
-from toprl_export.engine import BuildRequest, get_engine
+from toprl_export.engine import BuildRequest, SessionOptions, get_engine
 from toprl_export.errors import MissingExtraError, UserError
 from toprl_export.pruning.plan import PruningPlan, Stage
 
@@ -30,14 +32,24 @@ def with_scorer(plan: PruningPlan, scorer: str) -> PruningPlan:
     [
         (lambda r: replace(r, precision="fp16"), "precision 'fp16' is not supported"),
         (lambda r: replace(r, opset=20), "opset 20 is not supported .* use 23"),
-        (lambda r: replace(r, static_k=True), r"not several \(6, 12\)"),
         (lambda r: replace(r, plan=with_scorer(r.plan, "fastv")), "scorer 'fastv' cannot be built"),
     ],
 )
 def test_unsupported_requests_are_refused_before_anything_is_written(request_to_build, tmp_path, change, message):
     with pytest.raises(UserError, match=message):
+        ONNXRuntimeEngine().check_request(change(request_to_build))
+    with pytest.raises(UserError, match=message):
         ONNXRuntimeEngine().build(change(request_to_build), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_only_one_budget_can_be_baked_in(request_to_build):
+    with pytest.raises(UserError, match=r"not several \(6, 12\)"):
+        replace(request_to_build, static_k=True)
+
+
+def test_what_can_be_built_passes(request_to_build):
+    ONNXRuntimeEngine().check_request(request_to_build)
 
 
 def test_is_found_by_its_name_where_the_package_is_installed():
@@ -53,6 +65,26 @@ def test_a_missing_runtime_names_the_extra(monkeypatch):
 def test_unknown_provider():
     with pytest.raises(UserError, match=r"provider 'tpu' is not available.*cpu"):
         choose_provider("tpu")
+
+
+@pytest.fixture
+def cuda_without_a_gpu(monkeypatch) -> None:
+    """As with onnxruntime-gpu on a machine without a GPU: CUDA is listed, and sessions fall back to the CPU."""
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
+
+
+@pytest.mark.usefixtures("cuda_without_a_gpu")
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_cuda_that_cannot_start_is_refused_when_asked_for_and_else_left_alone():
+    built = staged_bundle()
+    with pytest.raises(UserError, match="'cuda' was asked for, but ONNX Runtime could not start it"):
+        ONNXRuntimeEngine().open(built.bundle, SessionOptions(threads=1, provider="cuda"))
+    chosen = ONNXRuntimeEngine().open(built.bundle, SessionOptions(threads=1))
+    request = built.request((13, 9, 4))
+    assert np.array_equal(chosen.prefill(request).logits, built.open().prefill(request).logits)
 
 
 def test_the_cpu_is_always_there():

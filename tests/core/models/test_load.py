@@ -1,0 +1,95 @@
+"""Loading a checkpoint: the packaged one works, a broken copy of it is one clear line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import torch
+
+from toprl_export.errors import UserError
+from toprl_export.models.load import load_model
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    with resources.as_file(resources.files("toprl_export.models.mini").joinpath("checkpoint")) as source:
+        return shutil.copytree(source, tmp_path / "model")
+
+
+def test_a_copy_is_the_same_model(copied: Path):
+    mini, copy = load_model("mini"), load_model(str(copied))
+    assert copy.fingerprint == mini.fingerprint
+    assert copy.image_processor == mini.image_processor
+    assert copy.prompt_format == mini.prompt_format
+
+
+def _without(*names: str) -> Callable[[Path], None]:
+    def change(directory: Path) -> None:
+        path = directory / "preprocessor_config.json"
+        kept = {name: value for name, value in json.loads(path.read_text()).items() if name not in names}
+        path.write_text(json.dumps(kept))
+
+    return change
+
+
+def _pickled(directory: Path) -> None:
+    (directory / "model.safetensors").unlink()
+    (directory / "pytorch_model.bin").write_bytes(b"never opened")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda d: (d / "model.safetensors").unlink(), "the weights of model"),
+        (lambda d: (d / "model.safetensors").write_bytes(b"broken"), "the weights of model"),
+        (_pickled, "the weights of model"),
+        (lambda d: (d / "preprocessor_config.json").unlink(), "the image processor of model"),
+        (lambda d: (d / "preprocessor_config.json").write_text("{"), "the image processor of model"),
+        (_without("size"), "lacks size"),
+        (_without("image_mean"), "lacks image_mean"),
+        (lambda d: (d / "tokenizer.json").unlink(), "the tokenizer of model"),
+        (lambda d: (d / "tokenizer.json").write_text("{"), "the tokenizer of model"),
+        (lambda d: (d / "tokenizer.json").write_text("{}"), "lacks model"),
+        (lambda d: (d / "prompt_format.json").write_text("{"), "the prompt_format.json of model"),
+        (lambda d: (d / "prompt_format.json").write_text("{}"), "lacks format"),
+    ],
+)
+def test_broken_checkpoints_are_one_line(copied: Path, change: Callable[[Path], None], expected: str):
+    change(copied)
+    with pytest.raises(UserError) as caught:
+        load_model(str(copied))
+    assert expected in str(caught.value) and str(copied) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "crop"),
+    [
+        ({"size": {"shortest_edge": 20}, "crop_size": {"height": 10, "width": 8}}, (20, 20), (10, 8)),
+        ({"size": {"shortest_edge": 20}, "crop_size": 10}, (20, 20), (10, 10)),
+        ({"size": {"height": 20, "width": 30}, "crop_size": 10}, (20, 30), None),
+    ],
+)
+def test_sizes_and_crops(copied: Path, settings: dict, size: tuple[int, int], crop: tuple[int, int] | None):
+    path = copied / "preprocessor_config.json"
+    _without("do_center_crop")(copied)
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    processor = load_model(str(copied)).image_processor
+    assert (processor.size, processor.crop) == (size, crop)
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_a_gpu_that_is_not_there(gpus: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(UserError, match=f"cuda:9 was asked for, but torch finds {gpus} CUDA GPUs"):
+        load_model("mini", device="cuda:9")
+    with pytest.raises(UserError, match="'gpu' is unknown to torch"):
+        load_model("mini", device="gpu")
+    if not gpus:
+        with pytest.raises(UserError, match="device cuda was asked for"):
+            load_model("mini", device="cuda")
