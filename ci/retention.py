@@ -30,7 +30,7 @@ RULE = "|---|---|---|---|---|---|---|---|\n"
 
 @dataclass(frozen=True)
 class Row:
-    """One task at one budget; accuracies are (share, questions times seeds), retention has one figure a seed."""
+    """One task at one budget; accuracies are (share, answers): the engine's of all seeds, the others' of one run."""
 
     task: str
     budget_kept: int
@@ -51,7 +51,7 @@ class Row:
 
 
 def measure(task_name: str, bundles: Sequence[Path], questions: int) -> list[Row]:
-    """The unpruned reference once, then engine and random pruning for every bundle, on the same held-out questions."""
+    """Unpruned and random pruning once, then the engine of every bundle, all on the same held-out questions."""
     task = TASKS.get(task_name)
     samples = tuple(task.samples("held-out", 0, questions))
     runner = ReferenceRunner(load_model())
@@ -61,14 +61,15 @@ def measure(task_name: str, bundles: Sequence[Path], questions: int) -> list[Row
 
     unpruned = right(list(reference_answers(runner, samples, None)))
     engine: dict[int, list[list[float]]] = {}
-    random: dict[int, list[list[float]]] = {}
-    for seed, directory in enumerate(bundles):
+    random: dict[int, list[float]] = {}
+    for directory in bundles:
         loaded = load(directory, threads=1)
         for budget in loaded.budgets:
-            scorer = RandomScorer(derive_seed(seed, "random-pruning", budget))
-            pruning = Pruning.from_plan(loaded.bundle.manifest.plan, budget, scorer)
             engine.setdefault(budget, []).append(right(list(engine_answers(loaded, samples, task_name, budget))))
-            random.setdefault(budget, []).append(right(list(reference_answers(runner, samples, pruning))))
+            if budget not in random:
+                scorer = RandomScorer(derive_seed(0, "random-pruning", budget))
+                pruning = Pruning.from_plan(loaded.bundle.manifest.plan, budget, scorer)
+                random[budget] = right(list(reference_answers(runner, samples, pruning)))
     return [_row(task_name, budget, unpruned, engine[budget], random[budget]) for budget in engine]
 
 
@@ -95,15 +96,15 @@ def _batches(samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
         yield samples[start : start + BATCH]
 
 
-def _row(task: str, budget: int, unpruned: list[float], engine: list[list[float]], random: list[list[float]]) -> Row:
-    engine_pooled, random_pooled = list(chain(*engine)), list(chain(*random))
+def _row(task: str, budget: int, unpruned: list[float], engine: list[list[float]], random: list[float]) -> Row:
+    engine_pooled = list(chain(*engine))
     pooled = retention_interval(engine_pooled, unpruned * len(engine))
     return Row(
         task=task,
         budget_kept=budget,
         unpruned=(fmean(unpruned), len(unpruned)),
         engine=(fmean(engine_pooled), len(engine_pooled)),
-        random=(fmean(random_pooled), len(random_pooled)),
+        random=(fmean(random), len(random)),
         retention=pooled.value,
         retention_ci95=pooled.ci95,
         retention_by_seed=tuple(fmean(seed) / fmean(unpruned) for seed in engine),
