@@ -49,6 +49,8 @@ class Graph:
         options = onnxruntime.SessionOptions()
         if not packed:
             options.add_session_config_entry("session.disable_prepacking", "1")
+        # The graphs of a bundle take turns: without this, one's idle threads spin on the cores the next one needs.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
