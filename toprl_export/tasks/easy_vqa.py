@@ -62,9 +62,15 @@ class EasyVQA:
         """The questions about image ``index``."""
         return self._by_image[index]
 
-    def canvas(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """Image ``index`` at a place fixed by its index, ``uint8 [192, 192, 3]``; the shape's patches ``[24, 24]``."""
-        rng = numpy_rng(0, "easy-vqa", self.split, index)
+    def canvas(
+        self, index: int, rng: np.random.Generator | None = None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Image ``index`` on the canvas, ``uint8 [192, 192, 3]``; the shape's patches ``[24, 24]``.
+
+        Place and background are fixed by the index, as evaluation wants them, or drawn anew from ``rng``.
+        """
+        if rng is None:
+            rng = numpy_rng(0, "easy-vqa", self.split, index)
         image = busy_background(rng)
         row, column = rng.integers(0, GRID - PICTURE_PIXELS // PATCH_PIXELS + 1, size=2).tolist()
         with Image.open(self._folder / "images" / f"{index}.png") as file:

@@ -63,7 +63,7 @@ class Phase:
     final: float
     vision_rate: float = 1.0
     numbers: float = 0.22
-    easy_vqa: float = 0.16
+    easy_vqa: float = 0.28
     mix: QuestionMix = BALANCED
     places: bool = False
 
@@ -75,11 +75,9 @@ class PretrainRecipe:
     seed: int = 0
     phases: tuple[Phase, ...] = (
         Phase("patches", 500, 32, (), 3e-3, 5e-4),
-        Phase("few-tokens-1", 1200, 24, (96,), 2e-3, 1.8e-3, 0.3),
-        Phase("few-tokens-2", 700, 24, (64, 96, 224), 2e-3, 1e-3, 1.0, 0.25, 0.3, places=True),
-        Phase("all-tokens", 230, 16, (PATCHES,), 1e-3, 2e-5, 1.0, 0.33, 0.33, places=True),
-        Phase("easy-vqa-1", 130, 16, (PATCHES,), 6e-4, 1e-5, 1.0, 0.12, 0.6, places=True),
-        Phase("easy-vqa-2", 150, 16, (PATCHES,), 1e-3, 1e-5, 1.0, 0.12, 0.5, places=True),
+        Phase("few-tokens", 1300, 24, (96,), 2e-3, 1.8e-3, 0.3),
+        Phase("more-tokens", 800, 24, (64, 96, 224), 2e-3, 1e-3, places=True),
+        Phase("all-tokens", 500, 16, (PATCHES,), 1e-3, 1e-5, easy_vqa=0.4, places=True),
     )
 
 
@@ -106,7 +104,7 @@ class ExampleStream:
             draw = self._rng.random()
             if draw < phase.easy_vqa:
                 index = int(self._rng.integers(self._easy_vqa.image_count))
-                example = easy_vqa_example(self._easy_vqa, index, TASKS)
+                example = easy_vqa_example(self._easy_vqa, index, TASKS, self._rng)
             else:
                 mix = None if draw < phase.easy_vqa + phase.numbers else phase.mix
                 example = scene_example(TASKS, self._glyphs, self._rng, mix)
