@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from toprl_export.pruning.select import gather_tokens
+
 
 class Decoder(nn.Module):
     """Token embedding, layers, final norm, rotary table and language-model head of one reference model."""
@@ -46,29 +48,29 @@ class LayerCache:
         return keys, values
 
 
-def last_token_attention(layer: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], valid: Tensor) -> Tensor:
-    """The last token's attention in ``layer``, averaged over heads: the one row that FastV scores by.
+def attention_rows(layer: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], slots: Tensor, allowed: Tensor) -> Tensor:
+    """The attention of some tokens in ``layer``, averaged over heads: the rows that a scorer needs, never a whole map.
 
     Args:
         layer: a decoder layer; its own norm and projections are used.
         hidden: the states entering it, ``[b, s, d]``.
         rotary: cos and sin, each ``[b, s, head_dim]``.
-        valid: tokens that may be attended to, ``bool [b, s]``.
+        slots: which tokens ask, ``int64 [b, q]``.
+        allowed: what each of them may attend to, ``bool [b, q, s]``.
 
     Returns:
-        ``float32 [b, s]``; a row of ``q_last·Kᵀ`` costs one product, never a whole map.
+        ``float32 [b, q, s]``, the cost of one product of q rows with the keys.
     """
     attention = layer.self_attn
     normed = layer.input_layernorm(hidden)
-    query = _heads(attention.q_proj(normed[:, -1:]), attention, "q_norm")  # [b, h, 1, hd]
+    query = _heads(attention.q_proj(gather_tokens(normed, slots)), attention, "q_norm")  # [b, h, q, hd]
     keys = _heads(attention.k_proj(normed), attention, "k_norm")  # [b, kv, s, hd]
-    cos, sin = (part[:, None] for part in rotary)
-    query = query * cos[:, :, -1:] + _rotate_half(query) * sin[:, :, -1:]
-    keys = keys * cos + _rotate_half(keys) * sin
+    query = _rotated(query, tuple(gather_tokens(part, slots) for part in rotary))
+    keys = _rotated(keys, rotary)
     keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], dim=1)
-    scores = (query @ keys.transpose(-1, -2)).float().squeeze(2) * attention.scaling  # [b, h, s]
-    row: Tensor = scores.masked_fill(~valid[:, None], float("-inf")).softmax(dim=-1).mean(dim=1)
-    return row
+    scores = (query @ keys.transpose(-1, -2)).float() * attention.scaling  # [b, h, q, s]
+    rows: Tensor = scores.masked_fill(~allowed[:, None], float("-inf")).softmax(dim=-1).mean(dim=1)
+    return rows
 
 
 def _heads(projected: Tensor, attention: Any, norm: str) -> Tensor:
@@ -77,6 +79,11 @@ def _heads(projected: Tensor, attention: Any, norm: str) -> Tensor:
         split = getattr(attention, norm)(split)
     heads: Tensor = split.transpose(1, 2)
     return heads
+
+
+def _rotated(x: Tensor, rotary: tuple[Tensor, ...]) -> Tensor:
+    cos, sin = (part[:, None] for part in rotary)  # [b, 1, s, hd]
+    return x * cos + _rotate_half(x) * sin
 
 
 def _rotate_half(x: Tensor) -> Tensor:

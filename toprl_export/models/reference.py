@@ -13,6 +13,7 @@ from torch import Tensor
 from toprl_export.errors import UserError
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.walk import (
+    NOTHING,
     Decide,
     Decision,
     Prefill,
@@ -107,6 +108,7 @@ class ReferenceRunner:
         visual: Tensor,
         pruning: Pruning | None = None,
         forced_kept: Sequence[Tensor] | None = None,
+        saliency: Tensor | None = None,
     ) -> Prefill:
         """Prefill unpruned (no ``pruning``), pruned, or pruned to ``forced_kept`` instead of by score.
 
@@ -115,6 +117,7 @@ class ReferenceRunner:
             visual: embeddings ``[b, n, d]``.
             pruning: stages, counts and scorer.
             forced_kept: per stage original visual indices ``int64 [b, k_t]`` to keep.
+            saliency: the vision tower's attention on each patch, ``float32 [b, n]``, where the scorer needs it.
         """
         decide = forced_decisions(forced_kept) if forced_kept is not None else pruning.decide if pruning else None
         return walk_prefill(
@@ -123,15 +126,21 @@ class ReferenceRunner:
             visual,
             pruning.stage_layers if pruning else (),
             decide or _never,
-            needs_attention_row=bool(pruning and pruning.scorer.needs_attention_row),
+            needs=pruning.scorer.needs if pruning else NOTHING,
+            saliency=saliency,
         )
 
     @torch.inference_mode()
     def generate(
-        self, tokens: TokenBatch, visual: Tensor, max_new_tokens: int, pruning: Pruning | None = None
+        self,
+        tokens: TokenBatch,
+        visual: Tensor,
+        max_new_tokens: int,
+        pruning: Pruning | None = None,
+        saliency: Tensor | None = None,
     ) -> Generation:
         """Greedy answers; rows that have ended wait for the others."""
-        prefill = self.prefill(tokens, visual, pruning)
+        prefill = self.prefill(tokens, visual, pruning, saliency=saliency)
         decoder, device = self.adapter.decoder, self.adapter.device
         groups = layer_groups(pruning.stage_layers if pruning else (), len(decoder))
         keys, values, masks, logits = prefill.keys, prefill.values, prefill.masks, prefill.logits

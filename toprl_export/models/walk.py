@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from toprl_export.models.decoder import Decoder, LayerCache, last_token_attention
-from toprl_export.pruning.scorer import StageInputs
+from toprl_export.models.decoder import Decoder, LayerCache, attention_rows
+from toprl_export.pruning.scorer import ScorerNeeds, StageInputs
 from toprl_export.pruning.select import gather_tokens
 
 
@@ -24,6 +24,7 @@ class TokenTensors:
     ``input_ids``, ``attention_mask`` and ``position_ids`` are ``[b, s]``; ``visual_index`` ``[b, n]`` and
     ``text_index`` ``[b, s-n]`` say where in the sequence the visual and the other tokens stand, ascending.
     ``segments`` ``[b, s]`` packs independent questions behind one image: tokens see segment 0 and their own.
+    ``question_end`` ``[b]`` says where the question's last token stands when answers follow it; None: at the end.
     """
 
     input_ids: Tensor
@@ -32,6 +33,7 @@ class TokenTensors:
     visual_index: Tensor
     text_index: Tensor
     segments: Tensor | None = None
+    question_end: Tensor | None = None
 
 
 class Decision(NamedTuple):
@@ -43,6 +45,7 @@ class Decision(NamedTuple):
 
 
 Decide = Callable[[StageInputs], Decision]
+NOTHING = ScorerNeeds()
 
 
 @dataclass(frozen=True)
@@ -72,15 +75,24 @@ class _Tokens:
     visual_slot: Tensor  # int64 [b, n_t]: where the visual tokens stand now
     text_slot: Tensor  # int64 [b, t]
     visual_origin: Tensor  # int64 [b, n_t]: which of the n visual tokens they are
+    asked: Tensor  # bool [b, t]: which text tokens are the question's
 
     def mask(self) -> Tensor:
         """Causal by original place, valid keys only, every token sees itself (Eq. 6); ``bool [b, 1, s, s]``."""
-        earlier = self.place[:, :, None] >= self.place[:, None, :]
-        allowed = earlier & self.valid[:, None, :]
-        if self.segments is not None:
-            own = self.segments[:, :, None] == self.segments[:, None, :]
+        return self._allowed(self.place, self.segments)[:, None]
+
+    def mask_rows(self, slots: Tensor) -> Tensor:
+        """What the tokens at ``slots``, ``int64 [b, q]``, may attend to, ``bool [b, q, s]``."""
+        return self._allowed(
+            self.place.gather(1, slots), None if self.segments is None else self.segments.gather(1, slots)
+        )
+
+    def _allowed(self, place: Tensor, segments: Tensor | None) -> Tensor:
+        allowed = (place[:, :, None] >= self.place[:, None, :]) & self.valid[:, None, :]
+        if self.segments is not None and segments is not None:
+            own = segments[:, :, None] == self.segments[:, None, :]
             allowed = allowed & (own | (self.segments[:, None, :] == 0))
-        return (allowed | (self.place[:, :, None] == self.place[:, None, :]))[:, None]
+        return allowed | (place[:, :, None] == self.place[:, None, :])
 
 
 def embed_tokens(decoder: Decoder, tokens: TokenTensors, visual: Tensor) -> _Tokens:
@@ -100,7 +112,18 @@ def embed_tokens(decoder: Decoder, tokens: TokenTensors, visual: Tensor) -> _Tok
         visual_slot=tokens.visual_index,
         text_slot=tokens.text_index,
         visual_origin=torch.arange(visual.shape[1], device=hidden.device).expand(batch, -1),
+        asked=_asked(tokens),
     )
+
+
+def _asked(tokens: TokenTensors) -> Tensor:
+    """Which text tokens stand between the image and the answer, ``bool [b, t]``."""
+    asked = (tokens.text_index > tokens.visual_index[:, -1:]) & tokens.attention_mask.gather(
+        1, tokens.text_index
+    ).bool()
+    if tokens.question_end is not None:
+        asked = asked & (tokens.text_index <= tokens.question_end[:, None])
+    return asked
 
 
 def walk_prefill(
@@ -109,7 +132,8 @@ def walk_prefill(
     visual: Tensor,
     stage_layers: tuple[int, ...],
     decide: Decide,
-    needs_attention_row: bool = False,
+    needs: ScorerNeeds = NOTHING,
+    saliency: Tensor | None = None,
 ) -> Prefill:
     """Run all layers; before each of ``stage_layers`` let ``decide`` choose which visual tokens go on.
 
@@ -119,8 +143,8 @@ def walk_prefill(
         visual: projected visual embeddings ``[b, n, d]``.
         stage_layers: ascending 0-based layers before which a stage stands; empty for no pruning.
         decide: called once a stage with the alive visual tokens' states.
-        needs_attention_row: also give ``decide`` the last token's attention in the layer just run (in layer 0 itself
-            for a stage before layer 0, where none has run).
+        needs: what else ``decide`` is given.
+        saliency: the vision tower's attention on each of the n patches, ``float32 [b, n]``, where it is needed.
 
     Returns:
         See `Prefill`. Kept tokens keep their original positions: cos and sin are gathered with them.
@@ -129,21 +153,22 @@ def walk_prefill(
     caches: list[LayerCache] = []
     kept: list[Tensor] = []
     masks: list[Tensor] = []
-    row: Tensor | None = None
+    rows: Tensor | None = None
     mask: Tensor | None = None
+    own_rows = needs.attention_layer == "next"
     for index in range(len(decoder)):
         layer = decoder.layer(index)
         if index in stage_layers:
-            if needs_attention_row and index == 0:
-                row = last_token_attention(layer, state.hidden, (state.cos, state.sin), state.valid)
-            state = _prune(state, len(kept), decide, row)
+            if index == 0 or own_rows:
+                rows = _attention(layer, state, needs)
+            state = _prune(state, len(kept), decide, rows, needs, saliency)
             kept.append(state.visual_origin)
             mask = None
         if mask is None:
             mask = state.mask()
             masks.append(state.valid)
-        if needs_attention_row and index + 1 in stage_layers:
-            row = last_token_attention(layer, state.hidden, (state.cos, state.sin), state.valid)
+        if index + 1 in stage_layers and not own_rows:
+            rows = _attention(layer, state, needs)
         hidden, cache = _run(layer, state.hidden, mask, (state.cos, state.sin), None)
         state = replace(state, hidden=hidden)
         caches.append(cache)
@@ -158,17 +183,39 @@ def walk_prefill(
     )
 
 
-def _prune(state: _Tokens, stage: int, decide: Decide, row: Tensor | None) -> _Tokens:
-    """One stage: score the visual tokens, then gather everything that goes on, in sequence order."""
-    decision = decide(
-        StageInputs(
-            stage=stage,
-            visual=gather_tokens(state.hidden, state.visual_slot),
-            alive=state.valid.gather(1, state.visual_slot),
-            positions=state.visual_origin,
-            attention_row=None if row is None else row.gather(1, state.visual_slot),
-        )
+def _attention(layer: Any, state: _Tokens, needs: ScorerNeeds) -> Tensor | None:
+    """Attention of the wanted text tokens on every token, ``float32 [b, q, s]``."""
+    if needs.attention == "none":
+        return None
+    slots = state.text_slot
+    if needs.attention == "last":
+        order = torch.arange(slots.shape[1], device=slots.device)
+        slots = slots.gather(1, (state.asked * order).argmax(1, keepdim=True))  # [b, 1]
+    return attention_rows(layer, state.hidden, (state.cos, state.sin), slots, state.mask_rows(slots))
+
+
+def _stage_inputs(
+    state: _Tokens, stage: int, rows: Tensor | None, needs: ScorerNeeds, saliency: Tensor | None
+) -> StageInputs:
+    if rows is not None:
+        rows = rows.gather(2, state.visual_slot[:, None].expand(-1, rows.shape[1], -1))  # [b, q, n_t]
+    return StageInputs(
+        stage=stage,
+        visual=gather_tokens(state.hidden, state.visual_slot),
+        alive=state.valid.gather(1, state.visual_slot),
+        positions=state.visual_origin,
+        attention=rows,
+        text=gather_tokens(state.hidden, state.text_slot) if needs.text else None,
+        asked=state.asked if needs.text or rows is not None else None,
+        saliency=saliency.gather(1, state.visual_origin) if needs.saliency and saliency is not None else None,
     )
+
+
+def _prune(
+    state: _Tokens, stage: int, decide: Decide, rows: Tensor | None, needs: ScorerNeeds, saliency: Tensor | None
+) -> _Tokens:
+    """One stage: score the visual tokens, then gather everything that goes on, in sequence order."""
+    decision = decide(_stage_inputs(state, stage, rows, needs, saliency))
     survivors = state.visual_slot.gather(1, decision.kept)  # [b, k]
     both = torch.cat([survivors, state.text_slot], dim=1)
     order = both.argsort(dim=1)  # [b, k+t]: where in `both` the tokens stand in sequence order
@@ -190,6 +237,7 @@ def _prune(state: _Tokens, stage: int, decide: Decide, row: Tensor | None) -> _T
         visual_slot=back[:, :count],
         text_slot=back[:, count:],
         visual_origin=state.visual_origin.gather(1, decision.kept),
+        asked=state.asked,
     )
 
 

@@ -4,16 +4,35 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from toprl_export.registry import Registry
 
 
 @dataclass(frozen=True)
+class ScorerNeeds:
+    """What the walk computes for a scorer at every stage, beyond the visual tokens' own states.
+
+    Attributes:
+        attention: whose attention on the visual tokens: of no text token, of the question's last, or of all.
+        attention_layer: the layer just run ("previous"; before layer 0, where none has run, layer 0 itself), or the one
+            about to run ("next").
+        text: the text tokens' states.
+        saliency: the vision tower's attention on each patch.
+    """
+
+    attention: Literal["none", "last", "text"] = "none"
+    attention_layer: Literal["previous", "next"] = "previous"
+    text: bool = False
+    saliency: bool = False
+
+
+@dataclass(frozen=True)
 class StageInputs:
-    """The state at one stage, ``s_t = [t, H_t^v]`` in TOP-RL.
+    """The state at one stage, ``s_t = [t, H_t^v]`` in TOP-RL, and what else the scorer asked for.
 
     Attributes:
         stage: 0-based number of the stage in its plan.
@@ -21,22 +40,44 @@ class StageInputs:
         alive: bool ``[b, n_t]``, False for tokens that an earlier stage dropped but a mask keeps in
             the sequence (training); None when all are there (dropped tokens were gathered away).
         positions: int64 ``[b, n_t]``, index of each token among the n visual tokens of its image.
-        attention_row: float ``[b, n_t]``, attention of the last text token on each visual token,
-            or None unless the scorer asks for it.
+        attention: float32 ``[b, q, n_t]``, mean over heads of the attention of the question's last token (q = 1) or of
+            all t text tokens (q = t) on each visual token; None unless asked for.
+        text: float ``[b, t, d]``, hidden states of the text tokens entering the stage; None unless asked for.
+        asked: bool ``[b, t]``, True for the text tokens between the image and the answer: the question and what the
+            template puts around it, neither padding nor answer; None unless attention or text are asked for.
+        saliency: float32 ``[b, n_t]``, the vision tower's attention on each patch; None unless asked for.
     """
 
     stage: int
     visual: Tensor
     alive: Tensor | None
     positions: Tensor
-    attention_row: Tensor | None
+    attention: Tensor | None = None
+    text: Tensor | None = None
+    asked: Tensor | None = None
+    saliency: Tensor | None = None
+
+
+def question_states(inputs: StageInputs) -> tuple[Tensor, Tensor]:
+    """The question's mean state and its last token's state, both float ``[b, d]``.
+
+    Raises:
+        ValueError: the scorer did not ask for the text.
+    """
+    if inputs.text is None or inputs.asked is None:
+        raise ValueError("the question's states are wanted, but the walk gave no text: ask for it in `needs`")
+    asked = inputs.asked.unsqueeze(-1)  # [b, t, 1]
+    mean = (inputs.text * asked).sum(1) / asked.sum(1).clamp(min=1)
+    order = torch.arange(inputs.asked.shape[1], device=inputs.text.device)
+    last = (inputs.asked * order).argmax(1)  # [b]
+    return mean, inputs.text.gather(1, last[:, None, None].expand(-1, 1, inputs.text.shape[2])).squeeze(1)
 
 
 class Scorer(nn.Module, ABC):
     """Maps the state at a stage to one score per visual token; the highest are kept."""
 
-    needs_attention_row: ClassVar[bool] = False
-    """Whether ``StageInputs.attention_row`` must be computed for this scorer."""
+    needs: ScorerNeeds = ScorerNeeds()
+    """What ``StageInputs`` must hold for this scorer; an instance may narrow or widen its class's."""
 
     @abstractmethod
     def forward(self, inputs: StageInputs) -> Tensor:

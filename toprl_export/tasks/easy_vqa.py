@@ -62,9 +62,7 @@ class EasyVQA:
         """The questions about image ``index``."""
         return self._by_image[index]
 
-    def canvas(
-        self, index: int, rng: np.random.Generator | None = None
-    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    def canvas(self, index: int, rng: np.random.Generator | None = None) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Image ``index`` on the canvas, ``uint8 [192, 192, 3]``; the shape's patches ``[24, 24]``.
 
         Place and background are fixed by the index, as evaluation wants them, or drawn anew from ``rng``.

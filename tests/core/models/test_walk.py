@@ -218,12 +218,11 @@ def test_attention_row_is_the_eager_models_last_row(adapter: LlavaAdapter, stage
     seen: list[Tensor] = []
 
     def decide(inputs: StageInputs) -> Decision:
-        assert inputs.attention_row is not None
         seen.append(FastVScorer()(inputs))
         return Decision(select(seen[-1], 10))
 
     with torch.no_grad():
-        walk_prefill(adapter.decoder, tokens, visual, (stage,), decide, needs_attention_row=True)
+        walk_prefill(adapter.decoder, tokens, visual, (stage,), decide, FastVScorer.needs)
         adapter.model.set_attn_implementation("eager")
         maps = adapter.model(
             input_ids=tokens.input_ids,

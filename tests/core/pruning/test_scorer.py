@@ -2,16 +2,25 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from toprl_export.errors import UserError
-from toprl_export.pruning.scorer import SCORERS, Scorer
+from toprl_export.pruning.scorer import SCORERS, Scorer, ScorerNeeds, StageInputs, question_states
 
 
 def test_every_registered_scorer_is_one():
     assert SCORERS.names() == ["actor", "random", "uniform", "fastv"]
     for name in SCORERS.names():
         assert issubclass(SCORERS.get(name), Scorer)
-    assert [name for name in SCORERS.names() if SCORERS.get(name).needs_attention_row] == ["fastv"]
+    assert [name for name in SCORERS.names() if SCORERS.get(name).needs != ScorerNeeds()] == ["fastv"]
+
+
+def test_the_questions_states_leave_out_padding_and_answer():
+    text = torch.arange(10.0).reshape(1, 5, 2)
+    asked = torch.tensor([[False, True, True, True, False]])
+    mean, last = question_states(StageInputs(0, torch.zeros(1, 3, 2), None, torch.arange(3)[None], None, text, asked))
+    assert mean.tolist() == [[4.0, 5.0]]
+    assert last.tolist() == [[6.0, 7.0]]
 
 
 def test_an_unknown_scorer_is_refused():

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
-from toprl_export.pruning.scorer import Scorer, StageInputs
+from toprl_export.pruning.scorer import Scorer, ScorerNeeds, StageInputs
 
 
 class FastVScorer(Scorer):
@@ -15,7 +13,7 @@ class FastVScorer(Scorer):
     With one stage this is FastV, with several FastV-P (TOP-RL, Figure 2).
     """
 
-    needs_attention_row: ClassVar[bool] = True
+    needs = ScorerNeeds(attention="last")
 
     def forward(self, inputs: StageInputs) -> Tensor:
         """Scores, float32 ``[b, n_t]``.
@@ -23,6 +21,6 @@ class FastVScorer(Scorer):
         Raises:
             ValueError: the attention row was not computed.
         """
-        if inputs.attention_row is None:
+        if inputs.attention is None:
             raise ValueError("FastV scores by attention, but the walk gave it no attention row")
-        return inputs.attention_row.float()
+        return inputs.attention[:, -1]

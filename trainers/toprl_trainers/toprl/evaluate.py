@@ -64,7 +64,7 @@ def right_answers(adapter: LVLMAdapter, blocks: Iterable[ImageBlock], pruning: P
     for block in blocks:
         prefill = walk_prefill(
             adapter.decoder, block.tokens, block.visual, pruning.stage_layers, pruning.decide,
-            pruning.scorer.needs_attention_row,
+            pruning.scorer.needs,
         )  # fmt: skip
         right += block.gold.score(adapter.decoder, prefill.hidden)[1][:, 0].tolist()
     return right

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -123,10 +124,8 @@ def compacted(kept: Tensor) -> Decision:
 
 
 def _take(inputs: StageInputs, rows: Tensor | slice) -> StageInputs:
-    return replace(
-        inputs,
-        visual=inputs.visual[rows],
-        alive=None if inputs.alive is None else inputs.alive[rows],
-        positions=inputs.positions[rows],
-        attention_row=None,
-    )
+    """The same of some rows."""
+    taken: dict[str, Any] = {
+        name: value[rows] if isinstance(value, Tensor) else value for name, value in vars(inputs).items()
+    }
+    return StageInputs(**taken)

@@ -12,7 +12,7 @@ MESSAGE = "random pruning cannot be exported, it draws anew at every call: build
 
 
 def inputs(batch: int = 4, tokens: int = 64) -> StageInputs:
-    return StageInputs(0, torch.zeros(batch, tokens, 2), None, torch.arange(tokens).expand(batch, tokens), None)
+    return StageInputs(0, torch.zeros(batch, tokens, 2), None, torch.arange(tokens).expand(batch, tokens))
 
 
 def test_every_image_is_pruned_differently():
@@ -50,7 +50,7 @@ def test_it_cannot_be_exported():
             self.scorer = RandomScorer()
 
         def forward(self, visual: torch.Tensor) -> torch.Tensor:
-            return self.scorer(StageInputs(0, visual, None, visual, None))
+            return self.scorer(StageInputs(0, visual, None, visual))
 
     with pytest.raises(UserError, match=f"^{re.escape(MESSAGE)}$"):
         torch.export.export(Wrapper(), (torch.zeros(1, 4, 2),))

@@ -11,7 +11,7 @@ from toprl_export.pruning.select import gather_tokens, select
 
 
 def inputs(tokens: int, alive: Tensor | None = None, batch: int = 1) -> StageInputs:
-    return StageInputs(0, torch.zeros(batch, tokens, 2), alive, torch.arange(tokens).expand(batch, tokens), None)
+    return StageInputs(0, torch.zeros(batch, tokens, 2), alive, torch.arange(tokens).expand(batch, tokens))
 
 
 def spread(kept: Tensor, tokens: int) -> tuple[int, int]:
@@ -64,7 +64,7 @@ class Score(nn.Module):
         self.scorer = UniformScorer()
 
     def forward(self, visual: Tensor) -> Tensor:
-        return self.scorer(StageInputs(0, visual, None, visual, None))
+        return self.scorer(StageInputs(0, visual, None, visual))
 
 
 def test_it_exports(as_onnx):
