@@ -91,5 +91,12 @@ SCORERS: Registry[type[Scorer]] = Registry(
         "random": "toprl_export.pruning.baselines.random:RandomScorer",
         "uniform": "toprl_export.pruning.baselines.uniform:UniformScorer",
         "fastv": "toprl_export.pruning.baselines.fastv:FastVScorer",
+        "pyramiddrop": "toprl_export.pruning.baselines.pyramiddrop:PyramidDropScorer",
+        "sparsevlm": "toprl_export.pruning.baselines.sparsevlm:SparseVLMScorer",
+        "visionzip": "toprl_export.pruning.baselines.visionzip:VisionZipScorer",
+        "divprune": "toprl_export.pruning.baselines.divprune:DivPruneScorer",
+        "dart": "toprl_export.pruning.baselines.dart:DARTScorer",
+        "cdpruner": "toprl_export.pruning.baselines.cdpruner:CDPrunerScorer",
+        "oracle": "toprl_export.pruning.baselines.oracle:OracleScorer",
     },
 )

@@ -8,8 +8,38 @@ from toprl_export.pruning.plan import PruningPlan, default_stage_layers, make_pl
 from toprl_export.pruning.schedule import lowest_budget
 from toprl_export.registry import unknown_name
 
-BASELINE_SCORERS = {"random": "random", "uniform": "uniform", "fastv": "fastv", "fastv-p": "fastv"}
-"""Name of each baseline → the registered scorer it uses."""
+BASELINES: tuple[str, ...] = (
+    "random",
+    "uniform",
+    "fastv",
+    "fastv-p",
+    "pyramiddrop",
+    "sparsevlm",
+    "visionzip",
+    "divprune",
+    "dart",
+    "cdpruner",
+)
+"""Methods that need no training and no knowledge of the answer."""
+
+ORACLE = "oracle"
+"""Keeps what the answer depends on, which only generated scenes know: an upper mark to measure by, no method."""
+
+_ONE_SHOT_AT_THE_INPUT = ("visionzip", "divprune", "cdpruner")
+_ONE_SHOT_AFTER_SOME_LAYERS = ("fastv", "dart")
+_PYRAMIDDROP_RATIO = 0.5
+
+
+def baseline_scorer(name: str) -> str:
+    """The registered name of the scorer that a baseline uses.
+
+    Raises:
+        UserError: no baseline has that name.
+    """
+    known = (*BASELINES, ORACLE)
+    if name not in known:
+        raise unknown_name("baseline", name, known)
+    return "fastv" if name == "fastv-p" else name
 
 
 def baseline_plan(
@@ -19,10 +49,14 @@ def baseline_plan(
     budgets: Sequence[int],
     stage_layers: Sequence[int] | None = None,
 ) -> PruningPlan:
-    """The plan of a baseline: the agent's own stages, except for FastV, which prunes once.
+    """The plan of a baseline: where its paper prunes, and keep counts that meet the budgets.
+
+    VisionZip, DivPrune and CDPruner prune once, at the input; FastV and DART once, at layer 2 of 32; PyramidDrop
+    three times, at quarters of the depth, halving; all others at the agent's own stages. Stages that come too late
+    for the smallest budget move towards the input, all by as many layers.
 
     Args:
-        name: random, uniform, fastv or fastv-p.
+        name: one of `BASELINES`, or `ORACLE`.
         visual_tokens: n, visual tokens of one image.
         decoder_layers: L, layers of the decoder.
         budgets: average visual tokens kept over all layers.
@@ -32,18 +66,35 @@ def baseline_plan(
     Raises:
         UserError: the name is unknown, or a budget cannot be met.
     """
-    if name not in BASELINE_SCORERS:
-        raise unknown_name("baseline", name, BASELINE_SCORERS)
-    if name == "fastv":
-        stage_layers = (_fastv_layer(visual_tokens, decoder_layers, budgets),)
-    elif stage_layers is None:
+    scorer = baseline_scorer(name)
+    if name in _ONE_SHOT_AT_THE_INPUT:
+        return make_plan(visual_tokens, decoder_layers, (0,), scorer, budgets)
+    if name in _ONE_SHOT_AFTER_SOME_LAYERS:
+        layers = _early_enough(_fastv_layers(decoder_layers), visual_tokens, decoder_layers, budgets)
+        return make_plan(visual_tokens, decoder_layers, layers, scorer, budgets)
+    if name == "pyramiddrop":
+        layers = _early_enough(_quarters(decoder_layers), visual_tokens, decoder_layers, budgets)
+        return make_plan(visual_tokens, decoder_layers, layers, scorer, budgets, decay=_PYRAMIDDROP_RATIO)
+    if stage_layers is None:
         stage_layers = default_stage_layers(decoder_layers)
-    return make_plan(visual_tokens, decoder_layers, stage_layers, BASELINE_SCORERS[name], budgets)
+    return make_plan(visual_tokens, decoder_layers, stage_layers, scorer, budgets)
 
 
-def _fastv_layer(visual_tokens: int, decoder_layers: int, budgets: Sequence[int]) -> int:
-    """Layer 2 of 32 as in the paper, at the same relative depth; earlier only where a budget demands it."""
-    layer = min(max(1, decoder_layers // 16), 2, decoder_layers - 1)
-    while layer > 0 and min(budgets, default=visual_tokens) < lowest_budget(visual_tokens, decoder_layers, layer):
-        layer -= 1
-    return layer
+def _fastv_layers(decoder_layers: int) -> tuple[int, ...]:
+    """Layer 2 of 32 as in the papers, at the same relative depth."""
+    return (min(max(1, decoder_layers // 16), 2, decoder_layers - 1),)
+
+
+def _quarters(decoder_layers: int) -> tuple[int, ...]:
+    """1/4, 1/2 and 3/4 of the depth, fewer for very shallow decoders."""
+    return tuple(sorted({decoder_layers * quarter // 4 for quarter in (1, 2, 3)}))
+
+
+def _early_enough(
+    layers: tuple[int, ...], visual_tokens: int, decoder_layers: int, budgets: Sequence[int]
+) -> tuple[int, ...]:
+    """``layers``, moved towards the input by as little as the smallest budget demands; their spacing stays."""
+    smallest, first = min(budgets, default=visual_tokens), layers[0]
+    while first > 0 and smallest < lowest_budget(visual_tokens, decoder_layers, first):
+        first -= 1
+    return tuple(layer - layers[0] + first for layer in layers)

@@ -1,19 +1,19 @@
 import pytest
 
 from toprl_export.errors import UserError
-from toprl_export.pruning.baselines.plans import BASELINE_SCORERS, baseline_plan
+from toprl_export.pruning.baselines.plans import BASELINES, ORACLE, baseline_plan, baseline_scorer
 from toprl_export.pruning.scorer import SCORERS
 
 
-@pytest.mark.parametrize("name", BASELINE_SCORERS)
+@pytest.mark.parametrize("name", (*BASELINES, ORACLE))
 @pytest.mark.parametrize("layers", [1, 2, 8, 12, 32])
 def test_every_baseline_runs_at_the_agents_budgets(name, layers):
     budgets = (29, 64, 192, 576)
     plan = baseline_plan(name, 576, layers, budgets)
     for budget in budgets:
         assert budget - 1 < plan.schedule(budget).average_kept <= budget
-    assert {stage.scorer for stage in plan.stages} == {BASELINE_SCORERS[name]}
-    assert BASELINE_SCORERS[name] in SCORERS
+    assert {stage.scorer for stage in plan.stages} == {baseline_scorer(name)}
+    assert baseline_scorer(name) in SCORERS
 
 
 def test_random_uniform_and_fastv_p_prune_where_the_agent_does():
