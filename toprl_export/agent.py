@@ -60,7 +60,7 @@ class AgentRecord:
         model_id: the reference model it prunes, by name or path.
         model_fingerprint: that model's weights.
         plan: stages and the schedule of every budget.
-        actor: the policy's sizes.
+        actor: the policy's sizes and what it sees.
         seed: of the training.
         training: how it was made.
     """
@@ -110,7 +110,14 @@ class AgentRecord:
             model_id=fields.text("model_id"),
             model_fingerprint=fields.text("model_fingerprint"),
             plan=PruningPlan.from_json(fields.raw("plan")),
-            actor=ActorConfig(actor.whole("input_size"), actor.whole("hidden_size"), actor.whole("stages")),
+            actor=ActorConfig(
+                actor.whole("input_size"),
+                actor.whole("hidden_size"),
+                actor.whole("stages"),
+                # Agents trained before there was a choice had neither.
+                actor.payload.get("condition", "none"),
+                actor.payload.get("residual", "none"),
+            ),
             seed=fields.whole("seed"),
             training=TrainingRecord(
                 recipe=training.text("recipe"),

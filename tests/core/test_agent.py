@@ -10,9 +10,10 @@ import pytest
 
 from tests.support.agents import save_tiny_agent
 from tests.support.tiny_llava import tiny_adapter
-from toprl_export.agent import load_agent
+from toprl_export.agent import Agent, load_agent, save_agent
 from toprl_export.errors import UserError
 from toprl_export.pruning.actor import Actor, ActorConfig
+from toprl_export.pruning.scorer import ScorerNeeds
 
 
 def test_another_hidden_size_is_refused(tmp_path: Path):
@@ -31,4 +32,26 @@ def test_seconds_that_are_no_number(tmp_path: Path):
     payload["training"]["seconds"] = "long"
     path.write_text(json.dumps(payload))
     with pytest.raises(UserError, match=r"training\.seconds is 'long', expected a number"):
+        load_agent(path.parent)
+
+
+def test_what_the_actor_sees_is_read_back(tmp_path: Path):
+    agent = load_agent(save_tiny_agent(tmp_path / "agent", tiny_adapter()))
+    config = replace(agent.record.actor, condition="text", residual="attention")
+    (tmp_path / "asking").mkdir()
+    save_agent(tmp_path / "asking", Agent(replace(agent.record, actor=config), Actor(config)), {})
+    found = load_agent(tmp_path / "asking")
+    assert found.record.actor == config
+    assert found.actor.needs == ScorerNeeds(attention="last", text=True)
+
+
+def test_agents_from_before_the_choice_see_no_question(tmp_path: Path):
+    path = save_tiny_agent(tmp_path / "agent", tiny_adapter()) / "agent.json"
+    payload = json.loads(path.read_text())
+    assert [payload["actor"].pop(name) for name in ("condition", "residual")] == ["none", "none"]
+    path.write_text(json.dumps(payload))
+    assert load_agent(path.parent).record.actor == ActorConfig(128, 8, 2)
+    payload["actor"]["condition"] = "speech"
+    path.write_text(json.dumps(payload))
+    with pytest.raises(UserError, match="actor condition is 'speech', expected one of none, text"):
         load_agent(path.parent)

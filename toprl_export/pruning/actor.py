@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,72 +13,146 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from toprl_export.errors import UserError
-from toprl_export.pruning.scorer import Scorer, StageInputs
+from toprl_export.pruning.scorer import Scorer, ScorerNeeds, StageInputs, question_states
+
+CONDITIONS = ("none", "text")
+RESIDUALS = ("none", "attention")
+
+UNIT_GAIN = math.log(math.e - 1)
+"""softplus of this is 1."""
+
+ATTENTION_FLOOR = 1e-12
+"""Attention below this counts as this, so that its logarithm stays finite."""
 
 
 @dataclass(frozen=True)
 class ActorConfig:
-    """Size of an actor and its critic.
+    """Size of an actor and its critic, and what they see.
 
     Attributes:
         input_size: d₁, hidden size of the decoder whose states it reads.
         hidden_size: d₂, its own width.
         stages: number of pruning stages it serves.
+        condition: "text" shows actor and critic the question's states at every stage.
+        residual: "attention" adds the question's attention on each token to the actor's own score.
 
     Raises:
-        UserError: a size is below 1.
+        UserError: a size is below 1, or a choice is unknown.
     """
 
     input_size: int
     hidden_size: int = 64
     stages: int = 3
+    condition: Literal["none", "text"] = "none"
+    residual: Literal["none", "attention"] = "none"
 
     def __post_init__(self) -> None:
         for name in ("input_size", "hidden_size", "stages"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise UserError(f"actor {name} is {value!r}, expected a whole number of at least 1: correct it")
+        for name, known in (("condition", CONDITIONS), ("residual", RESIDUALS)):
+            if getattr(self, name) not in known:
+                raise UserError(
+                    f"actor {name} is {getattr(self, name)!r}, expected one of {', '.join(known)}: correct it"
+                )
+
+    @property
+    def needs(self) -> ScorerNeeds:
+        """What the walk must compute for the actor and its critic."""
+        return ScorerNeeds(attention="last" if self.residual == "attention" else "none", text=self.condition == "text")
 
 
 class Trunk(nn.Module):
-    """LayerNorm → d₁→d₂ (+ a learned vector per stage) → d₂→d₂ → d₂→d₂, GELU after each: the cost of Eq. 11."""
+    """LayerNorm → d₁→d₂ (+ a learned vector per stage) → d₂→d₂ → d₂→d₂, GELU after each: the cost of Eq. 11.
+
+    With condition "text", the question's mean state (a bag of words where no layer has run yet) and its last token's
+    state (which has read the whole question in deeper layers) give a shift and a gate of the first layer's output: the
+    gate makes a product of token and question, so that features can say how well the two match.
+    """
 
     def __init__(self, config: ActorConfig) -> None:
         super().__init__()
         width = config.hidden_size
         self.input_size = config.input_size
+        self.conditioned = config.condition == "text"
         self.enter = nn.Linear(config.input_size, width)
+        if self.conditioned:
+            self.question = nn.Linear(2 * config.input_size, 2 * width)
         self.stage_embedding = nn.Parameter(torch.randn(config.stages, width) * 0.02)
         self.middle = nn.Linear(width, width)
         self.last = nn.Linear(width, width)
 
     def forward(self, inputs: StageInputs) -> Tensor:
         """Features of each token, float32 ``[b, n_t, d₂]``."""
-        # Residual streams grow with depth, so a fixed normalisation lets one MLP serve all stages.
-        normed = functional.layer_norm(inputs.visual.float(), (self.input_size,))
-        hidden = functional.gelu(self.enter(normed) + self.stage_embedding[inputs.stage])  # [b, n_t, d₂]
+        hidden = self.enter(self._normed(inputs.visual))  # [b, n_t, d₂]
+        if self.conditioned:
+            shift, gate = self._question(inputs).unsqueeze(1).chunk(2, dim=-1)  # [b, 1, d₂] each
+            hidden = hidden * (1 + gate) + shift
+        hidden = functional.gelu(hidden + self.stage_embedding[inputs.stage])
         hidden = functional.gelu(self.middle(hidden))
         return functional.gelu(self.last(hidden))
 
+    def _question(self, inputs: StageInputs) -> Tensor:
+        """Shift and gate, float32 ``[b, 2·d₂]``."""
+        wide = inputs if inputs.text is None else replace(inputs, text=inputs.text.float())
+        states = torch.cat([self._normed(state) for state in question_states(wide)], dim=-1)  # [b, 2·d₁]
+        entered: Tensor = self.question(states)
+        return entered
+
+    def _normed(self, states: Tensor) -> Tensor:
+        # Residual streams grow with depth, so a fixed normalisation lets one MLP serve all stages.
+        return functional.layer_norm(states.float(), (self.input_size,))
+
 
 class Actor(Scorer):
-    """The policy π_θ: a light MLP with a two-logit head, shared over stages. Weights are float32."""
+    """The policy π_θ: a light MLP with a two-logit head, shared over stages. Weights are float32.
+
+    With residual "attention", each stage's learned gain times the standardised logarithm of the question's attention
+    is added to the keep logit, and the head starts at zero: an untrained actor keeps exactly what FastV-P keeps.
+    """
 
     def __init__(self, config: ActorConfig) -> None:
         super().__init__()
         self.config = config
+        self.needs = config.needs
         self.trunk = Trunk(config)
         self.head = nn.Linear(config.hidden_size, 2)
+        if config.residual == "attention":
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+            self.gain = nn.Parameter(torch.full((config.stages,), UNIT_GAIN))
 
     def logits(self, inputs: StageInputs) -> Tensor:
-        """Logits of (drop, keep), float32 ``[b, n_t, 2]``."""
+        """Logits of (drop, keep), float32 ``[b, n_t, 2]``.
+
+        Raises:
+            ValueError: the walk did not give what `needs` asks for.
+        """
         logits: Tensor = self.head(self.trunk(inputs))
-        return logits
+        if self.config.residual == "none":
+            return logits
+        if inputs.attention is None:
+            raise ValueError("the actor adds the question's attention, but the walk gave it no attention row")
+        noticed = functional.softplus(self.gain[inputs.stage]) * _standardised_log(
+            inputs.attention[:, -1], inputs.alive
+        )  # [b, n_t]
+        return logits + torch.stack([torch.zeros_like(noticed), noticed], dim=-1)
 
     def forward(self, inputs: StageInputs) -> Tensor:
         """Log-odds of keeping each token, float32 ``[b, n_t]``."""
         drop, keep = self.logits(inputs).unbind(-1)
         return keep - drop
+
+
+def _standardised_log(attention: Tensor, alive: Tensor | None) -> Tensor:
+    """Logarithm of ``attention`` ``[b, n_t]``, with mean 0 and variance 1 over each row's living tokens."""
+    logarithm = attention.float().clamp(min=ATTENTION_FLOOR).log()
+    counted = torch.ones_like(logarithm) if alive is None else alive.float()
+    total = counted.sum(1, keepdim=True).clamp(min=1)  # [b, 1]
+    centred = (logarithm - (logarithm * counted).sum(1, keepdim=True) / total) * counted
+    variance = centred.square().sum(1, keepdim=True) / total
+    return centred / (variance.sqrt() + 1e-5)
 
 
 class Critic(nn.Module):
@@ -114,6 +190,7 @@ class StackedActors(Scorer):
         if not actors:
             raise UserError("no agent was given to stack, expected at least one: add one")
         self.config = actors[0].config
+        self.needs = self.config.needs
         for actor in actors[1:]:
             if actor.config != self.config:
                 raise UserError(

@@ -43,7 +43,32 @@ def actor_flops(d1: int, d2: int, n_t: int) -> int:
     return 2 * (d1 * d2 + 2 * d2**2) * n_t
 
 
-def plan_flops(plan: PruningPlan, schedule: Schedule, d: int, m: int, actor_hidden: int | None) -> FlopsReport:
+def question_flops(d1: int, d2: int) -> int:
+    """Two states of the question, each projected d₁→2d₂, counted as in Eq. 11: once a stage, however many tokens."""
+    return 2 * (2 * d1) * (2 * d2)
+
+
+def attention_row_flops(d: int, n_t: int, keys: bool) -> int:
+    """The last text token's query and its product with n_t keys, counted as in Eq. 11.
+
+    Args:
+        d: hidden size of the decoder.
+        n_t: visual tokens that enter the stage.
+        keys: whether the keys must be made too; after a layer has run, its own serve, for an
+            engine merges the two equal products.
+    """
+    return 2 * (d**2 + n_t * d) + (2 * n_t * d**2 if keys else 0)
+
+
+def plan_flops(
+    plan: PruningPlan,
+    schedule: Schedule,
+    d: int,
+    m: int,
+    actor_hidden: int | None,
+    condition: str = "none",
+    residual: str = "none",
+) -> FlopsReport:
     """Eq. 12 for one schedule of a plan, its two terms apart.
 
     Args:
@@ -52,13 +77,21 @@ def plan_flops(plan: PruningPlan, schedule: Schedule, d: int, m: int, actor_hidd
         d: hidden size of the decoder.
         m: intermediate size of its feed-forward network.
         actor_hidden: d₂ of the actor, None when the scorer is no actor.
+        condition: the actor's; "text" costs `question_flops` at every stage.
+        residual: the actor's; "attention" costs `attention_row_flops` at every stage.
 
     Raises:
         UserError: a stage is outside the decoder.
     """
-    entering = (plan.visual_tokens, *schedule.keep_counts[:-1])
+    actor = 0
+    if actor_hidden is not None:
+        entering = (plan.visual_tokens, *schedule.keep_counts[:-1])
+        for n_t, layer in zip(entering, plan.stage_layers, strict=True):
+            actor += actor_flops(d, actor_hidden, n_t)
+            actor += question_flops(d, actor_hidden) if condition == "text" else 0
+            actor += attention_row_flops(d, n_t, keys=layer == 0) if residual == "attention" else 0
     return FlopsReport(
         unpruned=decoder_flops([plan.visual_tokens] * plan.decoder_layers, d, m),
         pruned=decoder_flops(plan.tokens_per_layer(schedule), d, m),
-        actor=0 if actor_hidden is None else sum(actor_flops(d, actor_hidden, n_t) for n_t in entering),
+        actor=actor,
     )

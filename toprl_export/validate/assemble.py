@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 
+from toprl_export.pruning.actor import Actor
 from toprl_export.pruning.flops import plan_flops
 from toprl_export.validate.bench import SPLIT, Bench, ValidationOptions
 from toprl_export.validate.gates import GateLimits, evaluate_gates, verdict_of
@@ -107,9 +108,14 @@ def _speedup(latency: LatencyComparison, flops: Flops) -> Speedup:
 
 
 def _flops(bench: Bench, budget: int) -> Flops:
-    manifest, actor = bench.bundle.manifest, bench.agent.record.actor
+    manifest, scorer = bench.bundle.manifest, bench.scorer
     schedule, shape = manifest.plan.schedule(budget), manifest.model.shape
-    formula = plan_flops(manifest.plan, schedule, shape.hidden, shape.intermediate, actor.hidden_size)
+    sizes = manifest.plan, schedule, shape.hidden, shape.intermediate
+    if isinstance(scorer, Actor):
+        actor = scorer.config
+        formula = plan_flops(*sizes, actor.hidden_size, actor.condition, actor.residual)
+    else:
+        formula = plan_flops(*sizes, actor_hidden=None)
     length = _prompt_tokens(bench)
     graph, graph_unpruned = (
         bench.engine.graph_flops(bench.bundle, 1, length, counts) for counts in (schedule.keep_counts, None)
@@ -119,7 +125,7 @@ def _flops(bench: Bench, budget: int) -> Flops:
 
 def _subject(bench: Bench) -> Subject:
     manifest = bench.bundle.manifest
-    entry = bench.bundle.agent(bench.task.name)
+    entry = None if manifest.baseline else bench.bundle.agent(bench.task.name)
     # Without the stamps of earlier validations: the digest names what was measured.
     content = json.dumps(replace(manifest, validations=()).to_json(), sort_keys=True)
     return Subject(
@@ -129,8 +135,8 @@ def _subject(bench: Bench) -> Subject:
         precision=manifest.engine.precision,
         model=manifest.model.id,
         model_fingerprint=manifest.model.fingerprint,
-        agent_fingerprint=entry.fingerprint,
-        method=entry.method,
+        agent_fingerprint=entry.fingerprint if entry else None,
+        method=entry.method if entry else str(manifest.baseline),
     )
 
 

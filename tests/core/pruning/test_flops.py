@@ -31,3 +31,16 @@ def test_pruning_nothing_saves_nothing():
     plan = make_plan(576, 8, (0, 2, 5), "random", (576, 64))
     assert plan_flops(plan, plan.schedule(576), 128, 384, None).ratio == 1
     assert plan_flops(plan, plan.schedule(64), 128, 384, None).ratio > 9
+
+
+def test_seeing_the_question_costs_by_hand():
+    plan = make_plan(100, 4, (0, 3), "actor", (30,))
+    schedule = plan.schedule(30)
+    blind = plan_flops(plan, schedule, 8, 16, 4).actor
+    asking = plan_flops(plan, schedule, 8, 16, 4, condition="text").actor
+    assert asking - blind == 2 * (2 * 16 * 8)  # at each of two stages one product of [16] with [16, 2·4]
+    attending = plan_flops(plan, schedule, 8, 16, 4, residual="attention").actor
+    rows = 2 * (8 * 8 + 100 * 8) + 2 * (8 * 8 + schedule.keep_counts[0] * 8)
+    keys = 2 * 100 * 8 * 8  # before layer 0 no layer has made them
+    assert attending - blind == rows + keys
+    assert plan_flops(plan, schedule, 8, 16, None, "text", "attention").actor == 0
