@@ -76,8 +76,8 @@ class PretrainRecipe:
     phases: tuple[Phase, ...] = (
         Phase("patches", 500, 32, (), 3e-3, 5e-4),
         Phase("few-tokens", 1300, 24, (96,), 2e-3, 1.8e-3, 0.3),
-        Phase("more-tokens", 800, 24, (64, 96, 224), 2e-3, 1e-3, places=True),
-        Phase("all-tokens", 500, 16, (PATCHES,), 1e-3, 1e-5, easy_vqa=0.4, places=True),
+        Phase("more-tokens", 550, 24, (64, 96, 224), 2e-3, 1e-3, places=True),
+        Phase("all-tokens", 350, 16, (PATCHES,), 1e-3, 1e-5, easy_vqa=0.4, places=True),
     )
 
 
