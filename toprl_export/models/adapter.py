@@ -73,6 +73,17 @@ class LVLMAdapter(ABC):
         """``pixel_values`` ``[b, 3, h, w]`` to projected visual embeddings ``[b, n, d]``; exportable."""
 
     @abstractmethod
+    def vision_saliency(self, pixel_values: Tensor) -> Tensor:
+        """The attention that each visual token receives in the vision tower, float32 ``[b, n]``; exportable.
+
+        It is the class token's, averaged over heads, in the layer whose output feeds the projector (VisionZip, Yang et
+        al. 2025), or that of all patches on average where the tower has no class token.
+
+        Args:
+            pixel_values: ``[b, 3, h, w]``, as for `encode_image`.
+        """
+
+    @abstractmethod
     def _decoder(self) -> Decoder: ...
 
     @abstractmethod

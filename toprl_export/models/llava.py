@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from toprl_export.errors import UserError
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.decoder import Decoder
 from toprl_export.models.shape import DecoderShape
+from toprl_export.models.vision import has_class_token, patch_attention
 from toprl_export.pruning.plan import default_stage_layers
 from toprl_export.runtime.prompt import PromptFormat
 
@@ -20,10 +22,11 @@ class LlavaAdapter(LVLMAdapter):
 
     @property
     def visual_tokens(self) -> int:
-        """Patches of the tower (and its class token where the model keeps it)."""
+        """Patches of the tower, and its class token where it has one and the model keeps it."""
         vision = self.model.config.vision_config
         patches = (vision.image_size // vision.patch_size) ** 2
-        return int(patches + (self.model.config.vision_feature_select_strategy == "full"))
+        tokens = patches + has_class_token(self.model.model.vision_tower)
+        return int(tokens - (self.model.config.vision_feature_select_strategy == "default"))
 
     @property
     def default_stage_layers(self) -> tuple[int, ...]:
@@ -40,20 +43,42 @@ class LlavaAdapter(LVLMAdapter):
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
         """Tower (the configured layer, class token dropped by the "default" strategy) and projector."""
-        config = self.model.config
         model = self.model.model
-        layer = config.vision_feature_layer
+        layer = self._feature_layer
         if layer == -1:
             features = model.vision_tower(pixel_values.to(self.dtype)).last_hidden_state
-        elif isinstance(layer, int):
+        else:
             states = model.vision_tower(pixel_values.to(self.dtype), output_hidden_states=True).hidden_states
             features = states[layer]
-        else:
-            raise UserError(f"model {self.model_id} joins vision layers {layer}: only one feature layer is supported")
-        if config.vision_feature_select_strategy == "default":
+        if self.model.config.vision_feature_select_strategy == "default":
             features = features[:, 1:]  # [b, n, d_vision]
         projected: Tensor = model.multi_modal_projector(features)
         return projected
+
+    def vision_saliency(self, pixel_values: Tensor) -> Tensor:
+        """See `LVLMAdapter.vision_saliency`; a class token among the visual tokens gets 1, so VisionZip keeps it.
+
+        Raises:
+            UserError: the projector reads the tower's embeddings, which no attention has made.
+        """
+        tower, kept = self.model.model.vision_tower, self.model.config.vision_feature_select_strategy
+        layer = self._feature_layer
+        # State 0 are the embeddings, so state i is the output of layer i - 1; negative ones count from the end.
+        layer = layer + len(tower.encoder.layers) if layer < 0 else layer - 1
+        if layer < 0:
+            raise UserError(f"model {self.model_id} projects vision embeddings that no attention made: no saliency")
+        received = patch_attention(tower, pixel_values.to(self.dtype), layer)  # [b, s]
+        if kept == "full" and not has_class_token(tower):
+            return received
+        patches = received[:, 1:]
+        return patches if kept == "default" else torch.cat([torch.ones_like(received[:, :1]), patches], dim=1)
+
+    @property
+    def _feature_layer(self) -> int:
+        layer = self.model.config.vision_feature_layer
+        if not isinstance(layer, int):
+            raise UserError(f"model {self.model_id} joins vision layers {layer}: only one feature layer is supported")
+        return layer
 
     def _decoder(self) -> Decoder:
         return Decoder(self.model.model.language_model, self.model.lm_head)

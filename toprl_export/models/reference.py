@@ -102,6 +102,11 @@ class ReferenceRunner:
         return self.adapter.encode_image(torch.from_numpy(pixel_values).to(self.adapter.device))
 
     @torch.inference_mode()
+    def saliency(self, pixel_values: NDArray[np.float32]) -> Tensor:
+        """``float32 [b, 3, h, w]`` to the vision tower's attention on each visual token, ``float32 [b, n]``."""
+        return self.adapter.vision_saliency(torch.from_numpy(pixel_values).to(self.adapter.device))
+
+    @torch.inference_mode()
     def prefill(
         self,
         tokens: TokenBatch,

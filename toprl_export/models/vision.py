@@ -1,0 +1,47 @@
+"""The attention inside a vision tower, no more of it than is needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+
+def patch_attention(tower: Any, pixel_values: Tensor, layer: int) -> Tensor:
+    """The attention that the tokens of a tower receive in one layer, averaged over heads.
+
+    With a class token it is that token's attention, one row a head; without one, the average over all tokens, which
+    takes the whole map of that layer.
+
+    Args:
+        tower: a Hugging Face CLIP or SigLIP vision model; layers after ``layer`` are not run.
+        pixel_values: ``[b, 3, h, w]`` of the tower's own type.
+        layer: 0-based.
+
+    Returns:
+        float32 ``[b, s]`` over all s tokens, the class token (if any) first.
+    """
+    hidden = tower.embeddings(pixel_values)  # [b, s, d]
+    if hasattr(tower, "pre_layrnorm"):
+        hidden = tower.pre_layrnorm(hidden)
+    for earlier in tower.encoder.layers[:layer]:
+        hidden = earlier(hidden, attention_mask=None)
+    chosen = tower.encoder.layers[layer]
+    attention = chosen.self_attn
+    hidden = chosen.layer_norm1(hidden)
+    asking = hidden[:, :1] if has_class_token(tower) else hidden
+    query = _heads(attention.q_proj(asking), attention.num_heads)  # [b, h, 1 or s, hd]
+    keys = _heads(attention.k_proj(hidden), attention.num_heads)
+    scores = (query @ keys.transpose(-1, -2)).float() * attention.scale
+    received: Tensor = scores.softmax(dim=-1).mean(dim=(1, 2))
+    return received
+
+
+def has_class_token(tower: Any) -> bool:
+    """Whether the tower puts a token of its own before the patches."""
+    return hasattr(tower.embeddings, "class_embedding")
+
+
+def _heads(projected: Tensor, heads: int) -> Tensor:
+    batch, length, width = projected.shape
+    return projected.reshape(batch, length, heads, width // heads).transpose(1, 2)
