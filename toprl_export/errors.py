@@ -6,6 +6,7 @@ import importlib
 from types import ModuleType
 
 EXTRA_OF_MODULE = {
+    "accelerate": "train",
     "torch": "train",
     "transformers": "train",
     "sklearn": "train",

@@ -126,6 +126,42 @@ def _asked(tokens: TokenTensors) -> Tensor:
     return asked
 
 
+@dataclass(frozen=True)
+class Prefix:
+    """A walk as it comes to ``layer``, before any stage there: nothing is pruned yet, so it serves every mask.
+
+    ``state`` is the sequence that enters the layer, ``rows`` the attention in the layer before it, ``float32
+    [b, q, s]``, where a stage at ``layer`` needs that.
+    """
+
+    layer: int
+    state: _Tokens
+    rows: Tensor | None = None
+
+    def repeated(self, times: int) -> Prefix:
+        """Every row ``times`` times in succession."""
+        fields = {name: x.repeat_interleave(times, dim=0) for name, x in vars(self.state).items() if x is not None}
+        rows = None if self.rows is None else self.rows.repeat_interleave(times, dim=0)
+        return Prefix(self.layer, replace(self.state, **fields), rows)
+
+
+def walk_prefix(
+    decoder: Decoder, tokens: TokenTensors, visual: Tensor, layers: int, needs: ScorerNeeds = NOTHING
+) -> Prefix:
+    """Run the first ``layers`` layers, for walks that start from there.
+
+    Args:
+        decoder: the frozen decoder.
+        tokens: the batch.
+        visual: projected visual embeddings ``[b, n, d]``.
+        layers: how many, 0 to all.
+        needs: what a stage before layer ``layers`` will be given.
+    """
+    start = Prefix(0, embed_tokens(decoder, tokens, visual))
+    reached = _run_layers(decoder, start, layers, (layers,), _undecided, needs, None)
+    return Prefix(layers, reached.state, reached.rows)
+
+
 def walk_prefill(
     decoder: Decoder,
     tokens: TokenTensors,
@@ -149,14 +185,64 @@ def walk_prefill(
     Returns:
         See `Prefill`. Kept tokens keep their original positions: cos and sin are gathered with them.
     """
-    state = embed_tokens(decoder, tokens, visual)
+    start = Prefix(0, embed_tokens(decoder, tokens, visual))
+    return walk_from(decoder, start, stage_layers, decide, needs, saliency)
+
+
+def walk_from(
+    decoder: Decoder,
+    prefix: Prefix,
+    stage_layers: tuple[int, ...],
+    decide: Decide,
+    needs: ScorerNeeds = NOTHING,
+    saliency: Tensor | None = None,
+) -> Prefill:
+    """`walk_prefill` from ``prefix`` on; what is told per layer or group of layers starts at ``prefix.layer``.
+
+    Raises:
+        ValueError: a stage stands before the layer that the prefix has come to.
+    """
+    if stage_layers and stage_layers[0] < prefix.layer:
+        raise ValueError(f"the walk starts at layer {prefix.layer}, behind the stage before layer {stage_layers[0]}")
+    ran = _run_layers(decoder, prefix, len(decoder), stage_layers, decide, needs, saliency)
+    hidden = decoder.norm(ran.state.hidden)
+    return Prefill(
+        logits=decoder.head(hidden[:, -1]).float(),
+        hidden=hidden,
+        keys=tuple(cache.keys for cache in ran.caches),
+        values=tuple(cache.values for cache in ran.caches),
+        kept=tuple(ran.kept),
+        masks=tuple(ran.masks),
+    )
+
+
+class _Ran(NamedTuple):
+    """Where some layers led: see `Prefix` and `Prefill`."""
+
+    state: _Tokens
+    rows: Tensor | None
+    caches: list[LayerCache]
+    kept: list[Tensor]
+    masks: list[Tensor]
+
+
+def _run_layers(
+    decoder: Decoder,
+    start: Prefix,
+    stop: int,
+    stage_layers: tuple[int, ...],
+    decide: Decide,
+    needs: ScorerNeeds,
+    saliency: Tensor | None,
+) -> _Ran:
+    """The walk itself, from ``start`` up to layer ``stop``, which is not run."""
+    state, rows = start.state, start.rows
     caches: list[LayerCache] = []
     kept: list[Tensor] = []
     masks: list[Tensor] = []
-    rows: Tensor | None = None
     mask: Tensor | None = None
     own_rows = needs.attention_layer == "next"
-    for index in range(len(decoder)):
+    for index in range(start.layer, stop):
         layer = decoder.layer(index)
         if index in stage_layers:
             if index == 0 or own_rows:
@@ -172,15 +258,11 @@ def walk_prefill(
         hidden, cache = _run(layer, state.hidden, mask, (state.cos, state.sin), None)
         state = replace(state, hidden=hidden)
         caches.append(cache)
-    hidden = decoder.norm(state.hidden)
-    return Prefill(
-        logits=decoder.head(hidden[:, -1]).float(),
-        hidden=hidden,
-        keys=tuple(cache.keys for cache in caches),
-        values=tuple(cache.values for cache in caches),
-        kept=tuple(kept),
-        masks=tuple(masks),
-    )
+    return _Ran(state, rows, caches, kept, masks)
+
+
+def _undecided(inputs: StageInputs) -> Decision:
+    raise AssertionError(f"a prefix ends before its stage, yet stage {inputs.stage} was reached")
 
 
 def _attention(layer: Any, state: _Tokens, needs: ScorerNeeds) -> Tensor | None:
