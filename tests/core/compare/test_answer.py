@@ -1,0 +1,108 @@
+"""Measuring cells: against answering and scoring by hand, with the vision tower run no more than needed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.agents import save_tiny_agent
+from tests.support.comparison import make_cell
+from tests.support.yes_no_model import save_yes_no_model
+from toprl_export.agent import load_agent
+from toprl_export.compare import answer
+from toprl_export.compare.answer import CellRunner, OpenCellRunner
+from toprl_export.compare.cell import Cell, Setting
+from toprl_export.errors import UserError
+from toprl_export.evaluate import answer_samples
+from toprl_export.models.adapter import LVLMAdapter
+from toprl_export.models.load import load_model
+from toprl_export.models.reference import Pruning, ReferenceRunner
+from toprl_export.pruning.baselines.make import make_scorer
+from toprl_export.tasks.mini_tasks import EXIST
+
+QUESTIONS = 24  # more than one batch
+
+
+def cell_of(method: str, seed: int = 0) -> Cell:
+    return make_cell(method, seed=seed, questions=QUESTIONS)
+
+
+def by_hand(adapter: LVLMAdapter, pruning: Pruning | None) -> list[float]:
+    asked = list(EXIST.samples("held-out", 0, QUESTIONS))
+    answers = answer_samples(ReferenceRunner(adapter), asked, lambda _: pruning)
+    return [float(one == sample.answer) for one, sample in zip(answers, asked, strict=True)]
+
+
+def measured(runner: CellRunner, cell: Cell) -> list[float]:
+    return cell.outcomes(runner(cell)).tolist()
+
+
+def test_a_cell_holds_which_questions_are_right(adapter: LVLMAdapter) -> None:
+    runner = CellRunner(adapter)
+    full = measured(runner, cell_of("unpruned"))
+    fastv = measured(runner, cell_of("fastv"))
+    assert full == by_hand(adapter, None)
+    assert fastv == by_hand(adapter, Pruning((0, 2), (15, 9), make_scorer("fastv")))
+    assert full != fastv and 0 < sum(full) < QUESTIONS
+
+
+def test_an_agent_prunes_as_its_directory_says(adapter: LVLMAdapter, tmp_path: Path) -> None:
+    agent = load_agent(save_tiny_agent(tmp_path / "agent", adapter))
+    cell = replace(cell_of("toprl"), scorer=agent.fingerprint, agent=str(tmp_path / "agent"))
+    assert measured(CellRunner(adapter), cell) == by_hand(adapter, Pruning((0, 2), (15, 9), agent.actor))
+    with pytest.raises(UserError, match="has changed meanwhile"):
+        CellRunner(adapter)(replace(cell, scorer="another"))
+
+
+def test_random_pruning_repeats_a_draw_and_draws_differ(adapter: LVLMAdapter) -> None:
+    runner = CellRunner(adapter)
+    draws = [measured(runner, cell_of("random", seed)) for seed in (0, 0, 1, 2)]
+    assert draws[0] == draws[1]
+    assert draws[2] != draws[0] or draws[3] != draws[0]
+
+
+def test_images_are_encoded_once_for_all_cells_of_a_task(adapter: LVLMAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = []
+    encode = adapter.encode_image
+
+    def counted(pixels: torch.Tensor) -> torch.Tensor:
+        passes.append(len(pixels))
+        return encode(pixels)
+
+    monkeypatch.setattr(adapter, "encode_image", counted)
+    runner = CellRunner(adapter)
+    kept = [measured(runner, cell_of(method)) for method in ("unpruned", "uniform")]
+    assert passes == [20, 4]
+    # Without memory to keep them they are encoded for every cell, and the answers are the same.
+    monkeypatch.setattr(answer, "ENCODED_BYTES", 0)
+    runner = CellRunner(adapter)
+    assert [measured(runner, cell_of(method)) for method in ("unpruned", "uniform")] == kept
+    assert passes == [20, 4] * 3
+
+
+def test_the_oracle_keeps_what_the_scene_shows(tmp_path: Path) -> None:
+    adapter = load_model(str(save_yes_no_model(tmp_path / "model", pixels=192)))  # 576 tokens, as the masks
+    cell = replace(make_cell("oracle", questions=3), stage_layers=(0,), keep_counts=(60,), kind="oracle")
+    asked = list(EXIST.samples("held-out", 0, 3))
+    pruning = answer.cell_pruning(cell, adapter)(asked)
+    assert pruning is not None
+    runner = ReferenceRunner(adapter)
+    tokens = adapter.prompt_format.tokenize(adapter.tokenizer, [one.question for one in asked], 576)
+    visual = runner.encode_image(adapter.image_processor([one.image for one in asked]))
+    kept = runner.prefill(tokens, visual, pruning).kept[0].numpy()
+    for row, sample in zip(kept, asked, strict=True):
+        evidence = np.flatnonzero(sample.evidence)
+        assert 0 < len(evidence) <= 60
+        assert set(evidence) <= set(row.tolist())
+    assert len(CellRunner(adapter)(cell)["right"]) == 3
+
+
+def test_another_process_refuses_a_model_that_changed(adapter: LVLMAdapter, model_dir: Path) -> None:
+    setting = Setting(str(model_dir), adapter.fingerprint, "cpu", "float32", 0)
+    assert measured(OpenCellRunner(setting)(), cell_of("unpruned")) == by_hand(adapter, None)
+    with pytest.raises(UserError, match="changed meanwhile"):
+        OpenCellRunner(replace(setting, model_fingerprint="0" * 64))()

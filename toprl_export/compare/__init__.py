@@ -1,0 +1,1 @@
+"""``compare``: methods × tasks × budgets on the same questions, as tables and plots."""
