@@ -181,7 +181,8 @@ def _begin_process() -> None:
 
 
 def _work(open_worker: Callable[[], Callable[[T], R]], item: T) -> R:
-    return _opened(open_worker)(item)
+    done: R = _opened(open_worker)(item)
+    return done
 
 
 @cache

@@ -1,0 +1,123 @@
+"""Ablation, with a trainer that costs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.support.fake_trainer import FakeTrainer
+from toprl_export.agent import load_agent
+from toprl_export.analyze.ablate import Ablation, AblationPlan, run_ablation
+from toprl_export.analyze.study import Study
+from toprl_export.analyze.variants import BASE, Variant
+from toprl_export.analyze.ways import ByAgent
+from toprl_export.errors import UserError
+from toprl_export.registry import Registry
+
+ONE_SHOT = Variant("one-shot", "stages", "one", {}, (0.0,))
+CLIPPED = Variant("clipped", "learning", "ε = 0.1", {"reward": {"clip": 0.1}})
+
+
+@pytest.fixture(autouse=True)
+def fake_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeTrainer, "trained", [])
+    trainers = Registry("training method", {"toprl": "tests.support.fake_trainer:FakeTrainer"})
+    monkeypatch.setattr("toprl_export.trainer.TRAINERS", trainers)
+
+
+def plan(*variants: Variant, **changes: object) -> AblationPlan:
+    settings = {"recipe": "some", "seeds": (0, 1), "budget_kept": 10, **changes}
+    return AblationPlan((BASE, *variants), **settings)
+
+
+def test_every_variant_is_trained_and_compared_with_the_base(open_study: Callable[..., Study]):
+    study = open_study()
+    found = run_ablation(study, plan(ONE_SHOT))
+    expected = [f"{v}/{t}/seed-{s}" for t in ("echo-look", "echo-think") for v in ("base", "one-shot") for s in (0, 1)]
+    assert [path.split("agents/")[-1] for path in FakeTrainer.trained] == [
+        "/".join(path.split("/")[-3:]) for path in expected
+    ]
+    base, one_shot = found.rows
+    assert (base.variant, one_shot.variant) == ("base", "one-shot")
+    assert base.difference.value == 0 and base.difference.ci95 == (0.0, 0.0)
+    for at, task in enumerate(study.tasks):
+        means = {}
+        for row in found.rows:
+            ways = []
+            for seed in (0, 1):
+                directory = study.scope.output_dir / "agents" / row.variant / task.name / f"seed-{seed}"
+                agent = load_agent(directory)
+                ways.append(ByAgent(directory, agent.fingerprint, agent.record.plan.schedule(10).keep_counts))
+            right = study.right([(task, way) for way in ways], "again")
+            assert row.entries[at].by_seed == tuple(one.mean() for one in right)
+            means[row.variant] = np.mean(right)
+        assert one_shot.entries[at].difference.value == pytest.approx(means["one-shot"] - means["base"])
+    mean = np.mean([entry.difference.value for entry in one_shot.entries])
+    assert one_shot.difference.value == pytest.approx(mean)
+    assert len(load_agent(study.scope.output_dir / "agents/one-shot/echo-look/seed-0").record.plan.stages) == 1
+
+
+def test_recipes_build_on_the_base(open_study: Callable[..., Study], tmp_path):
+    study = open_study("echo-look")
+    run_ablation(study, plan(CLIPPED, seeds=(0,)))
+    recipes = study.scope.output_dir / "recipes"
+    assert yaml.safe_load((recipes / "base.yaml").read_text()) == {"method": "toprl", "base": "some", "settings": {}}
+    assert yaml.safe_load((recipes / "clipped.yaml").read_text())["settings"] == {"reward": {"clip": 0.1}}
+    other = open_study("echo-look", limit=4)
+    with pytest.raises(UserError, match="already holds an earlier result"):
+        run_ablation(other, plan(CLIPPED, seeds=(0,), recipe="./mine.yaml"))
+    assert yaml.safe_load((recipes / "base.yaml").read_text())["base"].startswith("/")
+
+
+def test_trained_agents_are_taken_as_they_are(open_study: Callable[..., Study]):
+    study = open_study("echo-look")
+    first = run_ablation(study, plan(ONE_SHOT))
+    assert len(FakeTrainer.trained) == 4
+    assert run_ablation(study, plan(ONE_SHOT)).rows == first.rows and len(FakeTrainer.trained) == 4
+    more = run_ablation(study, plan(ONE_SHOT, CLIPPED))
+    assert [path.split("/")[-3] for path in FakeTrainer.trained[4:]] == ["clipped", "clipped"]
+    assert more.rows[1] == first.rows[1]
+
+
+def test_a_failing_training_says_whose_it_is_and_keeps_the_others(open_study: Callable[..., Study]):
+    study = open_study("echo-look")
+    broken = Variant("broken", "g", "t", {"fails": True})
+    with pytest.raises(UserError, match="variant broken for echo-look, seed 0: a reward is not a number"):
+        run_ablation(study, plan(broken))
+    assert len(FakeTrainer.trained) == 2
+
+
+def test_a_plan_that_cannot_be_met_is_refused_before_anything_is_trained(open_study: Callable[..., Study]):
+    study = open_study("echo-look")
+    run_ablation(study, plan(seeds=(1,)))
+    FakeTrainer.trained.clear()
+    with pytest.raises(UserError, match=r"seed 1: .* already holds an earlier result"):
+        run_ablation(study, plan(ONE_SHOT, seeds=(0, 1), updates=3))
+    assert FakeTrainer.trained == []
+
+
+def test_files_say_what_was_found(open_study: Callable[..., Study]):
+    study = open_study()
+    found = run_ablation(study, plan(ONE_SHOT, CLIPPED))
+    found.write(study.scope.output_dir)
+    assert Ablation.load(study.scope.output_dir) == found
+    lines = (study.scope.output_dir / "ablation.csv").read_text().splitlines()
+    assert len(lines) == 1 + 3 * 2 and lines[0].endswith("accuracy_seed_0,accuracy_seed_1")
+    text = (study.scope.output_dir / "ablation.md").read_text()
+    assert text.index("**the recipe as it is**") < text.index("stages: one") < text.index("learning: ε = 0.1")
+    assert "2 seeds" in text and "| unpruned | 100.0%" in text
+    assert "one-shot" in found.summary()
+
+
+@pytest.mark.parametrize("seeds", [(), (1, 1)])
+def test_seeds_are_there_each_once(seeds: tuple[int, ...]):
+    with pytest.raises(UserError, match="expected at least one, each once"):
+        plan(seeds=seeds)
+
+
+def test_the_base_is_the_first_variant():
+    with pytest.raises(UserError, match="the recipe itself"):
+        AblationPlan((ONE_SHOT,))

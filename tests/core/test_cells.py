@@ -1,0 +1,113 @@
+"""Cells: computed once, kept one by one, in this process and in others."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.cell_work import Number, OpenSquarer
+from toprl_export.cells import CellStore, compute_cells
+from toprl_export.errors import UserError
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CellStore:
+    return CellStore(tmp_path / "cells")
+
+
+def squares(store: CellStore, values: list[int], notes: Path, jobs: int = 1) -> list[int]:
+    results = compute_cells([Number(value) for value in values], store, OpenSquarer(notes), jobs, "squares")
+    return [result["square"] for result in results]
+
+
+def noted(folder: Path) -> list[int]:
+    return sorted(int(path.name.split("-")[0]) for path in folder.iterdir() if path.is_file())
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there and not merely waiting to be reaped."""
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] not in "ZX"
+
+
+def test_results_come_in_order_and_each_identity_is_computed_once(store: CellStore, tmp_path: Path):
+    assert squares(store, [3, 1, 3, 2], tmp_path) == [9, 1, 9, 4]
+    assert noted(tmp_path) == [1, 2, 3]
+    assert len(list(store.directory.iterdir())) == 3
+
+
+def test_what_is_there_is_not_computed_again(store: CellStore, tmp_path: Path):
+    squares(store, [3, 1], tmp_path)
+    again = tmp_path / "again"
+    again.mkdir()
+    assert squares(store, [1, 3, 5], again) == [1, 9, 25]
+    assert noted(again) == [5]
+
+
+def test_a_cell_is_named_by_its_whole_identity(store: CellStore):
+    store.save(Number(3), {"square": 9})
+    assert store.load(Number(3)) == {"square": 9}
+    assert store.load(Number(4)) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ('{"format": "toprl-export/cell", "version": 2}', "has version 2"),
+        ('{"format": "toprl-export/cell", "version": 1, "identity": {"number": 4}, "result": {}}', "delete it"),
+        ('{"format": "toprl-export/cell", "version": 1, "identity": null}', "delete it"),
+    ],
+)
+def test_a_damaged_file_is_one_line_and_stays(store: CellStore, tmp_path: Path, content: str, message: str):
+    store.save(Number(3), {"square": 9})
+    (path,) = store.directory.iterdir()
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        squares(store, [3], tmp_path)
+    assert path.read_text() == content
+
+
+def test_an_error_loses_no_finished_cell(store: CellStore, tmp_path: Path):
+    with pytest.raises(UserError, match="13 is not to be squared"):
+        squares(store, [1, 2, 13, 4], tmp_path)
+    assert [store.load(Number(value)) is not None for value in (1, 2, 13, 4)] == [True, True, False, False]
+
+
+def test_other_processes_give_the_same_results(store: CellStore, tmp_path: Path):
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    values = list(range(6))
+    found = squares(store, values, notes, jobs=2)
+    assert found == squares(CellStore(tmp_path / "alone"), values, tmp_path) == [value**2 for value in values]
+    assert str(os.getpid()) not in {path.name.split("-")[1] for path in notes.iterdir()}
+    assert noted(notes) == values
+
+
+@pytest.mark.parametrize(("value", "message"), [(13, "13 is not to be squared"), (666, "fewer --jobs")])
+def test_what_goes_wrong_in_another_process_is_one_line(store: CellStore, tmp_path: Path, value: int, message: str):
+    with pytest.raises(UserError, match=message):
+        squares(store, [value, 1], tmp_path, jobs=2)
+
+
+def test_an_interrupt_ends_all_processes_and_loses_no_finished_cell(store: CellStore, tmp_path: Path):
+    command = f"from tests.support.cell_work import square_many; square_many({str(tmp_path)!r}, 4)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", command], cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, start_new_session=True
+    )
+    while len(noted(tmp_path)) < 3 and process.poll() is None:
+        time.sleep(0.05)
+    started = [int(path.name.split("-")[1]) for path in tmp_path.iterdir() if path.is_file()]
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGINT and errors.count(b"Traceback") <= 1
+    assert [store.load(Number(value)) is not None for value in range(4)] == [True, False, False, False]
+    assert not any(map(runs, started))
+    assert json.loads(next(store.directory.iterdir()).read_text())["result"] == {"square": 0}

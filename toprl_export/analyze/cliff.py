@@ -1,0 +1,123 @@
+"""The information cliff: accuracy when all visual tokens are removed before a layer (TOP-RL, Figure 1a)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from toprl_export.analyze.cliff_picture import draw_cliff
+from toprl_export.analyze.estimates import Estimate, accuracy, retention
+from toprl_export.analyze.results import AnalysisResult, figure_fields, markdown_table, percent
+from toprl_export.analyze.study import RETAINED, Right, Study
+from toprl_export.analyze.ways import OneCut
+from toprl_export.tasks.task import Level, Task
+
+
+@dataclass(frozen=True)
+class CliffPoint:
+    """``layer`` is the decoder layer before which all visual tokens go; L for none, which is the unpruned model."""
+
+    layer: int
+    accuracy: Estimate
+    retention: Estimate
+
+
+@dataclass(frozen=True)
+class CliffCurve:
+    """One task: ``questions`` answered at each of L + 1 points."""
+
+    task: str
+    level: Level
+    questions: int
+    points: tuple[CliffPoint, ...]
+
+    @property
+    def past_cliff(self) -> int:
+        """The first layer before which, and before all later ones, removal leaves 95% of the accuracy or more."""
+        falls = [point.layer for point in self.points if point.retention.value < RETAINED]
+        return max(falls, default=-1) + 1
+
+
+@dataclass(frozen=True)
+class Cliff(AnalysisResult):
+    """One curve a task."""
+
+    name: ClassVar[str] = "cliff"
+    curves: tuple[CliffCurve, ...]
+
+    def records(self) -> list[dict[str, object]]:
+        """See `AnalysisResult.records`."""
+        return [
+            {
+                "task": curve.task,
+                "level": curve.level,
+                "removed_before_layer": "none" if point.layer == self.provenance.decoder_layers else point.layer,
+                "questions": curve.questions,
+                **figure_fields("accuracy", point.accuracy),
+                **figure_fields("retention", point.retention),
+            }
+            for curve in self.curves
+            for point in curve.points
+        ]
+
+    def markdown(self) -> str:
+        """See `AnalysisResult.markdown`."""
+        layers = range(self.provenance.decoder_layers)
+        head = ["task", "level", "questions", "unpruned accuracy", *(f"before {layer}" for layer in layers), "95% from"]
+        rows = [
+            [
+                curve.task,
+                curve.level,
+                str(curve.questions),
+                percent(curve.points[-1].accuracy),
+                *(percent(point.retention) for point in curve.points[:-1]),
+                f"layer {curve.past_cliff}" if curve.past_cliff in layers else "no layer",
+            ]
+            for curve in self.curves
+        ]
+        return (
+            "# Information cliff\n\n"
+            "Accuracy retained (accuracy over that of the unpruned model) when all visual tokens are removed before a "
+            "decoder layer, counted from 0; TOP-RL's Figure 1a. Brackets are 95% intervals: Wilson for accuracies, "
+            "paired bootstrap over the questions for retention. *95% from* is the first layer from which on no removal "
+            f"costs more than 5%.\n\n{markdown_table(head, rows)}\n{self.provenance.markdown()}"
+        )
+
+    def summary(self) -> str:
+        """See `AnalysisResult.summary`."""
+        return "\n".join(
+            f"{curve.task} ({curve.level}): {curve.points[0].retention.value:.1%} of the accuracy is retained without "
+            f"the image, {RETAINED:.0%} when it goes {self._from(curve)}"
+            for curve in self.curves
+        )
+
+    def _from(self, curve: CliffCurve) -> str:
+        known = curve.past_cliff < self.provenance.decoder_layers
+        return f"before layer {curve.past_cliff} or later" if known else "before no layer"
+
+    def picture(self) -> bytes:
+        """See `AnalysisResult.picture`."""
+        return draw_cliff(self)
+
+
+def measure_cliff(study: Study) -> Cliff:
+    """Answer every task's questions once for each layer, and once unpruned.
+
+    Raises:
+        UserError: the output directory holds something else, or the unpruned model gets nothing right on a task.
+    """
+    Cliff.check_place(study.scope.output_dir)
+    full = study.unpruned()
+    layers = range(study.adapter.shape.layers)
+    cells = [(task, OneCut(layer, kept=0)) for task in study.tasks for layer in layers]
+    right = iter(study.right(cells, "cliff"))
+    curves = [
+        _curve(study, task, [*(next(right) for _ in layers), full[task.name]], full[task.name]) for task in study.tasks
+    ]
+    return Cliff(study.provenance(), tuple(curves))
+
+
+def _curve(study: Study, task: Task, right: list[Right], full: Right) -> CliffCurve:
+    seed = study.scope.seed
+    points = [CliffPoint(at, accuracy(one), retention(one, full, seed)) for at, one in enumerate(right)]
+    return CliffCurve(task.name, task.level, len(full), tuple(points))
