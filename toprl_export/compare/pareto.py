@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; yellow is left out, for it is too pale on white.
 _AGENT_COLOURS = ("#D55E00", "#0072B2", "#009E73")
-_BASELINE_COLOURS = ("#56B4E9", "#E69F00", "#CC79A7", "#009E73", "#0072B2")
+_BASELINE_COLOURS = ("#56B4E9", "#E69F00", "#CC79A7", "#000000", "#8C7A5B")
+_DASHES = ("-", "--", ":")
 _MARKERS = ("o", "s", "^", "v", "D", "P", "X", "<", ">", "h", "p")
 _GREY = "#6B6B6B"
 
@@ -108,7 +109,7 @@ def method_lines(comparison: Comparison) -> list[Line]:
 
 
 def _styles(methods: tuple[MethodRow, ...]) -> dict[str, _Style]:
-    """Agents stand out by colour, width and size; baselines differ in colour and marker; the oracle is dotted."""
+    """Agents stand out by colour, width and size; baselines differ in marker, and in colour or dashes."""
     styles: dict[str, _Style] = {}
     agents = [method.name for method in methods if method.kind == "agent"]
     baselines = [method.name for method in methods if method.kind == "baseline"]
@@ -116,7 +117,8 @@ def _styles(methods: tuple[MethodRow, ...]) -> dict[str, _Style]:
         styles[name] = _Style(_AGENT_COLOURS[at % len(_AGENT_COLOURS)], "*" if at == 0 else "d", 2.6, 13, "-")
     for at, name in enumerate(baselines):
         colour = _BASELINE_COLOURS[at % len(_BASELINE_COLOURS)]
-        styles[name] = _Style(colour, _MARKERS[at % len(_MARKERS)], 1.3, 6, "-")
+        dashes = _DASHES[at // len(_BASELINE_COLOURS) % len(_DASHES)]
+        styles[name] = _Style(colour, _MARKERS[at % len(_MARKERS)], 1.3, 7.5, dashes)
     for method in methods:
         if method.kind == "oracle":
             styles[method.name] = _Style(_GREY, "x", 1.2, 6, ":")
