@@ -1,6 +1,6 @@
-"""The published easy-vqa set, unchanged questions and split, its 64×64 images pasted unscaled on a busy canvas.
+"""The published easy-vqa set, unchanged questions and split, its 64×64 images scaled down and pasted on a busy canvas.
 
-At their own size the pictures cover a ninth of the canvas and their one shape about ten of its 576 patches.
+At 40×40 a picture's one shape covers about six of the canvas's 576 patches; a digit of our own scenes covers four.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from toprl_export.tasks.scenes.glyphs import Split
 from toprl_export.tasks.scenes.questions import Question
 from toprl_export.tasks.scenes.scene import GRID, PATCH_PIXELS, busy_background
 
-PICTURE_PIXELS = 64
+PICTURE_PIXELS = 40
 _FOLDERS: dict[Split, str] = {"train": "train", "held-out": "test"}
 _LIGHTEST_SHAPE = 200
 
@@ -62,21 +62,26 @@ class EasyVQA:
         """The questions about image ``index``."""
         return self._by_image[index]
 
-    def canvas(self, index: int, rng: np.random.Generator | None = None) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    def canvas(
+        self, index: int, rng: np.random.Generator | None = None, pixels: int = PICTURE_PIXELS
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Image ``index`` on the canvas, ``uint8 [192, 192, 3]``; the shape's patches ``[24, 24]``.
 
-        Place and background are fixed by the index, as evaluation wants them, or drawn anew from ``rng``.
+        Args:
+            index: of the published image.
+            rng: draws place and background; None fixes them by the index, as evaluation wants them.
+            pixels: height and width of the picture on the canvas, a multiple of the patch's.
         """
         if rng is None:
             rng = numpy_rng(0, "easy-vqa", self.split, index)
         image = busy_background(rng)
-        row, column = rng.integers(0, GRID - PICTURE_PIXELS // PATCH_PIXELS + 1, size=2).tolist()
+        blocks = pixels // PATCH_PIXELS
+        row, column = rng.integers(0, GRID - blocks + 1, size=2).tolist()
         with Image.open(self._folder / "images" / f"{index}.png") as file:
-            picture = np.asarray(file.convert("RGB"))
+            picture = np.asarray(file.convert("RGB").resize((pixels, pixels), Image.Resampling.LANCZOS))
         top, left = row * PATCH_PIXELS, column * PATCH_PIXELS
-        image[top : top + PICTURE_PIXELS, left : left + PICTURE_PIXELS] = picture
+        image[top : top + pixels, left : left + pixels] = picture
         shape = picture.min(axis=-1) < _LIGHTEST_SHAPE  # backdrops are pale, shapes are saturated or dark
-        blocks = PICTURE_PIXELS // PATCH_PIXELS
         evidence = np.zeros((GRID, GRID), dtype=np.bool_)
         evidence[row : row + blocks, column : column + blocks] = shape.reshape(blocks, 8, blocks, 8).any(axis=(1, 3))
         return image, evidence

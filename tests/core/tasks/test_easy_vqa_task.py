@@ -50,28 +50,39 @@ def test_a_full_draw_asks_every_question_once_in_another_order_for_each_seed(mon
 
 
 @pytest.mark.parametrize(("split", "folder", "questions", "images"), SPLITS)
-def test_the_picture_is_pasted_unchanged_and_the_shape_is_the_evidence(
+def test_the_scaled_picture_is_on_the_canvas_and_its_shape_is_the_evidence(
     split: str, folder: str, questions: int, images: int
 ):
     _, pictures = published(folder)
     for sample in TASK.samples(split, 3, 25):
         with Image.open(pictures / f"{sample.image_key.rpartition('/')[2]}.png") as file:
-            picture = np.asarray(file.convert("RGB"))
+            picture = np.asarray(file.convert("RGB").resize((40, 40), Image.Resampling.BOX)).astype(int)
         places = [
             (row, column)
-            for row in range(0, 136, 8)
-            for column in range(0, 136, 8)
-            if np.array_equal(sample.image[row : row + 64, column : column + 64], picture)
+            for row in range(0, 160, 8)
+            for column in range(0, 160, 8)
+            if np.abs(sample.image[row : row + 40, column : column + 40] - picture).mean() < 5
         ]
         assert len(places) == 1
         # The backdrop is the commonest colour; what is far from it is the shape.
         colours, counts = np.unique(picture.reshape(-1, 3), axis=0, return_counts=True)
-        distance = np.abs(picture.astype(int) - colours[counts.argmax()].astype(int)).max(axis=-1)
+        distance = np.abs(picture - colours[counts.argmax()]).max(axis=-1)
         shape = np.zeros((192, 192), dtype=bool)
-        shape[places[0][0] : places[0][0] + 64, places[0][1] : places[0][1] + 64] = distance > 80
+        shape[places[0][0] : places[0][0] + 40, places[0][1] : places[0][1] + 40] = distance > 80
         patches = shape.reshape(24, 8, 24, 8).any(axis=(1, 3))
         assert patches.any() and not (patches & ~sample.evidence).any()
         assert sample.evidence.sum() <= patches.sum() + 4  # smooth edges
+
+
+def test_in_training_places_are_drawn_anew_and_a_picture_of_its_own_size_is_unchanged():
+    data = load_easy_vqa("train")
+    _, pictures = published("train")
+    with Image.open(pictures / "7.png") as file:
+        picture = np.asarray(file.convert("RGB"))
+    canvases = [data.canvas(7, np.random.default_rng(seed), 64)[0] for seed in (1, 1, 2)]
+    assert np.array_equal(canvases[0], canvases[1]) and not np.array_equal(canvases[0], canvases[2])
+    windows = np.lib.stride_tricks.sliding_window_view(canvases[2], (64, 64, 3))[::8, ::8, 0]
+    assert (windows == picture).all(axis=(-1, -2, -3)).sum() == 1
 
 
 def test_groups_go_over_every_image_once_a_round_with_its_own_questions(monkeypatch: pytest.MonkeyPatch):

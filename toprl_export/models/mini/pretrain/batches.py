@@ -136,9 +136,9 @@ def _ask(
     return list(asked.values())
 
 
-def easy_vqa_example(data: EasyVQA, index: int, tasks: Sequence[str], rng: np.random.Generator) -> Example:
-    """One easy-vqa image, anywhere on the canvas, with all its questions."""
-    image, evidence = data.canvas(index, rng)
+def easy_vqa_example(data: EasyVQA, index: int, tasks: Sequence[str], rng: np.random.Generator, pixels: int) -> Example:
+    """One easy-vqa image, ``pixels`` wide and anywhere on the canvas, with all its questions."""
+    image, evidence = data.canvas(index, rng, pixels)
     questions = tuple((tasks.index("easy-vqa"), question) for question in data.questions_of(index))
     return Example(image, (), evidence, False, questions)
 

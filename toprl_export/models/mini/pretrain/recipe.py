@@ -35,7 +35,7 @@ from toprl_export.models.mini.pretrain.objective import (
 )
 from toprl_export.models.mini.vocabulary import BEGIN, build_tokenizer
 from toprl_export.seeding import numpy_rng, seed_everything, torch_generator
-from toprl_export.tasks.easy_vqa import load_easy_vqa
+from toprl_export.tasks.easy_vqa import PICTURE_PIXELS, load_easy_vqa
 from toprl_export.tasks.scenes.glyphs import Split, load_glyphs
 from toprl_export.tasks.scenes.questions import ASKERS
 
@@ -52,7 +52,8 @@ class Phase:
     Without ``kept`` the phase is about mosaics alone.
 
     ``numbers`` and ``easy_vqa`` are the shares of images that show a number or come from easy-vqa; ``mix`` says what is
-    asked about the others; ``places``: projected patches must tell their row and column.
+    asked about the others; ``picture_pixels`` is how wide easy-vqa's pictures are (64: their own size); ``places``:
+    projected patches must tell their row and column.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Phase:
     vision_rate: float = 1.0
     numbers: float = 0.22
     easy_vqa: float = 0.28
+    picture_pixels: int = 64
     mix: QuestionMix = BALANCED
     places: bool = False
 
@@ -78,6 +80,9 @@ class PretrainRecipe:
         Phase("few-tokens", 1300, 24, (96,), 2e-3, 1.8e-3, 0.3),
         Phase("more-tokens", 550, 24, (64, 96, 224), 2e-3, 1e-3, places=True),
         Phase("all-tokens", 350, 16, (PATCHES,), 1e-3, 1e-5, easy_vqa=0.4, places=True),
+        Phase(
+            "small-pictures", 160, 16, (PATCHES,), 6e-4, 1e-5, easy_vqa=0.5, picture_pixels=PICTURE_PIXELS, places=True
+        ),
     )
 
 
@@ -104,7 +109,7 @@ class ExampleStream:
             draw = self._rng.random()
             if draw < phase.easy_vqa:
                 index = int(self._rng.integers(self._easy_vqa.image_count))
-                example = easy_vqa_example(self._easy_vqa, index, TASKS, self._rng)
+                example = easy_vqa_example(self._easy_vqa, index, TASKS, self._rng, phase.picture_pixels)
             else:
                 mix = None if draw < phase.easy_vqa + phase.numbers else phase.mix
                 example = scene_example(TASKS, self._glyphs, self._rng, mix)
