@@ -38,7 +38,7 @@ class LoadedBundle:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Tasks that have an agent; the first is the default."""
+        """Tasks that have an agent, the first being the default; none where a baseline prunes, which serves all."""
         return self.bundle.manifest.tasks
 
     @property
@@ -83,7 +83,7 @@ class LoadedBundle:
         Args:
             images: one or several: paths, Pillow images or ``uint8 [h, w, 3]``. One image takes all prompts.
             prompts: one question or one per image.
-            task: whose agent prunes; the bundle's first by default.
+            task: whose agent prunes; the bundle's first by default. A baseline prunes alike for every task.
             budget_kept: one of ``budgets`` or n; by default the largest that prunes.
             max_new_tokens: the longest answer.
             stream: return pieces of text as they are made.
@@ -109,7 +109,7 @@ class LoadedBundle:
             pixels=self.pixels(images),
             tokens=self.tokens(prompts, max_new_tokens),
             keep_counts=self.bundle.keep_counts(budget_kept),
-            agent_index=self.bundle.agent(task).index,
+            agent_index=self.bundle.agent_index(task),
             max_new_tokens=max_new_tokens,
             end_tokens=self.bundle.manifest.model.end_tokens,
         )

@@ -1,4 +1,4 @@
-"""Building a bundle: model and agents in, engine files, tokenizer, agents and manifest out."""
+"""Building a bundle: model and agents (or a baseline) in, engine files, tokenizer, agents and manifest out."""
 
 from __future__ import annotations
 
@@ -23,15 +23,24 @@ from toprl_export.bundle import (
     load_bundle,
     write_manifest,
 )
-from toprl_export.engine import PRECISIONS, BuildRequest, BuildResult, Engine, get_engine
+from toprl_export.engine import (
+    BUILDABLE_BASELINES,
+    PRECISIONS,
+    BuildRequest,
+    BuildResult,
+    Engine,
+    get_engine,
+)
 from toprl_export.errors import UserError
 from toprl_export.files import check_replaceable, staged_directory, write_text_atomic
 from toprl_export.manifest import check_relative
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.load import load_model
 from toprl_export.models.shape import DecoderShape
+from toprl_export.pruning.baselines.plans import baseline_plan, baseline_scorer
 from toprl_export.pruning.plan import PruningPlan, Schedule, solve_schedule
 from toprl_export.registry import unknown_name
+from toprl_export.trainer import DEFAULT_BUDGETS_KEPT
 
 BYTES_PER_WEIGHT = {"fp32": 4, "fp16": 2, "bf16": 2}
 
@@ -55,11 +64,13 @@ class PreparedBuild:
 
 def build(
     model: str,
-    agents: Sequence[Path],
+    agents: Sequence[Path] = (),
     budgets_kept: Sequence[int] | None = None,
     engine: str = "onnx",
     precision: str = "fp32",
     *,
+    baseline: str | None = None,
+    stage_layers: Sequence[int] | None = None,
     static_k: bool = False,
     output_dir: Path,
     overwrite: bool = False,
@@ -69,21 +80,27 @@ def build(
 
     Args:
         model: the reference model's name, Hugging Face id or directory.
-        agents: directories of agents that share stages; each serves every budget.
-        budgets_kept: average visual tokens kept; by default all that the agents' plans know.
+        agents: directories of agents that share stages; each serves every budget. None with a baseline.
+        budgets_kept: average visual tokens kept; by default all that the agents' plans know, or those that ``train``
+            takes by default.
         engine: a registered engine's name.
         precision: of the weights: fp32, fp16 or bf16.
+        baseline: name of an untrained method to build in the place of agents; it serves every task.
+        stage_layers: where a baseline without stages of its own prunes; by default where agents do.
         static_k: bake the one budget into the graph.
         output_dir: where the bundle goes; written whole or not at all.
         overwrite: replace an earlier bundle of other inputs.
         command: how the build was asked for; recorded.
 
     Raises:
-        UserError: a name is unknown, agents do not fit the model or each other, a budget cannot be met, the engine
-            cannot build this, or the output directory holds something else.
+        UserError: a name is unknown, there are agents and a baseline or neither, agents do not fit the model or each
+            other, a baseline cannot be built, a budget cannot be met, the engine cannot build this, or the output
+            directory holds something else.
     """
     check_replaceable(output_dir.resolve(), overwrite=True, marker=MANIFEST_NAME)
-    prepared = prepare(model, agents, budgets_kept, engine, precision, static_k)
+    prepared = prepare(
+        model, agents, budgets_kept, engine, precision, static_k, baseline=baseline, stage_layers=stage_layers
+    )
     return up_to_date(prepared, output_dir) or write_bundle(prepared, output_dir, overwrite, command)
 
 
@@ -94,20 +111,27 @@ def prepare(
     engine: str,
     precision: str,
     static_k: bool = False,
+    *,
+    baseline: str | None = None,
+    stage_layers: Sequence[int] | None = None,
 ) -> PreparedBuild:
     """Load everything a build needs and check that it fits together; see :func:`build`."""
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
-    if not agents:
-        raise UserError("no agent was given: give at least one directory that `toprl-export train` wrote")
+    _check_source(agents, baseline, stage_layers)
     chosen_engine = get_engine(engine)
     loaded = tuple(load_agent(directory) for directory in agents)
     _check_together(loaded)
-    plan = merge_plans(loaded, budgets_kept)
-    adapter = load_model(model)
+    adapter: LVLMAdapter
+    if baseline is None:
+        plan = merge_plans(loaded, budgets_kept)
+        adapter = load_model(model)
+    else:
+        adapter = load_model(model)
+        plan = _plan_of_baseline(baseline, adapter, budgets_kept, stage_layers)
     for agent in loaded:
         agent.check_fits(adapter)
-    request = BuildRequest(adapter, loaded, plan, precision, static_k=static_k)
+    request = BuildRequest(adapter, loaded, plan, precision, static_k=static_k, baseline=baseline)
     chosen_engine.check_request(request)
     return PreparedBuild(chosen_engine, request, tuple(agents))
 
@@ -176,6 +200,7 @@ def input_digest(prepared: PreparedBuild, toolchain: dict[str, str]) -> str:
         "prompt": adapter.prompt_format.to_json(),
         "image_processor": adapter.image_processor.to_json(),
         "agents": [[agent.record.task, agent.fingerprint] for agent in request.agents],
+        "baseline": request.baseline,
         "plan": request.plan.to_json(),
         "engine": prepared.engine.name,
         "precision": request.precision,
@@ -184,6 +209,35 @@ def input_digest(prepared: PreparedBuild, toolchain: dict[str, str]) -> str:
         "toolchain": toolchain,
     }
     return _text_digest(json.dumps(inputs, sort_keys=True))
+
+
+def _check_source(agents: Sequence[Path], baseline: str | None, stage_layers: Sequence[int] | None) -> None:
+    if baseline is None:
+        if not agents:
+            raise UserError("no agent was given: give at least one directory that `toprl-export train` wrote")
+        if stage_layers is not None:
+            raise UserError("stage layers were given, but agents bring their own: leave --stage-layers out")
+        return
+    if agents:
+        raise UserError(f"agents and the baseline {baseline} were given: a bundle is built from one of the two")
+    baseline_scorer(baseline)  # refuses a name that nobody knows
+    if baseline not in BUILDABLE_BASELINES:
+        raise UserError(
+            f"the baseline {baseline} runs in PyTorch only, where `compare` measures it: "
+            f"choose one of {', '.join(BUILDABLE_BASELINES)}"
+        )
+
+
+def _plan_of_baseline(
+    baseline: str, adapter: LVLMAdapter, budgets_kept: Sequence[int] | None, stage_layers: Sequence[int] | None
+) -> PruningPlan:
+    wanted = adapter.default_stage_layers if stage_layers is None else tuple(stage_layers)
+    budgets = DEFAULT_BUDGETS_KEPT if budgets_kept is None else budgets_kept
+    plan = baseline_plan(baseline, adapter.visual_tokens, adapter.shape.layers, budgets, wanted)
+    if stage_layers is not None and plan.stage_layers != wanted:
+        places = ", ".join(map(str, plan.stage_layers))
+        raise UserError(f"the baseline {baseline} prunes before layers {places} by itself: leave --stage-layers out")
+    return plan
 
 
 def _check_together(agents: Sequence[Agent]) -> None:
@@ -241,6 +295,7 @@ def _manifest(
             AgentEntry(agent.record.task, agent.fingerprint, agent.record.method, index)
             for index, agent in enumerate(request.agents)
         ),
+        baseline=request.baseline,
         plan=request.plan,
         engine=EngineEntry(prepared.engine.name, request.precision, result.opset, result.toolchain),
         files=files,

@@ -56,12 +56,37 @@ class Bundle:
             raise UserError(f"{self.dir} lists {len(found)} files of the role {role!r}, expected one: build it again")
         return self.dir / found[0]
 
+    def task(self, task: str | None = None) -> str:
+        """The task that is meant: the one given, else the first agent's, else (with a baseline) the first one known.
+
+        Raises:
+            UserError: the bundle has agents, but none for that task (the message lists those it has).
+        """
+        if self.manifest.baseline is None:
+            return self.agent(task).task
+        from toprl_export.tasks.registry import TASKS
+
+        return TASKS.names()[0] if task is None else task
+
+    def agent_index(self, task: str | None = None) -> int:
+        """Which agent of the prefill graph scores for a task; 0 with a baseline, which has none.
+
+        Raises:
+            UserError: see :meth:`task`.
+        """
+        return self.agent(task).index if self.manifest.baseline is None else 0
+
     def agent(self, task: str | None = None) -> AgentEntry:
         """The agent of a task; without one, the first.
 
         Raises:
             UserError: no agent in the bundle is for that task (the message lists those that are).
         """
+        if self.manifest.baseline is not None:
+            raise UserError(
+                f"{self.dir} holds no agent, for it was built from the baseline {self.manifest.baseline}: "
+                "give a bundle that was built from agents"
+            )
         if task is None:
             return self.manifest.agents[0]
         for entry in self.manifest.agents:

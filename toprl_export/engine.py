@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from toprl_export.errors import UserError
+from toprl_export.pruning.baselines.plans import BASELINES
 from toprl_export.registry import Registry
 
 if TYPE_CHECKING:
@@ -14,10 +15,13 @@ if TYPE_CHECKING:
     from toprl_export.bundle import Bundle
     from toprl_export.models.adapter import LVLMAdapter
     from toprl_export.pruning.plan import PruningPlan
+    from toprl_export.pruning.scorer import Scorer
     from toprl_export.runtime.session import EngineSession
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 DEFAULT_OPSET = 23
+BUILDABLE_BASELINES = tuple(name for name in BASELINES if name != "random")
+"""Baselines that a graph can hold: with random it would keep other tokens than the PyTorch reference."""
 GRAPHS = ("vision", "prefill", "decode", "prefill_unpruned")
 """Roles of the graphs that an engine builds; the last is there to be compared with."""
 
@@ -28,14 +32,16 @@ class BuildRequest:
 
     Attributes:
         adapter: the reference model.
-        agents: at least one, of one shape; their order is the agent index of the graph.
+        agents: of one shape; their order is the agent index of the graph. None with a baseline.
         plan: stages shared by all agents, and one schedule per budget.
         precision: one of ``PRECISIONS``.
         opset: of the ONNX graphs.
         static_k: bake the plan's one budget into the graph.
+        baseline: name of the untrained method that prunes; None with agents.
 
     Raises:
-        UserError: ``static_k`` meets several budgets.
+        UserError: there are agents and a baseline, or neither; the agents' plan names another scorer; or ``static_k``
+            meets several budgets.
     """
 
     adapter: LVLMAdapter
@@ -44,11 +50,28 @@ class BuildRequest:
     precision: str
     opset: int = DEFAULT_OPSET
     static_k: bool = False
+    baseline: str | None = None
 
     def __post_init__(self) -> None:
+        if bool(self.agents) == (self.baseline is not None):
+            raise UserError("a bundle is built from agents or from one baseline: give one of the two")
+        others = sorted({stage.scorer for stage in self.plan.stages} - {"actor"})
+        if self.agents and others:
+            raise UserError(f"the agents' plan scores by {others[0]!r}, expected 'actor': build that as a baseline")
         if self.static_k and len(self.plan.schedules) != 1:
             budgets = ", ".join(map(str, sorted(schedule.budget_kept for schedule in self.plan.schedules)))
             raise UserError(f"--static-k bakes in one budget, not several ({budgets}): choose one or leave it out")
+
+    @property
+    def scorer(self) -> Scorer:
+        """What scores at every stage: the agents' actors stacked, or the baseline's scorer."""
+        if self.baseline is not None:
+            from toprl_export.pruning.baselines.make import make_scorer
+
+            return make_scorer(self.baseline)
+        from toprl_export.pruning.actor import StackedActors
+
+        return StackedActors([agent.actor for agent in self.agents])
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,13 @@ class Asked:
 
 @dataclass(frozen=True)
 class TaskQuestion:
-    """Held-out question ``index`` of a task's draw by ``seed``; without a task, of the one the agent is for."""
+    """Held-out question ``index`` of a task's draw by ``seed``; without a task, of the agent's or bundle's own."""
 
     task: str | None
     index: int
     seed: int
 
-    def find(self, agent_task: str) -> Asked:
+    def find(self, default: str) -> Asked:
         """The question.
 
         Raises:
@@ -44,7 +44,7 @@ class TaskQuestion:
         """
         from toprl_export.tasks.registry import TASKS
 
-        task = TASKS.get(self.task or agent_task)
+        task = TASKS.get(self.task or default)
         count = task.question_count(SPLIT)
         if count is not None and self.index >= count:
             raise UserError(f"{task.name} has {count} held-out questions: choose --index from 0 to {count - 1}")
@@ -60,7 +60,7 @@ def kept_by_bundle(
     Args:
         directory: the bundle.
         question: what to ask.
-        task: whose agent prunes; the first one's by default.
+        task: whose agent prunes; the first one's by default. A baseline prunes alike for every task.
         budget_kept: one of the bundle's budgets, or n to keep all; by default its largest.
         threads: CPU threads of the engine.
 
@@ -74,9 +74,9 @@ def kept_by_bundle(
     from toprl_export.runtime.generation import GenerationRequest, generate
 
     bundle = load_bundle(directory)
-    manifest, entry = bundle.manifest, bundle.agent(task)
+    manifest, agent_index = bundle.manifest, bundle.agent_index(task)
     keep_counts = bundle.keep_counts(budget_kept)
-    asked = _asked(question, entry.task)
+    asked = _asked(question, bundle.task(task))
     tokenizer = Tokenizer.from_file(str(bundle.path("tokenizer")))
     session = get_engine(manifest.engine.name).open(bundle, SessionOptions(threads=threads))
     request = GenerationRequest(
@@ -88,7 +88,7 @@ def kept_by_bundle(
             manifest.model.max_length - MAX_NEW_TOKENS,
         ),
         keep_counts=keep_counts,
-        agent_index=entry.index,
+        agent_index=agent_index,
         max_new_tokens=MAX_NEW_TOKENS,
         end_tokens=manifest.model.end_tokens,
     )
@@ -146,8 +146,8 @@ def kept_by_agent(
     )
 
 
-def _asked(question: Asked | TaskQuestion, agent_task: str) -> Asked:
-    return question if isinstance(question, Asked) else question.find(agent_task)
+def _asked(question: Asked | TaskQuestion, default: str) -> Asked:
+    return question if isinstance(question, Asked) else question.find(default)
 
 
 def _seen(processor: ImageProcessor, pixels: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -18,7 +18,7 @@ from toprl_export.runtime.preprocess import ImageProcessor
 from toprl_export.runtime.prompt import PromptFormat
 
 MANIFEST_FORMAT = "toprl-export/bundle"
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 VERDICTS = ("passed", "failed")
 
 
@@ -93,15 +93,18 @@ class Manifest:
     """Everything a bundle says about itself.
 
     Every agent serves every budget of ``plan``: agents share its stages, and a budget's keep counts are inputs of the
-    one prefill graph.
+    one prefill graph. Where a baseline prunes instead, it serves every task.
 
     Attributes:
+        agents: one per task, in the order of their index; none with a baseline.
+        baseline: name of the untrained method that prunes; None with agents.
         input_digest: digest of all that the build depended on; equal digests make a rebuild needless.
     """
 
     toprl_export: str
     model: ModelEntry
     agents: tuple[AgentEntry, ...]
+    baseline: str | None
     plan: PruningPlan
     engine: EngineEntry
     files: tuple[FileEntry, ...]
@@ -117,8 +120,13 @@ class Manifest:
                 f"manifest: the plan is for {self.plan.visual_tokens} visual tokens and {self.plan.decoder_layers} "
                 f"layers, the model has {self.model.visual_tokens} and {self.model.shape.layers}: build again"
             )
-        if not self.agents or [agent.index for agent in self.agents] != list(range(len(self.agents))):
-            raise UserError("manifest: agents must be numbered 0, 1, … and there must be one: build again")
+        if [agent.index for agent in self.agents] != list(range(len(self.agents))):
+            raise UserError("manifest: agents must be numbered 0, 1, …: build again")
+        if bool(self.agents) == (self.baseline is not None):
+            raise UserError(
+                f"manifest: {len(self.agents)} agents and the baseline {self.baseline!r} are listed, expected "
+                "agents or a baseline: build again"
+            )
         for what, names in (
             ("task", [agent.task for agent in self.agents]),
             ("file", [file.path for file in self.files]),
@@ -130,7 +138,7 @@ class Manifest:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The tasks that have an agent, in the order of their index."""
+        """The tasks that have an agent, in the order of their index; none with a baseline, which serves every task."""
         return tuple(agent.task for agent in self.agents)
 
     @property
@@ -163,6 +171,7 @@ class Manifest:
                 AgentEntry(a.text("task"), a.text("fingerprint"), a.text("method"), a.whole("index"))
                 for a in top.nested_list("agents")
             ),
+            baseline=top.text_or_none("baseline"),
             plan=PruningPlan.from_json(top.nested("plan").payload),
             engine=_engine(top.nested("engine")),
             files=tuple(

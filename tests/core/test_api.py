@@ -48,6 +48,14 @@ def test_task_and_budget_reach_the_engine(loaded: LoadedBundle):
     assert all(kept.tolist() == [list(range(VISUAL_TOKENS))] for kept in everything.kept)
 
 
+def test_a_baseline_serves_every_task_alike(tmp_path: Path, fake_engine: None):
+    made_up_bundle(tmp_path / "bundle", "fastv-p")
+    loaded = load(tmp_path / "bundle")
+    assert loaded.tasks == () and loaded.budgets == (8, 4)
+    answers = [loaded.generate(picture(0), QUESTION, task=task).token_ids for task in (None, "mini-count", "mini-read")]
+    assert answers[0] == answers[1] == answers[2]
+
+
 def test_a_batch_is_its_rows(loaded: LoadedBundle, tmp_path: Path):
     Image.fromarray(picture(1)).save(tmp_path / "one.png")
     images = [picture(0), tmp_path / "one.png", Image.fromarray(picture(2))]

@@ -23,6 +23,7 @@ from toprl_export.bundle import Bundle, load_bundle, stamp_validation
 from toprl_export.engine import BuildRequest, BuildResult
 from toprl_export.errors import UserError
 from toprl_export.models.llava import LlavaAdapter
+from toprl_export.pruning.baselines.plans import baseline_plan
 from toprl_export.pruning.plan import PruningPlan, Schedule, solve_schedule
 
 
@@ -212,6 +213,51 @@ def test_agents_that_do_not_go_together(agent, tmp_path: Path):
         built(tmp_path)
     with pytest.raises(UserError, match="no agent directory"):
         built(tmp_path, tmp_path)
+
+
+def test_a_baseline_in_the_place_of_agents(adapter: LlavaAdapter, tmp_path: Path):
+    bundle = built(tmp_path, baseline="fastv-p", budgets_kept=(12, 8))
+    manifest = load_bundle(tmp_path / "bundle").manifest
+    assert (manifest.baseline, manifest.agents, manifest.tasks) == ("fastv-p", (), ())
+    assert manifest.plan == baseline_plan("fastv-p", VISUAL_TOKENS, 4, (12, 8), adapter.default_stage_layers)
+    assert not (bundle.dir / "agents").exists()
+    built(tmp_path, baseline="fastv-p", budgets_kept=(12, 8))
+    assert fakes.FakeEngine.builds == 1
+    with pytest.raises(UserError, match="already holds an earlier result"):
+        built(tmp_path, baseline="uniform", budgets_kept=(12, 8))
+
+
+def test_a_baseline_prunes_where_it_is_told_unless_its_paper_says_where(tmp_path: Path):
+    bundle = built(tmp_path, baseline="fastv-p", budgets_kept=(12,), stage_layers=(0, 3))
+    assert bundle.manifest.plan.stage_layers == (0, 3)
+    with pytest.raises(UserError, match="visionzip prunes before layers 0 by itself: leave --stage-layers out"):
+        built(tmp_path, baseline="visionzip", budgets_kept=(12,), stage_layers=(0, 3), overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"baseline": "random"}, "random runs in PyTorch only, where `compare` measures it: choose one of uniform"),
+        ({"baseline": "oracle"}, "oracle runs in PyTorch only, where `compare` measures it: choose one of uniform"),
+        ({"baseline": "fastvp"}, "unknown baseline 'fastvp'; did you mean 'fastv-p'?"),
+        ({"baseline": "uniform"}, "a budget of 64 tokens kept cannot be met"),  # train's default, and n is 25
+        ({"baseline": "uniform", "budgets_kept": (12,), "stage_layers": (2, 4)}, "ascending within 0 to 3"),
+        ({}, "no agent was given"),
+    ],
+)
+def test_impossible_baselines(tmp_path: Path, settings: dict, expected: str):
+    with pytest.raises(UserError) as caught:
+        built(tmp_path, **settings)
+    assert expected in str(caught.value)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_agents_and_a_baseline_do_not_mix(agent, tmp_path: Path):
+    source = agent("exist")
+    with pytest.raises(UserError, match="a bundle is built from one of the two"):
+        built(tmp_path, source, baseline="uniform")
+    with pytest.raises(UserError, match="agents bring their own: leave --stage-layers out"):
+        built(tmp_path, source, stage_layers=(0, 1))
 
 
 def test_a_task_name_cannot_leave_the_bundle(agent, tmp_path: Path):

@@ -41,7 +41,7 @@ sizes = st.integers(1, 10**12)
 def manifests(draw: st.DrawFn) -> Manifest:
     layers, visual = draw(st.integers(4, 40)), draw(st.integers(64, 3000))
     budgets = draw(st.lists(st.integers(visual // 2, visual), min_size=1, max_size=3, unique=True))
-    tasks = draw(st.lists(plain_paths, min_size=1, max_size=3, unique=True))
+    tasks = draw(st.lists(plain_paths, max_size=3, unique=True))
     return Manifest(
         toprl_export=draw(names),
         model=ModelEntry(
@@ -54,6 +54,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
             shape=DecoderShape(layers, *(draw(sizes) for _ in range(6))),
         ),
         agents=tuple(AgentEntry(task, draw(names), draw(names), index) for index, task in enumerate(tasks)),
+        baseline=None if tasks else draw(names),
         plan=make_plan(visual, layers, (0, layers // 2), "actor", budgets),
         engine=EngineEntry(draw(names), draw(names), 23, draw(st.dictionaries(names, names, max_size=3))),
         files=tuple(
@@ -64,7 +65,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         prompt=PromptFormat("<s>", "{question}" + draw(names), "\x00image", draw(names)),
         build_command=draw(st.text(st.characters(codec="utf-8"))),
         input_digest=draw(names),
-        validations=draw(st.sampled_from([(), (ValidationStamp(tasks[0], "d" * 64, "failed"),)])),
+        validations=draw(st.sampled_from([(), (ValidationStamp("mini-exist", "d" * 64, "failed"),)])),
     )
 
 
@@ -76,7 +77,7 @@ def test_manifest_round_trip(manifest: Manifest):
 
 def test_manifest_states_how_budgets_and_agents_relate():
     written = made_up_manifest().to_json()
-    assert (written["format"], written["version"]) == ("toprl-export/bundle", 1)
+    assert (written["format"], written["version"], written["baseline"]) == ("toprl-export/bundle", 2, None)
     assert written["plan"]["visual_tokens"] == written["model"]["visual_tokens"] == VISUAL_TOKENS
     assert [schedule["budget_kept"] for schedule in written["plan"]["schedules"]] == [4, 8]
     assert all(len(schedule["keep_counts"]) == 2 for schedule in written["plan"]["schedules"])
@@ -115,6 +116,24 @@ def test_the_default_budget_prunes_even_if_the_bundle_also_has_n(tmp_path: Path)
 def test_unknown_task_lists_the_known(tmp_path: Path):
     with pytest.raises(UserError, match=r"unknown task in .* 'mini-exits'; did you mean 'mini-exist'"):
         made_up_bundle(tmp_path / "bundle").agent("mini-exits")
+
+
+def test_a_baseline_serves_every_task(tmp_path: Path):
+    bundle = made_up_bundle(tmp_path / "bundle", "fastv-p")
+    assert load_bundle(tmp_path / "bundle").manifest.baseline == "fastv-p"
+    assert bundle.manifest.tasks == ()
+    assert (bundle.task(), bundle.task("mini-read"), bundle.agent_index("mini-read")) == ("mini-exist", "mini-read", 0)
+    with pytest.raises(UserError, match="holds no agent, for it was built from the baseline fastv-p"):
+        bundle.agent("mini-exist")
+
+
+def test_agents_serve_their_own_tasks(tmp_path: Path):
+    bundle = made_up_bundle(tmp_path / "bundle")
+    assert (bundle.task(), bundle.task("mini-count")) == ("mini-exist", "mini-count")
+    assert (bundle.agent_index(), bundle.agent_index("mini-count")) == (0, 1)
+    for ask in (bundle.task, bundle.agent_index):
+        with pytest.raises(UserError, match="known: mini-exist, mini-count"):
+            ask("mini-read")
 
 
 def refused(directory: Path, expected: str, names: str | None = None) -> None:
@@ -260,9 +279,10 @@ def test_manifests_of_another_version_format_or_content(tmp_path: Path):
     directory = tmp_path / "bundle"
     made_up_bundle(directory)
     original = (directory / "manifest.json").read_text()
-    rewrite(directory, version=2)
-    refused(directory, "has version 2 of toprl-export/bundle, but this release reads version 1")
-    rewrite(directory, version=1, format="toprl-export/agent")
+    for version in (1, 3):
+        rewrite(directory, version=version)
+        refused(directory, f"has version {version} of toprl-export/bundle, but this release reads version 2")
+    rewrite(directory, version=2, format="toprl-export/agent")
     refused(directory, "has format 'toprl-export/agent', expected 'toprl-export/bundle'")
     (directory / "manifest.json").write_text(original.replace('"fp32"', '"fp16"'))
     refused(directory, "was changed after it was written: restore it or build the bundle again")
@@ -273,7 +293,9 @@ def test_manifests_of_another_version_format_or_content(tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"agents": []}, "there must be one"),
+        ({"agents": []}, "0 agents and the baseline None are listed, expected agents or a baseline"),
+        ({"baseline": "fastv"}, "2 agents and the baseline 'fastv' are listed, expected agents or a baseline"),
+        ({"baseline": 3}, "baseline is 3, expected a text"),
         ({"agents": "many"}, "agents is 'many', expected a list"),
         ({"model": None}, "model is None, expected an object"),
         ({"files": [{"path": 3}]}, "files[0].path is 3, expected a text"),

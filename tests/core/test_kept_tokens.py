@@ -9,9 +9,12 @@ import pytest
 from PIL import Image
 
 from tests.support.tiny_bundle import ingredients, tiny_bundle
+from toprl_export.bundle import load_bundle
 from toprl_export.cli.main import main
 from toprl_export.errors import UserError
 from toprl_export.kept_tokens import Asked, TaskQuestion, kept_by_agent, kept_by_bundle
+from toprl_export.models.reference import Pruning, ReferenceRunner
+from toprl_export.pruning.baselines.make import make_scorer
 
 
 @pytest.fixture
@@ -78,6 +81,24 @@ def test_a_question_leaves_room_for_its_answer(bundle: Path, tmp_path: Path):
         ask(Asked(image, "is " * (words - 1)))
         with pytest.raises(UserError, match="at most 240 fit"):
             ask(Asked(image, "is " * words))
+
+
+@pytest.mark.parametrize("baseline", ["fastv-p", "visionzip"])
+def test_a_baselines_bundle_keeps_what_its_scorer_keeps_in_pytorch(
+    baseline: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    directory = tiny_bundle(tmp_path, monkeypatch, baseline)
+    adapter, plan = ingredients()[0], load_bundle(directory).manifest.plan
+    kept = kept_by_bundle(directory, TaskQuestion(None, 3, 0), None, 6, None)
+    asked = TaskQuestion(None, 3, 0).find("tiny-echo")
+    assert kept.question == asked.question
+    runner, pixels = ReferenceRunner(adapter), adapter.image_processor([asked.image])
+    tokens = adapter.prompt_format.tokenize(adapter.tokenizer, [asked.question], adapter.visual_tokens)
+    pruning = Pruning.from_plan(plan, 6, make_scorer(baseline))
+    expected = runner.prefill(tokens, runner.encode_image(pixels), pruning, saliency=runner.saliency(pixels)).kept
+    assert [one.tolist() for one in kept.kept] == [one[0].tolist() for one in expected]
+    command = ["visualize", "--bundle", str(directory), "--index", "3", "--output", str(tmp_path / "b.png")]
+    assert main(command) == 0
 
 
 def test_mistakes_are_one_line(bundle: Path, tmp_path: Path):

@@ -10,6 +10,7 @@ import torch
 
 from tests.support.onnx_bundle import grouped_bundle, staged_bundle
 from toprl_export.runtime.prompt import TokenBatch
+from toprl_export.runtime.session import EncodedImages
 
 STEPS = 12
 TOLERANCE = 1e-4
@@ -33,7 +34,7 @@ def errors(built, request, position_shift: int = 0, forget_pads: bool = False) -
     session = built.open()
     result = session.prefill(request)
     kept = [torch.from_numpy(one) for one in result.kept]
-    visual, pruning = torch.from_numpy(request.visual), built.pruning(request.keep_counts, request.agent_index)
+    visual, pruning = torch.from_numpy(request.images.visual), built.pruning(request.keep_counts, request.agent_index)
     cache, tokens, logits = result.cache, request.tokens, result.logits
     cache.position = cache.position + position_shift
     if forget_pads:
@@ -76,17 +77,16 @@ def test_the_unpruned_session_decodes_like_hugging_face():
         new = logits.argmax(axis=1)
         tokens = grown(tokens, new)
         logits = session.decode(result.cache, new)
-        expected = built.reference.prefill(tokens, torch.from_numpy(request.visual)).logits.numpy()
+        expected = built.reference.prefill(tokens, torch.from_numpy(request.images.visual)).logits.numpy()
         assert np.abs(logits - expected).max() <= TOLERANCE
 
 
 def test_rows_of_one_batch_do_not_mix():
     built = staged_bundle()
     session, request = built.open(), built.request((13, 9, 4), batch=2)
+    turned = EncodedImages(request.images.visual * np.array([[[1]], [[-1]]], dtype=np.float32))
     first = session.prefill(request).cache
-    second = session.prefill(
-        replace(request, visual=request.visual * np.array([[[1]], [[-1]]], dtype=np.float32))
-    ).cache
+    second = session.prefill(replace(request, images=turned)).cache
     new = np.array([7, 8])
     one, two = session.decode(first, new), session.decode(second, new)
     assert np.abs(one[0] - two[0]).max() <= TOLERANCE

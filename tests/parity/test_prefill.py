@@ -16,6 +16,8 @@ import torch
 from tests.support.onnx_bundle import grouped_bundle, staged_bundle
 from tests.support.tiny_llava import tiny_pixels
 from toprl_export.models import walk
+from toprl_export.pruning.scorer import ScorerNeeds
+from toprl_export.runtime.session import EncodedImages
 
 TOLERANCE = 1e-4
 MISTAKE = 1e-2
@@ -36,17 +38,12 @@ def largest_difference(left, right) -> float:
     return float(np.abs(np.asarray(left) - np.asarray(right)).max())
 
 
-def reference_prefill(built, request):
-    pruning = built.pruning(request.keep_counts, request.agent_index)
-    return built.reference.prefill(request.tokens, torch.from_numpy(request.visual), pruning)
-
-
 @pytest.mark.parametrize("batch", [1, 2, 3])
 def test_vision(built, session, batch):
     pixels = tiny_pixels(batch, seed=batch).numpy()
     expected = built.reference.encode_image(pixels)
-    assert largest_difference(session.encode_image(pixels), expected) <= 2e-5 * expected.abs().max()
-    assert largest_difference(session.encode_image(-pixels), expected) > MISTAKE * expected.abs().max()
+    assert largest_difference(session.encode_image(pixels).visual, expected) <= 2e-5 * expected.abs().max()
+    assert largest_difference(session.encode_image(-pixels).visual, expected) > MISTAKE * expected.abs().max()
 
 
 @pytest.mark.parametrize("agent", [0, 1])
@@ -54,7 +51,7 @@ def test_vision(built, session, batch):
 @pytest.mark.parametrize(("batch", "repeat"), [(1, 1), (2, 2), (3, 1)])
 def test_pruned_prefill(built, session, batch, repeat, counts, agent):
     request = built.request(counts, agent, batch, repeat)
-    result, expected = session.prefill(request), reference_prefill(built, request)
+    result, expected = session.prefill(request), built.expected(request)
     assert largest_difference(result.logits, expected.logits) <= TOLERANCE
     for stage, (kept, wanted) in enumerate(zip(result.kept, expected.kept, strict=True)):
         assert kept.shape == (batch, counts[stage])
@@ -92,8 +89,8 @@ def test_agents_differ_and_the_index_picks_them(built, session):
     """Control: with the wrong agent the kept tokens and the logits do not match."""
     request = built.request((13, 9, 4), 0)
     other = session.prefill(replace(request, agent_index=1))
-    assert not np.array_equal(other.kept[0], reference_prefill(built, request).kept[0])
-    assert largest_difference(other.logits, reference_prefill(built, request).logits) > MISTAKE
+    assert not np.array_equal(other.kept[0], built.expected(request).kept[0])
+    assert largest_difference(other.logits, built.expected(request).logits) > MISTAKE
 
 
 def test_a_row_does_not_depend_on_its_neighbours_or_padding(built, session):
@@ -112,7 +109,7 @@ def test_control_positions_recounted_after_pruning(built, session):
     after = np.arange(positions.shape[1]) > request.tokens.visual_index[:, -1:]
     positions[after] -= 25 - 13
     moved = replace(request, tokens=replace(request.tokens, position_ids=positions))
-    assert largest_difference(session.prefill(moved).logits, reference_prefill(built, request).logits) > MISTAKE
+    assert largest_difference(session.prefill(moved).logits, built.expected(request).logits) > MISTAKE
 
 
 def test_control_other_tokens_kept(built, session):
@@ -124,7 +121,7 @@ def test_control_other_tokens_kept(built, session):
     forced[2] = forced[2].clone()
     forced[2][0, 0] = int(left_out)
     forced[2] = forced[2].sort(dim=1).values
-    visual = torch.from_numpy(request.visual)
+    visual = torch.from_numpy(request.images.visual)
     pruning = built.pruning(request.keep_counts)
     same = built.reference.prefill(request.tokens, visual, pruning, [torch.from_numpy(kept) for kept in result.kept])
     other = built.reference.prefill(request.tokens, visual, pruning, forced)
@@ -137,7 +134,7 @@ def test_control_not_causal(built, session, monkeypatch):
     request = built.request((13, 9, 4))
     right = session.prefill(request).logits
     monkeypatch.setattr(walk._Tokens, "mask", lambda self: self.valid[:, None, None, :])
-    assert largest_difference(right, reference_prefill(built, request).logits) > MISTAKE
+    assert largest_difference(right, built.expected(request).logits) > MISTAKE
 
 
 @pytest.mark.parametrize(("batch", "repeat"), [(1, 2), (3, 1)])
@@ -145,7 +142,7 @@ def test_grouped_heads_a_first_stage_after_layer_0_and_a_fixed_count(batch, repe
     built = grouped_bundle()
     counts = built.bundle.keep_counts(15)
     request = built.request(counts, 1, batch, repeat)
-    result, expected = built.open().prefill(request), reference_prefill(built, request)
+    result, expected = built.open().prefill(request), built.expected(request)
     assert [kept.shape for kept in result.kept] == [(batch, 5)]
     assert largest_difference(result.logits, expected.logits) <= TOLERANCE
     assert np.array_equal(result.kept[0], expected.kept[0])
@@ -153,3 +150,13 @@ def test_grouped_heads_a_first_stage_after_layer_0_and_a_fixed_count(batch, repe
     text = request.tokens.text_index.shape[1]
     assert lengths == [25 + text, 25 + text, 5 + text, 5 + text]
     assert result.cache.caches[0].shape()[1] == 1  # one key-value head, not repeated
+
+
+def test_agents_that_see_the_question_choose_by_it():
+    """Also the control of the parity above: what these agents see beyond the image reaches their choice."""
+    built = grouped_bundle()
+    assert built.agents[0].actor.needs == ScorerNeeds(attention="last", text=True)
+    request = built.request((5,), batch=3)
+    one_image = EncodedImages(request.images.visual[:1]).repeated(3)
+    kept = built.open().prefill(replace(request, images=one_image)).kept[0].tolist()
+    assert len({tuple(row) for row in kept}) > 1

@@ -22,11 +22,16 @@ def save_tiny_agent(
     plan: PruningPlan | None = None,
     hidden_size: int = 8,
     seed: int = 0,
+    sees_question: bool = False,
 ) -> Path:
-    """Write an agent for ``adapter`` and return its directory."""
+    """Write an agent for ``adapter``, which may see the question's states and attention; return its directory."""
     torch.manual_seed(seed)
     plan = plan or make_plan(adapter.visual_tokens, adapter.shape.layers, stage_layers, "actor", budgets)
-    config = ActorConfig(adapter.shape.hidden, hidden_size, len(plan.stages))
+    sight = ("text", "attention") if sees_question else ("none", "none")
+    config = ActorConfig(adapter.shape.hidden, hidden_size, len(plan.stages), *sight)
+    actor = Actor(config)
+    if sees_question:  # it starts with a head of zeros, which would hide what the rest computes
+        torch.nn.init.normal_(actor.head.weight)
     record = AgentRecord(
         task=task,
         method="toprl",
@@ -38,5 +43,5 @@ def save_tiny_agent(
         training=TrainingRecord("toprl", budgets[0], 3, 24, 1.5, "toprl-export train", {"torch": "2"}),
     )
     directory.mkdir(parents=True)
-    save_agent(directory, Agent(record, Actor(config)), {"value": torch.zeros(1)})
+    save_agent(directory, Agent(record, actor), {"value": torch.zeros(1)})
     return directory

@@ -24,7 +24,7 @@ from toprl_export.models.shape import DecoderShape
 from toprl_export.pruning.plan import make_plan
 from toprl_export.runtime.preprocess import ImageProcessor
 from toprl_export.runtime.prompt import PromptFormat
-from toprl_export.runtime.session import PrefillRequest, PrefillResult
+from toprl_export.runtime.session import EncodedImages, PrefillRequest, PrefillResult
 
 VISUAL_TOKENS, WIDTH, MAX_LENGTH = 16, 8, 64
 TOKENIZER = build_tokenizer()
@@ -57,22 +57,22 @@ class FakeSession:
         self._vision = rng.normal(size=(3, WIDTH))
         self._scorers = rng.normal(size=(4, WIDTH))
 
-    def encode_image(self, pixels: np.ndarray) -> np.ndarray:
+    def encode_image(self, pixels: np.ndarray) -> EncodedImages:
         self.encoded_images += pixels.shape[0]
         side = int(VISUAL_TOKENS**0.5)
         b, c, h, w = pixels.shape
         patches = pixels.reshape(b, c, side, h // side, side, w // side).mean((3, 5))  # [b, 3, side, side]
-        return (patches.reshape(b, c, -1).transpose(0, 2, 1) @ self._vision).astype(np.float32)
+        return EncodedImages((patches.reshape(b, c, -1).transpose(0, 2, 1) @ self._vision).astype(np.float32))
 
     def prefill(self, request: PrefillRequest) -> PrefillResult:
-        tokens, b = request.tokens, request.tokens.batch
-        scores = request.visual @ self._scorers[request.agent_index]  # [b, n]
+        tokens, visual, b = request.tokens, request.images.visual, request.tokens.batch
+        scores = visual @ self._scorers[request.agent_index]  # [b, n]
         alive, kept = np.tile(np.arange(VISUAL_TOKENS), (b, 1)), []
         for count in request.keep_counts:
             best = np.argsort(-np.take_along_axis(scores, alive, 1), axis=1, kind="stable")[:, :count]
             alive = np.sort(np.take_along_axis(alive, best, 1), axis=1)
             kept.append(alive)
-        seen = np.take_along_axis(request.visual, alive[:, :, None], 1).sum(1)  # [b, d]
+        seen = np.take_along_axis(visual, alive[:, :, None], 1).sum(1)  # [b, d]
         ids = np.take_along_axis(tokens.input_ids, tokens.text_index, 1)
         real = np.take_along_axis(tokens.attention_mask, tokens.text_index, 1)
         places = np.take_along_axis(tokens.position_ids, tokens.text_index, 1)
@@ -118,8 +118,9 @@ class FakeEngine:
         return FakeSession(options)
 
 
-def made_up_manifest() -> Manifest:
-    """Two tasks, budgets 8 and 4 of 16 visual tokens, two stages in four layers; no files yet."""
+def made_up_manifest(baseline: str | None = None) -> Manifest:
+    """Two tasks' agents or a baseline, budgets 8 and 4 of 16 visual tokens, two stages in four layers; no files yet."""
+    agents = (AgentEntry("mini-exist", "a" * 64, "toprl", 0), AgentEntry("mini-count", "b" * 64, "toprl", 1))
     return Manifest(
         toprl_export="0.1.0",
         model=ModelEntry(
@@ -131,7 +132,8 @@ def made_up_manifest() -> Manifest:
             end_tokens=(END_ID,),
             shape=DecoderShape(4, WIDTH, 16, 1, 1, 8, TOKENIZER.get_vocab_size()),
         ),
-        agents=(AgentEntry("mini-exist", "a" * 64, "toprl", 0), AgentEntry("mini-count", "b" * 64, "toprl", 1)),
+        agents=() if baseline else agents,
+        baseline=baseline,
         plan=make_plan(VISUAL_TOKENS, 4, (0, 2), "actor", (8, 4)),
         engine=EngineEntry("fake", "fp32", 23, TOOLCHAIN),
         files=(),
@@ -142,7 +144,7 @@ def made_up_manifest() -> Manifest:
     )
 
 
-def made_up_bundle(directory: Path) -> Bundle:
+def made_up_bundle(directory: Path, baseline: str | None = None) -> Bundle:
     """A whole bundle on disk that `FakeEngine` opens."""
     (directory / "agents" / "mini-exist").mkdir(parents=True)
     (directory / "agents" / "mini-exist" / "agent.json").write_text("{}")
@@ -157,5 +159,5 @@ def made_up_bundle(directory: Path) -> Bundle:
         ("tokenizer", TOKENIZER_NAME),
         ("agent", "agents/mini-exist/agent.json"),
     ]
-    write_manifest(directory, replace(made_up_manifest(), files=file_entries(directory, files)))
+    write_manifest(directory, replace(made_up_manifest(baseline), files=file_entries(directory, files)))
     return load_bundle(directory)

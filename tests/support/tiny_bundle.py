@@ -73,8 +73,9 @@ def ingredients() -> tuple[LVLMAdapter, Agent, EchoTask]:
     return adapter, Agent(record, actor), echo_task(adapter, Pruning.from_plan(plan, 12, actor))
 
 
-def tiny_bundle(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Build ``directory/engines/tiny-echo`` from ``directory/agent``, and make every name in it known for a test."""
+def tiny_bundle(directory: Path, monkeypatch: pytest.MonkeyPatch, baseline: str | None = None) -> Path:
+    """Build ``directory/engines/tiny-echo`` from ``directory/agent`` or a baseline, and make every name in it known for
+    a test."""
     adapter, agent, task = ingredients()
     (directory / "agent").mkdir()
     save_agent(directory / "agent", agent, {})
@@ -86,7 +87,8 @@ def tiny_bundle(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for module in (bench, registry):
         monkeypatch.setattr(module, "TASKS", Registry("task", {TASK: f"{__name__}:THE_TASK"}))
     bundle = directory / "engines" / TASK
-    build_bundle("tiny", [directory / "agent"], BUDGETS, "torch", output_dir=bundle)
+    agents = [] if baseline else [directory / "agent"]
+    build_bundle("tiny", agents, BUDGETS, "torch", baseline=baseline, output_dir=bundle)
     return bundle
 
 

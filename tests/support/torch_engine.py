@@ -14,9 +14,10 @@ from toprl_export.bundle import Bundle
 from toprl_export.engine import BuildRequest, BuildResult, SessionOptions
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.reference import Pruning, to_tensors
-from toprl_export.models.walk import Decision, layer_groups, walk_decode, walk_prefill
+from toprl_export.models.walk import NOTHING, Decision, layer_groups, walk_decode, walk_prefill
+from toprl_export.pruning.baselines.make import make_scorer
 from toprl_export.pruning.scorer import Scorer, StageInputs
-from toprl_export.runtime.session import PrefillRequest, PrefillResult
+from toprl_export.runtime.session import EncodedImages, PrefillRequest, PrefillResult
 
 Fault = Literal["none", "selection", "logits", "decode"]
 
@@ -27,6 +28,7 @@ class _Reversed(Scorer):
     def __init__(self, scorer: Scorer) -> None:
         super().__init__()
         self._scorer = scorer
+        self.needs = scorer.needs
 
     def forward(self, inputs: StageInputs) -> torch.Tensor:
         return -self._scorer(inputs)
@@ -49,11 +51,14 @@ class TorchSession:
         self._adapter = adapter
         self._scorer = _Reversed(scorer) if scorer and fault == "selection" else scorer
         self._stage_layers = stage_layers if scorer else ()
+        self._needs = scorer.needs if scorer else NOTHING
         self._fault = fault
 
     @torch.inference_mode()
-    def encode_image(self, pixels):
-        return self._adapter.encode_image(torch.from_numpy(pixels)).numpy()
+    def encode_image(self, pixels) -> EncodedImages:
+        tensor = torch.from_numpy(pixels)
+        saliency = self._adapter.vision_saliency(tensor).numpy() if self._needs.saliency else None
+        return EncodedImages(self._adapter.encode_image(tensor).numpy(), saliency)
 
     @torch.inference_mode()
     def prefill(self, request: PrefillRequest) -> PrefillResult:
@@ -61,7 +66,16 @@ class TorchSession:
             return Pruning(self._stage_layers, request.keep_counts, self._scorer).decide(inputs)
 
         tokens = to_tensors(request.tokens, torch.device("cpu"))
-        done = walk_prefill(self._adapter.decoder, tokens, torch.from_numpy(request.visual), self._stage_layers, decide)
+        visual, saliency = torch.from_numpy(request.images.visual), request.images.saliency
+        done = walk_prefill(
+            self._adapter.decoder,
+            tokens,
+            visual,
+            self._stage_layers,
+            decide,
+            needs=self._needs,
+            saliency=None if saliency is None else torch.from_numpy(saliency),
+        )
         cache = _Cache(done.keys, done.values, done.masks, tokens.position_ids[:, -1:])
         logits = done.logits.numpy()
         if self._fault == "logits":
@@ -107,8 +121,11 @@ class TorchEngine:
 
     def open(self, bundle: Bundle, options: SessionOptions) -> TorchSession:
         manifest = bundle.manifest
-        actor = load_agent(bundle.agent_dir(manifest.tasks[0])).actor
-        return TorchSession(self.adapter, None if options.unpruned else actor, manifest.plan.stage_layers, self.fault)
+        if manifest.baseline:
+            scorer = make_scorer(manifest.baseline)
+        else:
+            scorer = load_agent(bundle.agent_dir(manifest.tasks[0])).actor
+        return TorchSession(self.adapter, None if options.unpruned else scorer, manifest.plan.stage_layers, self.fault)
 
     def graph_flops(self, bundle, batch: int, prompt_length: int, keep_counts: tuple[int, ...] | None) -> int:
         kept = bundle.manifest.plan.visual_tokens if keep_counts is None else keep_counts[-1]

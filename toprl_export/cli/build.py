@@ -1,9 +1,10 @@
-"""``toprl-export build``: export model and agents as engines, into a bundle."""
+"""``toprl-export build``: export a model with agents or a baseline as engines, into a bundle."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,8 @@ from toprl_export.cli.arguments import (
     budgets,
     command_line,
 )
-from toprl_export.engine import GRAPHS, PRECISIONS
+from toprl_export.engine import BUILDABLE_BASELINES, GRAPHS, PRECISIONS
+from toprl_export.trainer import DEFAULT_BUDGETS_KEPT
 
 if TYPE_CHECKING:
     from toprl_export.build import PreparedBuild
@@ -31,7 +33,8 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add the ``build`` command."""
     parser = subparsers.add_parser("build")
     add_model(parser)
-    parser.add_argument(
+    scored = parser.add_mutually_exclusive_group()
+    scored.add_argument(
         "--agent",
         type=Path,
         action="append",
@@ -39,11 +42,23 @@ def add_parser(subparsers: Subparsers) -> None:
         help="an agent that `toprl-export train` wrote; repeat it to serve several tasks "
         "(default: agents/TASK of the first task)",
     )
+    scored.add_argument(
+        "--baseline",
+        metavar="NAME",
+        help=f"an untrained method in the place of agents, for every task: {', '.join(BUILDABLE_BASELINES)}",
+    )
     parser.add_argument(
         "--budget-kept",
         type=budgets,
         metavar="N[,N]",
-        help="visual tokens kept, averaged over all decoder layers (default: the agents' own budgets)",
+        help="visual tokens kept, averaged over all decoder layers (default: the agents' own budgets; "
+        f"{','.join(map(str, DEFAULT_BUDGETS_KEPT))} for a baseline)",
+    )
+    parser.add_argument(
+        "--stage-layers",
+        type=_layers,
+        metavar="L[,L]",
+        help="decoder layers before which a baseline prunes (default: its own, or where agents do)",
     )
     parser.add_argument("--engine", default="onnx", metavar="ENGINE", help="see `toprl-export doctor` (default: onnx)")
     parser.add_argument(
@@ -66,10 +81,19 @@ def run(args: argparse.Namespace) -> int:
     from toprl_export.bundle import MANIFEST_NAME
     from toprl_export.files import check_replaceable
 
-    agents = args.agent or [_default_agent()]
-    output_dir: Path = args.output_dir or Path("engines") / agents[0].resolve().name
+    agents = args.agent or ([_default_agent()] if args.baseline is None else [])
+    output_dir: Path = args.output_dir or Path("engines") / (args.baseline or agents[0].resolve().name)
     check_replaceable(output_dir.resolve(), overwrite=True, marker=MANIFEST_NAME)
-    prepared = prepare(args.model, agents, args.budget_kept, args.engine, args.precision, args.static_k)
+    prepared = prepare(
+        args.model,
+        agents,
+        args.budget_kept,
+        args.engine,
+        args.precision,
+        args.static_k,
+        baseline=args.baseline,
+        stage_layers=args.stage_layers,
+    )
     current = up_to_date(prepared, output_dir)
     if not current:
         check_replaceable(output_dir.resolve(), args.overwrite, marker=MANIFEST_NAME)
@@ -96,6 +120,7 @@ def preview(prepared: PreparedBuild, output_dir: Path) -> dict[str, Any]:
         "graphs": list(GRAPHS),
         "model": request.adapter.model_id,
         "tasks": [agent.record.task for agent in request.agents],
+        "baseline": request.baseline,
         "plan": request.plan.to_json(),
         "weight_bytes": prepared.weight_bytes,
     }
@@ -108,6 +133,7 @@ def outcome(bundle: Bundle, status: str) -> dict[str, Any]:
         "status": status,
         "bundle": str(bundle.dir),
         "tasks": list(manifest.tasks),
+        "baseline": manifest.baseline,
         "budgets_kept": list(manifest.budgets_kept),
         "bytes": sum(file.size for file in manifest.files),
     }
@@ -125,13 +151,14 @@ def _say(as_json: bool, payload: dict[str, Any], text: Callable[[dict[str, Any]]
 
 def _preview(found: dict[str, Any]) -> str:
     plan = found["plan"]
+    tasks = ", ".join(found["tasks"]) or f"all, by the baseline {found['baseline']}"
     stages = ", ".join(f"{stage['site']} ({stage['scorer']})" for stage in plan["stages"])
     lines = [
         f"{'up to date' if found['status'] == 'up-to-date' else 'would build'}: {found['bundle']}",
         f"  engine     {found['engine']}, {found['precision']}, opset {found['opset']}",
         f"  graphs     {', '.join(found['graphs'])}",
         f"  model      {found['model']}: {plan['visual_tokens']} visual tokens, {plan['decoder_layers']} layers",
-        f"  tasks      {', '.join(found['tasks'])}",
+        f"  tasks      {tasks}",
         f"  stages     {stages}",
     ]
     for schedule in plan["schedules"]:
@@ -144,8 +171,16 @@ def _describe(bundle: Bundle) -> str:
     manifest = bundle.manifest
     size = sum(file.size for file in manifest.files) / 1e6
     budgets_kept = ", ".join(map(str, manifest.budgets_kept))
+    tasks = ", ".join(manifest.tasks) or f"all, by the baseline {manifest.baseline}"
     return (
-        f"bundle: {bundle.dir} ({size:.1f} MB; tasks {', '.join(manifest.tasks)}; budgets kept {budgets_kept} "
+        f"bundle: {bundle.dir} ({size:.1f} MB; tasks {tasks}; budgets kept {budgets_kept} "
         f"of {manifest.model.visual_tokens})\n"
-        f"next: toprl-export validate {bundle.dir} --task {manifest.tasks[0]}"
+        f"next: toprl-export validate {bundle.dir} --task {bundle.task()}"
     )
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    """An argparse type: layers counted from 0, separated by commas."""
+    if not re.fullmatch(r"\d+(,\d+)*", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} names no layers, expected such as 0,2,5")
+    return tuple(map(int, text.split(",")))

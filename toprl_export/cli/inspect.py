@@ -76,6 +76,7 @@ def _bundle(path: Path) -> tuple[dict[str, Any], str]:
     facts = [
         ("bundle", str(path.parent)),
         ("model", f"{model.id}{f'@{model.revision}' if model.revision else ''}, fingerprint {model.fingerprint[:12]}…"),
+        *([("baseline", f"{manifest.baseline}, for every task")] if manifest.baseline else []),
         ("engine", f"{engine.name}, {engine.precision}, opset {engine.opset}"),
         ("built with", ", ".join(f"{name} {version}" for name, version in engine.toolchain.items())),
         ("built by", f"toprl-export {manifest.toprl_export}: {manifest.build_command}"),
@@ -85,7 +86,7 @@ def _bundle(path: Path) -> tuple[dict[str, Any], str]:
     files = [(f.path, f.role, f"{f.size / MB:.2f} MB", f"{f.sha256[:12]}…") for f in manifest.files]
     parts = [
         _facts(facts),
-        _table(("agent", "task", "method", "fingerprint"), agents),
+        *([_table(("agent", "task", "method", "fingerprint"), agents)] if agents else []),
         _describe_plan(manifest.plan),
         _table(("file", "role", "size", "sha256"), files),
         f"all {len(files)} files are as the manifest lists them",

@@ -78,7 +78,7 @@ def describe(
             {"image": str(image), "prompt": prompt, "answer": answer, "new_tokens": len(tokens)}
             for image, prompt, answer, tokens in zip(images, args.prompt, result.answers, result.token_ids, strict=True)
         ],
-        "task": loaded.bundle.agent(args.task).task,
+        "task": loaded.bundle.agent(args.task).task if manifest.agents else args.task,
         "visual_tokens": manifest.model.visual_tokens,
         "keep_counts": list(request.keep_counts),
         "timings": {

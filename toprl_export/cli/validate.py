@@ -29,7 +29,9 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add the ``validate`` command."""
     parser = subparsers.add_parser("validate")
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="what `toprl-export build` wrote")
-    parser.add_argument("--task", metavar="TASK", help="one of the bundle's tasks (default: its first)")
+    parser.add_argument(
+        "--task", metavar="TASK", help="one of the bundle's, or any for a baseline (default: the first)"
+    )
     parser.add_argument(
         "--limit", type=positive_int, default=500, metavar="N", help="held-out questions to answer (default: 500)"
     )

@@ -32,7 +32,7 @@ class GenerationRequest:
         pixels: ``float32 [b, 3, h, w]``, or ``[1, 3, h, w]`` for one image that all b questions are about.
         tokens: the b prompts.
         keep_counts: tokens kept at every stage.
-        agent_index: which agent scores.
+        agent_index: which agent scores; 0 where the bundle was built from a baseline.
         max_new_tokens: the longest answer, in tokens; at least 1.
         end_tokens: ids that end an answer.
     """
@@ -123,10 +123,8 @@ class GenerationStream(Iterator[TextPiece]):
 
     def _run(self, session: EngineSession, tokenizer: Tokenizer, request: GenerationRequest) -> Iterator[TextPiece]:
         batch = request.tokens.batch
-        visual, vision_ms = _timed(partial(session.encode_image, request.pixels))
-        if visual.shape[0] != batch:
-            visual = np.repeat(visual, batch, axis=0)  # [b, n, d]
-        prompt = PrefillRequest(request.tokens, visual, request.keep_counts, request.agent_index)
+        images, vision_ms = _timed(partial(session.encode_image, request.pixels))
+        prompt = PrefillRequest(request.tokens, images.repeated(batch), request.keep_counts, request.agent_index)
         prefill, prefill_ms = _timed(partial(session.prefill, prompt))
         answers = [GrowingText(tokenizer, request.end_tokens) for _ in range(batch)]
         logits, decode_ms = prefill.logits, list[float]()

@@ -11,19 +11,39 @@ from numpy.typing import NDArray
 from toprl_export.runtime.prompt import TokenBatch
 
 
+@dataclass(frozen=True, eq=False)
+class EncodedImages:
+    """A batch of images as the vision tower left them.
+
+    Attributes:
+        visual: projected visual embeddings ``float32 [b, n, d]``.
+        saliency: the tower's attention on each patch, ``float32 [b, n]``; None where the bundle's scorer needs none.
+    """
+
+    visual: NDArray[np.float32]
+    saliency: NDArray[np.float32] | None = None
+
+    def repeated(self, batch: int) -> EncodedImages:
+        """One image for ``batch`` questions; as many images as questions stay as they are."""
+        if self.visual.shape[0] == batch:
+            return self
+        saliency = None if self.saliency is None else np.repeat(self.saliency, batch, axis=0)  # [b, n]
+        return EncodedImages(np.repeat(self.visual, batch, axis=0), saliency)  # [b, n, d]
+
+
 @dataclass(frozen=True)
 class PrefillRequest:
     """One batch to prefill.
 
     Attributes:
         tokens: b rows.
-        visual: projected visual embeddings ``float32 [b, n, d]``.
+        images: b images, encoded by the same session.
         keep_counts: tokens kept at every stage, non-increasing; n everywhere means no pruning.
-        agent_index: which of the bundle's agents scores.
+        agent_index: which of the bundle's agents scores; 0 where the bundle was built from a baseline.
     """
 
     tokens: TokenBatch
-    visual: NDArray[np.float32]
+    images: EncodedImages
     keep_counts: tuple[int, ...]
     agent_index: int
 
@@ -46,8 +66,8 @@ class PrefillResult:
 class EngineSession(Protocol):
     """A bundle opened by an engine, its weights in memory."""
 
-    def encode_image(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """``[b, 3, h, w]`` to projected visual embeddings ``[b, n, d]``."""
+    def encode_image(self, pixels: NDArray[np.float32]) -> EncodedImages:
+        """``float32 [b, 3, h, w]`` to what `prefill` reads of the b images."""
         ...
 
     def prefill(self, request: PrefillRequest) -> PrefillResult:

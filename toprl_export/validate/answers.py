@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,14 @@ from tokenizers import Tokenizer
 from toprl_export.manifest import Manifest
 from toprl_export.runtime.generation import GenerationRequest, generate
 from toprl_export.runtime.prompt import TokenBatch
-from toprl_export.runtime.session import EngineSession
+from toprl_export.runtime.session import EncodedImages, EngineSession
 from toprl_export.tasks.task import Sample
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from toprl_export.models.reference import ReferenceRunner
+    from toprl_export.pruning.scorer import Scorer
 
 MAX_NEW_TOKENS = 16
 Tokens = list[list[int]]
@@ -55,11 +62,11 @@ def question_batches(
 def greedy_tokens(
     contender: Contender,
     batch: QuestionBatch,
-    visual: NDArray[np.float32],
+    images: EncodedImages,
     tokenizer: Tokenizer,
     end_tokens: tuple[int, ...],
 ) -> Tokens:
-    """Answers by the runtime's own loop, from visual embeddings ``[b, n, d]`` that the session made before."""
+    """Answers by the runtime's own loop, about images that the session has encoded before."""
     request = GenerationRequest(
         pixels=batch.pixels,
         tokens=batch.tokens,
@@ -68,21 +75,26 @@ def greedy_tokens(
         max_new_tokens=MAX_NEW_TOKENS,
         end_tokens=end_tokens,
     )
-    return [list(row) for row in generate(_Encoded(contender.session, visual), tokenizer, request).token_ids]
+    return [list(row) for row in generate(_Encoded(contender.session, images), tokenizer, request).token_ids]
 
 
 class _Encoded:
     """A session whose images are encoded already, so that all budgets share one pass of the vision tower."""
 
-    def __init__(self, session: EngineSession, visual: NDArray[np.float32]) -> None:
-        self._visual = visual
+    def __init__(self, session: EngineSession, images: EncodedImages) -> None:
+        self._images = images
         self.prefill = session.prefill
         self.decode = session.decode
 
-    def encode_image(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The embeddings that were made from these pixels."""
+    def encode_image(self, pixels: NDArray[np.float32]) -> EncodedImages:
+        """What was made from these pixels."""
         del pixels
-        return self._visual
+        return self._images
+
+
+def needed_saliency(runner: ReferenceRunner, pixels: NDArray[np.float32], scorer: Scorer) -> Tensor | None:
+    """The vision tower's attention on each patch, ``float32 [b, n]``, where ``scorer`` asks for it, else None."""
+    return runner.saliency(pixels) if scorer.needs.saliency else None
 
 
 def decode_texts(tokenizer: Tokenizer, rows: Tokens) -> list[str]:

@@ -1,4 +1,4 @@
-"""Everything that validation compares, opened once: the stock model, the agent in PyTorch and the bundle's engine."""
+"""Everything that validation compares, opened once: the stock model, the scorer in PyTorch and the bundle's engine."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Final
 
 from tokenizers import Tokenizer
 
-from toprl_export.agent import Agent, load_agent
+from toprl_export.agent import load_agent
 from toprl_export.bundle import Bundle, load_bundle
 from toprl_export.engine import Engine, SessionOptions, get_engine
 from toprl_export.errors import UserError
 from toprl_export.models.load import load_model
 from toprl_export.models.reference import Pruning, ReferenceRunner
+from toprl_export.pruning.baselines.make import make_scorer
 from toprl_export.pruning.baselines.random import RandomScorer
 from toprl_export.seeding import derive_seed
 from toprl_export.tasks.registry import TASKS
@@ -23,6 +24,7 @@ from toprl_export.validate.retention import BudgetContenders
 from toprl_export.validate.stock import StockSession
 
 if TYPE_CHECKING:
+    from toprl_export.pruning.scorer import Scorer
     from toprl_export.runtime.session import EngineSession
     from toprl_export.tasks.task import Sample, Task
 
@@ -73,11 +75,11 @@ class ValidationOptions:
 
 @dataclass(frozen=True)
 class Bench:
-    """The contenders and the questions."""
+    """The contenders and the questions; ``scorer`` is the task's agent, or the baseline that the bundle prunes by."""
 
     bundle: Bundle
     task: Task
-    agent: Agent
+    scorer: Scorer
     tokenizer: Tokenizer
     samples: tuple[Sample, ...]
     runner: ReferenceRunner
@@ -88,8 +90,8 @@ class Bench:
 
     @property
     def agent_index(self) -> int:
-        """Which of the bundle's agents answers."""
-        return self.bundle.agent(self.task.name).index
+        """Which of the bundle's agents answers; 0 for a baseline."""
+        return self.bundle.agent_index(self.task.name)
 
     @property
     def budgets_kept(self) -> tuple[int, ...]:
@@ -109,12 +111,12 @@ class Bench:
         return named | {str(budget): self.contender(budget) for budget in self.budgets_kept}
 
     def accuracy_contenders(self, seed: int) -> dict[int, BudgetContenders]:
-        """For each budget the engine, the agent in PyTorch and random pruning at the same keep counts."""
+        """For each budget the engine, its scorer in PyTorch and random pruning at the same keep counts."""
         plan = self.bundle.manifest.plan
         return {
             budget: BudgetContenders(
                 self.contender(budget),
-                Pruning.from_plan(plan, budget, self.agent.actor),
+                Pruning.from_plan(plan, budget, self.scorer),
                 Pruning.from_plan(plan, budget, RandomScorer(derive_seed(seed, "random-pruning", budget))),
             )
             for budget in self.budgets_kept
@@ -130,15 +132,14 @@ class Bench:
 
 
 def open_bench(directory: Path, task_name: str | None, options: ValidationOptions) -> Bench:
-    """Load the bundle, its reference model and its agent, and open the engine pruned and unpruned.
+    """Load the bundle, its reference model and its scorer, and open the engine pruned and unpruned.
 
     Raises:
         UserError: the bundle does not verify or has no agent for the task; the model is not the one it was built
             from; the engine cannot work here; or the task has no such question.
     """
     bundle = load_bundle(directory)
-    entry = bundle.agent(task_name)
-    task = TASKS.get(entry.task)
+    task = TASKS.get(bundle.task(task_name))
     samples = tuple(task.samples(SPLIT, options.seed, options.limit))
     engine = get_engine(bundle.manifest.engine.name)
     model = bundle.manifest.model
@@ -148,13 +149,21 @@ def open_bench(directory: Path, task_name: str | None, options: ValidationOption
             f"{directory} was built from other weights of {model.id} ({model.fingerprint[:12]}…) than are installed "
             f"({adapter.fingerprint[:12]}…): build it again"
         )
-    agent = load_agent(bundle.agent_dir(entry.task))
-    if agent.fingerprint != entry.fingerprint:
-        raise UserError(f"{bundle.agent_dir(entry.task)} holds another agent than the manifest names: build again")
-    agent.actor.to(adapter.device)
+    scorer = _scorer(bundle, task.name).to(adapter.device)
     threads, provider = options.thread_count, options.device
     pruned = engine.open(bundle, SessionOptions(threads, provider))
     unpruned = engine.open(bundle, SessionOptions(threads, provider, unpruned=True))
     tokenizer = Tokenizer.from_file(str(bundle.path("tokenizer")))
     runner, stock = ReferenceRunner(adapter), StockSession(adapter)
-    return Bench(bundle, task, agent, tokenizer, samples, runner, stock, engine, pruned, unpruned)
+    return Bench(bundle, task, scorer, tokenizer, samples, runner, stock, engine, pruned, unpruned)
+
+
+def _scorer(bundle: Bundle, task: str) -> Scorer:
+    """What the bundle prunes by, in PyTorch."""
+    if bundle.manifest.baseline is not None:
+        return make_scorer(bundle.manifest.baseline)
+    entry = bundle.agent(task)
+    agent = load_agent(bundle.agent_dir(entry.task))
+    if agent.fingerprint != entry.fingerprint:
+        raise UserError(f"{bundle.agent_dir(entry.task)} holds another agent than the manifest names: build again")
+    return agent.actor

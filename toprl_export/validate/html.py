@@ -58,7 +58,7 @@ def render_html(report: Report) -> str:
 
 def _head(report: Report) -> str:
     subject = report.subject
-    facts = [subject.model, f"{subject.method} agent", f"{subject.engine} engine", subject.precision]
+    facts = [subject.model, subject.pruned_by, f"{subject.engine} engine", subject.precision]
     return (
         f'<h1>{escape(report.task)}<span class="verdict {report.verdict}">{report.verdict}</span></h1>'
         f'<p class="quiet">{escape(" · ".join(facts))} · {report.settings.questions} held-out questions · '
@@ -216,7 +216,7 @@ def _method(report: Report) -> str:
         "Bundle": f"<code>{escape(subject.bundle)}</code>",
         "Manifest SHA-256": f"<code>{subject.manifest_sha256}</code>",
         "Model fingerprint": f"<code>{subject.model_fingerprint}</code>",
-        "Agent fingerprint": f"<code>{subject.agent_fingerprint}</code>",
+        "Agent fingerprint": f"<code>{subject.agent_fingerprint or 'none, a baseline'}</code>",
         "Device": escape(f"{device.name}, {device.cores} cores, {device.platform}"),
         "Versions": escape(", ".join(f"{name} {version}" for name, version in report.versions.items())),
         "Seed": str(report.seed),

@@ -78,9 +78,9 @@ def time_request(contender: Contender, workload: Workload) -> tuple[float, float
     """Milliseconds of vision, prefill, one decode step on average, and the whole of one request."""
     session, clock = contender.session, time.perf_counter
     start = clock()
-    visual = session.encode_image(workload.pixels)
+    images = session.encode_image(workload.pixels)
     seen = clock()
-    request = PrefillRequest(workload.tokens, visual, contender.keep_counts, contender.agent_index)
+    request = PrefillRequest(workload.tokens, images, contender.keep_counts, contender.agent_index)
     result = session.prefill(request)
     prefilled = clock()
     logits = result.logits

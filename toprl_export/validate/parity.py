@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from toprl_export.models.reference import Pruning, ReferenceRunner
 from toprl_export.runtime.session import PrefillRequest
-from toprl_export.validate.answers import Contender, QuestionBatch, Tokens
+from toprl_export.validate.answers import Contender, QuestionBatch, Tokens, needed_saliency
 from toprl_export.validate.report import Parity
 
 
@@ -29,7 +29,7 @@ def measure_parity(
     Args:
         engine: the bundle at one budget.
         reference: PyTorch with gathered tokens.
-        pruning: the agent with the budget's keep counts.
+        pruning: the bundle's scorer with the budget's keep counts.
         batches: the questions.
         engine_tokens: what the engine answered, to the same or to other questions.
         reference_tokens: what the pruned reference answered to those.
@@ -38,11 +38,12 @@ def measure_parity(
     free: list[float] = []
     forced: list[float] = []
     for batch in batches:
-        visual = engine.session.encode_image(batch.pixels)
-        request = PrefillRequest(batch.tokens, visual, engine.keep_counts, engine.agent_index)
+        images = engine.session.encode_image(batch.pixels)
+        request = PrefillRequest(batch.tokens, images, engine.keep_counts, engine.agent_index)
         result = engine.session.prefill(request)
         own_visual = reference.encode_image(batch.pixels)
-        own = reference.prefill(batch.tokens, own_visual, pruning)
+        saliency = needed_saliency(reference, batch.pixels, pruning.scorer)
+        own = reference.prefill(batch.tokens, own_visual, pruning, saliency=saliency)
         overlaps.append(kept_overlap(result.kept, [kept.cpu().numpy() for kept in own.kept]))
         free.append(_largest_error(result.logits, own.logits))
         replay = [torch.from_numpy(np.ascontiguousarray(kept)) for kept in result.kept]

@@ -34,8 +34,8 @@ class Accuracy:
 class AccuracyComparison:
     """The same questions, answered four ways.
 
-    ``reference`` is the stock PyTorch model without pruning, ``pruned_reference`` PyTorch with the agent's pruning,
-    ``engine`` the bundle, ``random`` PyTorch with random pruning at the same keep counts.
+    ``reference`` is the stock PyTorch model without pruning, ``pruned_reference`` PyTorch pruned by the bundle's
+    scorer, ``engine`` the bundle, ``random`` PyTorch with random pruning at the same keep counts.
     """
 
     reference: Accuracy
@@ -184,7 +184,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Subject:
-    """What was validated, by content."""
+    """What was validated, by content; a baseline's bundle has no agent, and ``method`` is then the baseline's name."""
 
     bundle: str
     manifest_sha256: str
@@ -192,8 +192,13 @@ class Subject:
     precision: str
     model: str
     model_fingerprint: str
-    agent_fingerprint: str
+    agent_fingerprint: str | None
     method: str
+
+    @property
+    def pruned_by(self) -> str:
+        """Who chooses the tokens, in words."""
+        return f"{self.method} {'baseline' if self.agent_fingerprint is None else 'agent'}"
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,21 @@ from tokenizers import Tokenizer
 from toprl_export.models.reference import Pruning, ReferenceRunner
 from toprl_export.tasks.metrics import difference_interval, retention_interval
 from toprl_export.tasks.task import Task
-from toprl_export.validate.answers import MAX_NEW_TOKENS, Contender, QuestionBatch, Tokens, decode_texts, greedy_tokens
+from toprl_export.validate.answers import (
+    MAX_NEW_TOKENS,
+    Contender,
+    QuestionBatch,
+    Tokens,
+    decode_texts,
+    greedy_tokens,
+    needed_saliency,
+)
 from toprl_export.validate.report import Accuracy, AccuracyComparison, Interval
 
 
 @dataclass(frozen=True)
 class BudgetContenders:
-    """The three pruned answerers of one budget."""
+    """The three pruned answerers of one budget; all budgets share engine and scorer."""
 
     engine: Contender
     pruned_reference: Pruning
@@ -58,14 +66,16 @@ def collect_answers(
     end = runner.adapter.end_tokens
     for batch in batches:
         answers.expected += batch.answers
-        visual = stock.session.encode_image(batch.pixels)
-        answers.reference += greedy_tokens(stock, batch, visual, tokenizer, end)
-        on_device = torch.from_numpy(visual).to(runner.adapter.device)
-        engine_visual = next(iter(budgets.values())).engine.session.encode_image(batch.pixels)
+        images = stock.session.encode_image(batch.pixels)
+        answers.reference += greedy_tokens(stock, batch, images, tokenizer, end)
+        visual = torch.from_numpy(images.visual).to(runner.adapter.device)
+        first = next(iter(budgets.values()))
+        saliency = needed_saliency(runner, batch.pixels, first.pruned_reference.scorer)
+        engine_images = first.engine.session.encode_image(batch.pixels)
         for budget, ways in budgets.items():
-            answers.engine[budget] += greedy_tokens(ways.engine, batch, engine_visual, tokenizer, end)
+            answers.engine[budget] += greedy_tokens(ways.engine, batch, engine_images, tokenizer, end)
             for tokens, pruning in ((answers.pruned_reference, ways.pruned_reference), (answers.random, ways.random)):
-                tokens[budget] += runner.generate(batch.tokens, on_device, MAX_NEW_TOKENS, pruning).tokens
+                tokens[budget] += runner.generate(batch.tokens, visual, MAX_NEW_TOKENS, pruning, saliency).tokens
         progress(len(batch.answers))
     return answers
 

@@ -57,7 +57,7 @@ def validate(
 
     Args:
         bundle: what ``build`` wrote.
-        task: one of its tasks; its first agent's by default.
+        task: one of its tasks, or any where a baseline prunes; the first by default.
         options: how much is measured.
         limits: the gates; by default those of `GateLimits`.
         report_dir: where ``report.json``, ``report.html`` and ``junit.xml`` go, in the place of an earlier report;

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from toprl_export.models.adapter import LVLMAdapter
-from toprl_export.runtime.session import PrefillRequest, PrefillResult
+from toprl_export.runtime.session import EncodedImages, PrefillRequest, PrefillResult
 
 
 @dataclass
@@ -32,12 +32,12 @@ class StockSession:
         self._dtype = adapter.dtype
 
     @torch.inference_mode()
-    def encode_image(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """``[b, 3, h, w]`` to projected visual embeddings ``[b, n, d]``."""
+    def encode_image(self, pixels: NDArray[np.float32]) -> EncodedImages:
+        """``float32 [b, 3, h, w]`` to projected visual embeddings."""
         found = self._model.get_image_features(pixel_values=self._tensor(pixels).to(self._dtype))
         # transformers before 5.1 returned the features themselves, one tensor an image.
         features = torch.stack(list(getattr(found, "pooler_output", found)))  # [b, n, d]
-        return features.float().cpu().numpy()
+        return EncodedImages(features.float().cpu().numpy())
 
     @torch.inference_mode()
     def prefill(self, request: PrefillRequest) -> PrefillResult:
@@ -47,7 +47,7 @@ class StockSession:
         tokens = request.tokens
         embeds = self._model.get_input_embeddings()(self._tensor(tokens.input_ids))  # [b, s, d]
         place = self._tensor(tokens.visual_index)[..., None].expand(-1, -1, embeds.shape[-1])
-        embeds = embeds.scatter(1, place, self._tensor(request.visual).to(embeds.dtype))
+        embeds = embeds.scatter(1, place, self._tensor(request.images.visual).to(embeds.dtype))
         position = self._tensor(tokens.position_ids)
         cache = _Cache(DynamicCache(), self._tensor(tokens.attention_mask), position[:, -1:])
         return PrefillResult(self._forward(cache, embeds, position), cache, ())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from toprl_engines.graph.wrappers import DecodeGraph, PrefillGraph, UnprunedPref
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.walk import layer_groups
 from toprl_export.pruning.actor import StackedActors
+from toprl_export.pruning.scorer import Scorer
 
 OPSET = 23
 WEIGHTS = "weights.bin"
@@ -41,13 +42,13 @@ class ExportJob:
 
     Attributes:
         adapter: the reference model.
-        actors: the agents, stacked in the order of their index.
+        scorer: a baseline's, or the agents', stacked in the order of their index.
         stage_layers: the layers before which the stages stand, ascending.
         fixed_counts: keep counts to bake in, one per stage, or None to make them an input.
     """
 
     adapter: LVLMAdapter
-    actors: StackedActors
+    scorer: Scorer
     stage_layers: tuple[int, ...]
     fixed_counts: tuple[int, ...] | None = None
 
@@ -61,12 +62,17 @@ class ExportJob:
             first_stage_group=int(self.stage_layers[0] > 0),
             stages=len(self.stage_layers),
             fixed_counts=self.fixed_counts,
+            agents=isinstance(self.scorer, StackedActors),
+            saliency=self.scorer.needs.saliency,
         )
 
 
 @dataclass(frozen=True)
 class _Trace:
-    """One graph to trace: module, example inputs (lists are flattened), signature and dynamic sizes by name."""
+    """One graph to trace: module, example inputs, signature and dynamic sizes by name.
+
+    Lists of examples are flattened; None stands for an input that this graph does not have.
+    """
 
     module: nn.Module
     examples: tuple[Any, ...]
@@ -74,8 +80,13 @@ class _Trace:
     sizes: dict[str, Any]
 
 
-def export_graphs(job: ExportJob, directory: Path) -> None:
-    """Write all `GRAPHS` and their one weight file into ``directory``, each checked.
+def export_graphs(job: ExportJob, directory: Path, names: Sequence[str] = GRAPHS) -> None:
+    """Write graphs and their one weight file into ``directory``, each checked.
+
+    Args:
+        job: what is exported.
+        directory: exists, and holds no weight file yet.
+        names: which of `GRAPHS`.
 
     Raises:
         GraphError: a traced graph does not have its declared signature.
@@ -87,11 +98,11 @@ def export_graphs(job: ExportJob, directory: Path) -> None:
         "prefill_unpruned": _trace_unpruned(job),
     }
     with routed_attention(job.adapter.model), WeightFile(directory / WEIGHTS) as weights:
-        for name in GRAPHS:
+        for name in names:
             model = _to_onnx(traces[name])
             weights.take(model)
             ir.save(model, directory / f"{name}.onnx")
-    for name in GRAPHS:
+    for name in names:
         check_graph(directory / f"{name}.onnx", traces[name].spec)
 
 
@@ -127,7 +138,12 @@ def _dynamic_shapes(trace: _Trace) -> tuple[Any, ...]:
         sizes = next(specs).sizes
         return {axis: trace.sizes[size] for axis, size in enumerate(sizes) if isinstance(size, str)}
 
-    return tuple([of_next() for _ in e] if isinstance(e, list) else of_next() for e in trace.examples)
+    def of(example: Any) -> Any:
+        if example is None:
+            return None
+        return [of_next() for _ in example] if isinstance(example, list) else of_next()
+
+    return tuple(of(example) for example in trace.examples)
 
 
 def _declared_names(model: ir.Model, spec: GraphSpec) -> dict[str, str]:
@@ -144,18 +160,22 @@ def _declared_names(model: ir.Model, spec: GraphSpec) -> dict[str, str]:
 def _trace_vision(job: ExportJob) -> _Trace:
     height, width = job.adapter.image_processor.output_size
     pixels = torch.zeros(_BATCH, 3, height, width)
-    spec = job.layout.vision((height, width))
-    return _Trace(VisionGraph(job.adapter), (pixels,), spec, {"batch": Dim("batch")})
+    layout = job.layout
+    module = VisionGraph(job.adapter, layout.saliency)
+    return _Trace(module, (pixels,), layout.vision((height, width)), {"batch": Dim("batch")})
 
 
 def _trace_prefill(job: ExportJob) -> _Trace:
     layout = job.layout
-    module = PrefillGraph(job.adapter.decoder, job.actors, job.stage_layers, job.fixed_counts)
-    examples: tuple[Any, ...] = (*_example_tokens(layout), torch.tensor(0))
-    if job.fixed_counts is None:
-        n = layout.visual_tokens
-        examples = (*examples, torch.tensor([max(2, n >> stage + 1) for stage in range(layout.stages)]))
-    return _Trace(module, examples, layout.prefill(), _prompt_sizes(layout))
+    module = PrefillGraph(job.adapter.decoder, job.scorer, job.stage_layers, job.fixed_counts)
+    n = layout.visual_tokens
+    falling = torch.tensor([max(2, n >> stage + 1) for stage in range(layout.stages)])
+    steering = (
+        torch.zeros(_BATCH, n) if layout.saliency else None,
+        torch.tensor(0) if layout.agents else None,
+        falling if job.fixed_counts is None else None,
+    )
+    return _Trace(module, (*_example_tokens(layout), *steering), layout.prefill(), _prompt_sizes(layout))
 
 
 def _trace_unpruned(job: ExportJob) -> _Trace:

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 Sizes = Sequence[int]
 
 _PROBE = "sizes_of_"
+_Counted = tuple[onnx.NodeProto, list[str]]
+"""A node and the names of the probes on its operands."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class GraphFlops:
 def count_flops(path: Path, feeds: Mapping[str, NDArray[Any]]) -> GraphFlops:
     """Run the graph once with a probe on every operand of a MatMul, Gemm, Conv or Attention, functions inlined.
 
+    What a loop does counts as often as it is done.
+
     Args:
         path: the ONNX file, its weights beside it.
         feeds: its inputs; the count holds for their sizes and keep counts.
@@ -41,21 +45,43 @@ def count_flops(path: Path, feeds: Mapping[str, NDArray[Any]]) -> GraphFlops:
         The FLOPs of one run.
     """
     model = onnx.inliner.inline_local_functions(onnx.load(str(path), load_external_data=False))
-    counted = [node for node in model.graph.node if node.op_type in _FORMULAS]
-    operands = sorted({name for node in counted for name in node.input[:3] if name})
-    probes = [onnx.helper.make_node("Shape", [name], [_PROBE + name]) for name in operands]
-    model.graph.node.extend(probes)
     del model.graph.output[:]
-    model.graph.output.extend(
-        onnx.helper.make_tensor_value_info(_PROBE + name, onnx.TensorProto.INT64, [None]) for name in operands
-    )
-    measured = _run_beside(model, path, feeds)
-    sizes = {name: tuple(int(size) for size in shape) for name, shape in zip(operands, measured, strict=True)}
+    counted = [*_probed(model.graph, _PROBE)]
+    for loop in [node for node in model.graph.node if node.op_type == "Loop"]:
+        counted += _probed_rounds(loop)
+    probed = list(dict.fromkeys(name for _, probes in counted for name in probes))
+    model.graph.output.extend(map(_shape_output, probed))
+    measured = dict(zip(probed, _run_beside(model, path, feeds), strict=True))
     totals: dict[str, int] = {}
-    for node in counted:
-        flops = 2 * _FORMULAS[node.op_type](node, [sizes[name] for name in node.input[:3] if name])
+    for node, probes in counted:
+        # [rounds, rank] each; outside loops there is one round.
+        operands = [np.atleast_2d(measured[name]).tolist() for name in probes]
+        flops = 2 * sum(_FORMULAS[node.op_type](node, [*sizes]) for sizes in zip(*operands, strict=True))
         totals[node.op_type] = totals.get(node.op_type, 0) + flops
     return GraphFlops(totals)
+
+
+def _probed(graph: onnx.GraphProto, prefix: str) -> list[_Counted]:
+    """Add a probe for each operand of the graph's counted nodes; the probes are not among its outputs yet."""
+    counted = [(node, [name for name in node.input[:3] if name]) for node in graph.node if node.op_type in _FORMULAS]
+    for name in sorted({name for _, operands in counted for name in operands}):
+        graph.node.append(onnx.helper.make_node("Shape", [name], [prefix + name]))
+    return [(node, [prefix + name for name in operands]) for node, operands in counted]
+
+
+def _probed_rounds(loop: onnx.NodeProto) -> list[_Counted]:
+    """The same for a loop's body; its probes become outputs of the loop that stack what every round sees."""
+    body = next(attribute.g for attribute in loop.attribute if attribute.name == "body")
+    counted = _probed(body, f"{_PROBE}{loop.output[0]}_")
+    probes = list(dict.fromkeys(name for _, operands in counted for name in operands))
+    loop.output.extend([""] * (len(body.output) - 1 - len(loop.output)))  # the body's first output is its condition
+    loop.output.extend(f"{name}_rounds" for name in probes)
+    body.output.extend(_shape_output(name) for name in probes)
+    return [(node, [f"{name}_rounds" for name in operands]) for node, operands in counted]
+
+
+def _shape_output(name: str) -> onnx.ValueInfoProto:
+    return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None)
 
 
 def _run_beside(model: onnx.ModelProto, path: Path, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[np.int64]]:

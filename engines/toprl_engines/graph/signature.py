@@ -45,6 +45,8 @@ class Layout:
         first_stage_group: the group that the first stage opens: 0 when it stands before layer 0, else 1.
         stages: T, the number of stages.
         fixed_counts: keep counts baked into the prefill graph, or None where they are an input.
+        agents: whether an input picks one of several agents; a baseline has none.
+        saliency: whether the vision graph gives each patch's saliency to the prefill graph.
     """
 
     shape: DecoderShape
@@ -53,24 +55,26 @@ class Layout:
     first_stage_group: int
     stages: int
     fixed_counts: tuple[int, ...] | None = None
+    agents: bool = True
+    saliency: bool = False
 
     def vision(self, pixels: tuple[int, int]) -> GraphSpec:
         """``pixels``: height and width of the input image."""
-        return GraphSpec(
-            (TensorSpec("pixel_values", ("batch", 3, *pixels)),),
-            (TensorSpec("visual", ("batch", self.visual_tokens, self.shape.hidden)),),
-        )
+        visual = TensorSpec("visual", ("batch", self.visual_tokens, self.shape.hidden))
+        return GraphSpec((TensorSpec("pixel_values", ("batch", 3, *pixels)),), (visual, *self._saliency()))
 
     def prefill(self) -> GraphSpec:
         """Prompt and image to logits, caches, kept indices and masks."""
-        agent: tuple[TensorSpec, ...] = (TensorSpec("agent_index", ()),)
+        steering = [*self._saliency()]
+        if self.agents:
+            steering.append(TensorSpec("agent_index", ()))
         if self.fixed_counts is None:
-            agent += (TensorSpec("keep_counts", (self.stages,)),)
+            steering.append(TensorSpec("keep_counts", (self.stages,)))
         lengths = [self._tokens(group) for group in self.groups]
         kept = [TensorSpec(f"kept_{stage}", ("batch", self._kept(stage))) for stage in range(self.stages)]
         masks = [TensorSpec(f"mask_{group}", ("batch", self._tokens(group))) for group in range(self._group_count)]
         return GraphSpec(
-            (*self._tokens_in(), *agent), (self._logits(), *self._caches(("key", "value"), lengths), *kept, *masks)
+            (*self._tokens_in(), *steering), (self._logits(), *self._caches(("key", "value"), lengths), *kept, *masks)
         )
 
     def prefill_unpruned(self) -> GraphSpec:
@@ -100,6 +104,9 @@ class Layout:
 
     def _tokens(self, group: int) -> Size:
         return "sequence" if group < self.first_stage_group else f"tokens_{group}"
+
+    def _saliency(self) -> tuple[TensorSpec, ...]:
+        return (TensorSpec("saliency", ("batch", self.visual_tokens)),) if self.saliency else ()
 
     def _tokens_in(self) -> tuple[TensorSpec, ...]:
         n = self.visual_tokens

@@ -10,29 +10,31 @@ from torch import Tensor, nn
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.decoder import Decoder
 from toprl_export.models.walk import Decision, Prefill, TokenTensors, layer_groups, walk_decode, walk_prefill
-from toprl_export.pruning.actor import StackedActors
-from toprl_export.pruning.scorer import StageInputs
+from toprl_export.pruning.scorer import Scorer, StageInputs
 from toprl_export.pruning.select import select
 
 
 class VisionGraph(nn.Module):
-    """``pixel_values [b, 3, h, w]`` → projected visual embeddings ``[b, n, d]``."""
+    """``pixel_values [b, 3, h, w]`` → visual embeddings ``[b, n, d]`` and, where it is wanted, saliency ``[b, n]``."""
 
-    def __init__(self, adapter: LVLMAdapter) -> None:
+    def __init__(self, adapter: LVLMAdapter, saliency: bool = False) -> None:
         super().__init__()
         self.model: nn.Module = adapter.model
         self._adapter = adapter
+        self._saliency = saliency
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        return self._adapter.encode_image(pixel_values)
+    def forward(self, pixel_values: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        visual = self._adapter.encode_image(pixel_values)
+        # Both run the tower; the equal halves are merged when the graph is optimised.
+        return (visual, self._adapter.vision_saliency(pixel_values)) if self._saliency else visual
 
 
 class PrefillGraph(nn.Module):
-    """The whole prompt, pruned before each stage layer by the agent that ``agent_index`` picks.
+    """The whole prompt, pruned before each stage layer by the bundle's scorer.
 
     Args:
         decoder: the frozen decoder.
-        actors: all agents of the bundle, stacked.
+        scorer: a baseline's, or all agents of the bundle stacked.
         stage_layers: the layers before which the stages stand.
         fixed_counts: keep counts to write into the graph, one per stage; None reads them from the input.
     """
@@ -40,13 +42,13 @@ class PrefillGraph(nn.Module):
     def __init__(
         self,
         decoder: Decoder,
-        actors: StackedActors,
+        scorer: Scorer,
         stage_layers: tuple[int, ...],
         fixed_counts: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
         self.decoder = decoder
-        self.actors = actors
+        self.scorer = scorer
         self.stage_layers = stage_layers
         self.fixed_counts = fixed_counts
 
@@ -58,17 +60,29 @@ class PrefillGraph(nn.Module):
         position_ids: Tensor,
         visual_index: Tensor,
         text_index: Tensor,
-        agent_index: Tensor,
+        saliency: Tensor | None = None,
+        agent_index: Tensor | None = None,
         keep_counts: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """``keep_counts`` int64 ``[T]``, ``agent_index`` int64 scalar; the rest as in `TokenTensors`."""
+        """What the walk is given (`TokenTensors`, `walk_prefill`), and what steers it.
+
+        Args:
+            input_ids: see `TokenTensors`, like all that is not explained here.
+            visual: projected visual embeddings, float32 ``[b, n, d]``.
+            saliency: float32 ``[b, n]``, where the scorer needs it.
+            agent_index: int64 scalar, where the scorer is a stack of agents.
+            keep_counts: int64 ``[T]``, where none are fixed.
+        """
         tokens = TokenTensors(input_ids, attention_mask, position_ids, visual_index, text_index)
+        picked = () if agent_index is None else (agent_index,)
 
         def decide(inputs: StageInputs) -> Decision:
-            count = self._count(inputs, keep_counts)
-            return Decision(select(self.actors(inputs, agent_index), count))
+            return Decision(select(self.scorer(inputs, *picked), self._count(inputs, keep_counts)))
 
-        return flatten_prefill(walk_prefill(self.decoder, tokens, visual, self.stage_layers, decide))
+        needs = self.scorer.needs
+        return flatten_prefill(
+            walk_prefill(self.decoder, tokens, visual, self.stage_layers, decide, needs=needs, saliency=saliency)
+        )
 
     def _count(self, inputs: StageInputs, keep_counts: Tensor | None) -> int | torch.SymInt:
         if self.fixed_counts is not None:

@@ -34,7 +34,7 @@ class ONNXRuntimeEngine:
         """Return when the graphs of ``request`` can be exported here.
 
         Raises:
-            UserError: the precision, opset or plan is not supported.
+            UserError: the precision or opset is not supported.
             MissingExtraError: a package that exporting needs is not installed.
         """
         for module in ("torch", "transformers", "onnx", "onnxscript"):
@@ -45,9 +45,6 @@ class ONNXRuntimeEngine:
             raise UserError(f"precision {request.precision!r} is not supported by the engine 'onnx' yet: use fp32")
         if request.opset != OPSET:
             raise UserError(f"opset {request.opset} is not supported by the engine 'onnx': use {OPSET}")
-        scorers = sorted({stage.scorer for stage in request.plan.stages} - {"actor"})
-        if scorers:
-            raise UserError(f"scorer {scorers[0]!r} cannot be built into an engine yet: build a trained agent's plan")
 
     def build(self, request: BuildRequest, directory: Path) -> BuildResult:
         """Write ``vision.onnx``, ``prefill.onnx``, ``decode.onnx``, ``prefill_unpruned.onnx`` and ``weights.bin``.
@@ -58,11 +55,9 @@ class ONNXRuntimeEngine:
         """
         self.check_request(request)
         from toprl_engines.graph.export import GRAPHS, OPSET, WEIGHTS, ExportJob, export_graphs
-        from toprl_export.pruning.actor import StackedActors
 
         counts = request.plan.schedules[0].keep_counts if request.static_k else None
-        actors = StackedActors([agent.actor for agent in request.agents])
-        export_graphs(ExportJob(request.adapter, actors, request.plan.stage_layers, counts), directory)
+        export_graphs(ExportJob(request.adapter, request.scorer, request.plan.stage_layers, counts), directory)
         files = [(name, f"{name}.onnx") for name in GRAPHS]
         toolchain = {tool: metadata.version(tool) for tool in TOOLS}
         return BuildResult((*files, ("weights", WEIGHTS)), toolchain, OPSET)

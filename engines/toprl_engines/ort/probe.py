@@ -16,7 +16,7 @@ from toprl_export.runtime.prompt import TokenBatch
 def prefill_feeds(
     bundle: Bundle, batch: int, prompt_length: int, keep_counts: tuple[int, ...] | None
 ) -> dict[str, NDArray[Any]]:
-    """All inputs of a prefill graph, the image first in the prompt; ``keep_counts`` None: of the unpruned one.
+    """All inputs that a prefill graph may have, the image first in the prompt; ``keep_counts`` None: of the unpruned.
 
     Raises:
         UserError: the prompt has no room for text beside the visual tokens.
@@ -35,6 +35,7 @@ def prefill_feeds(
     )
     feeds = {**token_feeds(tokens), "visual": np.zeros((batch, n, model.shape.hidden), dtype=np.float32)}
     if keep_counts is not None:
+        feeds["saliency"] = np.zeros((batch, n), dtype=np.float32)
         feeds["agent_index"] = np.asarray(0, dtype=np.int64)
         feeds["keep_counts"] = np.asarray(keep_counts, dtype=np.int64)
     return feeds

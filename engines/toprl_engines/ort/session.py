@@ -18,7 +18,7 @@ from toprl_export.bundle import Bundle
 from toprl_export.engine import SessionOptions
 from toprl_export.errors import UserError
 from toprl_export.runtime.prompt import TokenBatch
-from toprl_export.runtime.session import PrefillRequest, PrefillResult
+from toprl_export.runtime.session import EncodedImages, PrefillRequest, PrefillResult
 
 Feed: TypeAlias = "NDArray[Any] | OrtValue"
 
@@ -109,16 +109,17 @@ class ONNXRuntimeSession:
         self._cache_inputs = [name for name in names if name.startswith(("key_", "value_"))]
         self._mask_inputs = [name for name in names if name.startswith("mask_")]
 
-    def encode_image(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """``float32 [b, 3, h, w]`` to visual embeddings ``[b, n, d]``."""
-        visual: NDArray[np.float32] = self._vision.run({"pixel_values": pixels})["visual"].numpy()
-        return visual
+    def encode_image(self, pixels: NDArray[np.float32]) -> EncodedImages:
+        """``float32 [b, 3, h, w]`` to visual embeddings, and to each patch's saliency where the scorer needs it."""
+        outputs = self._vision.run({"pixel_values": pixels})
+        saliency = outputs["saliency"].numpy() if "saliency" in outputs else None
+        return EncodedImages(outputs["visual"].numpy(), saliency)
 
     def prefill(self, request: PrefillRequest) -> PrefillResult:
         """Run the prompt and fill a new cache.
 
         Raises:
-            UserError: keep counts or agent index do not fit the bundle.
+            UserError: keep counts or agent index do not fit the bundle, or the images lack the saliency it reads.
         """
         outputs = self._prefill.run(self._feeds(request))
         caches = [outputs[name] for name in self._cache_inputs]
@@ -147,14 +148,17 @@ class ONNXRuntimeSession:
         return logits
 
     def _feeds(self, request: PrefillRequest) -> dict[str, NDArray[Any]]:
-        feeds = {**token_feeds(request.tokens), "visual": request.visual}
+        feeds = {**token_feeds(request.tokens), "visual": request.images.visual}
         if not self._pruned:
             return feeds
         self._check(request)
-        feeds["agent_index"] = np.asarray(request.agent_index, dtype=np.int64)
-        if "keep_counts" in self._prefill.input_names:
-            feeds["keep_counts"] = np.asarray(request.keep_counts, dtype=np.int64)
-        return feeds
+        steering = {
+            "saliency": request.images.saliency,
+            "agent_index": np.asarray(request.agent_index, dtype=np.int64),
+            "keep_counts": np.asarray(request.keep_counts, dtype=np.int64),
+        }
+        taken = self._prefill.input_names
+        return feeds | {name: feed for name, feed in steering.items() if name in taken and feed is not None}
 
     def _check(self, request: PrefillRequest) -> None:
         manifest = self._bundle.manifest
@@ -170,8 +174,13 @@ class ONNXRuntimeSession:
                 f"keep counts {list(counts)} differ from the {list(plan.schedules[0].keep_counts)} that were built in: "
                 "use that budget or build without --static-k"
             )
-        if not 0 <= request.agent_index < len(manifest.agents):
-            raise UserError(f"agent index {request.agent_index} is not one of 0 to {len(manifest.agents) - 1}")
+        last = max(0, len(manifest.agents) - 1)
+        if not 0 <= request.agent_index <= last:
+            raise UserError(f"agent index {request.agent_index} is not one of 0 to {last}")
+        if "saliency" in self._prefill.input_names and request.images.saliency is None:
+            raise UserError(
+                "the bundle's scorer reads the images' saliency, which is missing: encode them by this session"
+            )
 
 
 def token_feeds(tokens: TokenBatch) -> dict[str, NDArray[Any]]:

@@ -70,6 +70,9 @@ def test_a_dry_run_says_what_would_be_built_and_writes_nothing(
         (["--precision", "int2"], "unknown precision 'int2'; known: fp32, fp16, bf16"),
         (["--agent", "nowhere"], "nowhere is no agent directory"),
         (["--output-dir", "taken"], "taken holds something else"),
+        (["--baseline", "uniform"], "--baseline: not allowed with argument --agent"),
+        (["--stage-layers", "0,1"], "agents bring their own: leave --stage-layers out"),
+        (["--stage-layers", "0;1"], "'0;1' names no layers, expected such as 0,2,5"),
         (["--output-dir", "taken", "--dry-run"], "taken holds something else"),
     ],
 )
@@ -81,6 +84,39 @@ def test_mistakes(arguments: list[str], capsys: pytest.CaptureFixture[str], extr
     assert printed.startswith("error: ") and printed.count("\n") == 1
     assert expected in printed
     assert fakes.FakeEngine.builds == 0
+
+
+def test_a_baseline_needs_no_agent_and_is_named_after_itself(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    asked = ["build", "--model", "tiny", "--engine", "fake", "--baseline", "uniform", "--budget-kept", "12,8"]
+    assert main([*asked, "--stage-layers", "0,3", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "would build: engines/uniform" in printed and "decoder:0 (uniform), decoder:3 (uniform)" in printed
+    assert "tasks      all, by the baseline uniform" in printed
+    assert main(asked) == 0
+    printed = capsys.readouterr().out
+    assert "bundle: engines/uniform" in printed and "tasks all, by the baseline uniform" in printed
+    assert "next: toprl-export validate engines/uniform --task mini-exist" in printed
+    assert load_bundle(Path("engines/uniform")).manifest.baseline == "uniform"
+    assert main([*asked, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["status"], found["tasks"], found["baseline"]) == ("up-to-date", [], "uniform")
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        (["--baseline", "random"], "the baseline random runs in PyTorch only"),
+        (["--baseline", "oracle"], "the baseline oracle runs in PyTorch only"),
+        (["--baseline", "visionzipp"], "did you mean 'visionzip'"),
+        (["--baseline", "fastv", "--budget-kept", "12", "--stage-layers", "0,2"], "leave --stage-layers out"),
+    ],
+)
+def test_baselines_that_cannot_be_built(arguments: list[str], capsys, extra: list[str], expected: str):
+    assert main(["build", "--model", "tiny", "--engine", "fake", *extra]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and printed.count("\n") == 1 and expected in printed
 
 
 def test_a_dry_run_refuses_what_the_engine_cannot_build(arguments: list[str], capsys, monkeypatch):

@@ -35,6 +35,13 @@ def test_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "validated   mini-count passed, report ffffffffffff…" in text
 
 
+def test_a_bundle_of_a_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    made_up_bundle(tmp_path / "bundle", "fastv-p")
+    text, content = inspected(capsys, tmp_path / "bundle")
+    assert "baseline    fastv-p, for every task" in text and "fingerprint\n" not in text
+    assert (content["baseline"], content["agents"]) == ("fastv-p", [])
+
+
 def test_a_damaged_bundle_is_not_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     made_up_bundle(tmp_path / "bundle")
     (tmp_path / "bundle" / "weights.bin").unlink()

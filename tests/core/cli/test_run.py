@@ -57,6 +57,15 @@ def test_json_of_a_batch(bundle: str, capsys: pytest.CaptureFixture[str]):
     assert 0 < timings["vision_ms"] + timings["prefill_ms"] < timings["total_ms"]
 
 
+def test_a_baseline_needs_no_task(bundle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    made_up_bundle(tmp_path / "plain", "fastv-p")
+    asked = ["run", "plain", "--image", "0.png", "--prompt", QUESTION, "--json"]
+    for extra, task in (([], None), (["--task", "mini-read"], "mini-read")):
+        assert main([*asked, *extra]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["task"], found["answers"][0]["answer"]) == (task, answer("0.png", QUESTION))
+
+
 def test_one_image_and_several_prompts(bundle: str, capsys: pytest.CaptureFixture[str]):
     assert main(["run", bundle, "--image", "0.png", "--prompt", QUESTION, "--prompt", "red?"]) == 0
     assert capsys.readouterr().out.splitlines() == [answer("0.png", QUESTION), answer("0.png", "red?")]

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tests.support.fake_engine import END_ID, PROMPT, TOKENIZER, VISUAL_TOKENS, FakeSession
 from toprl_export.errors import UserError
 from toprl_export.runtime.generation import GenerationRequest, GenerationStream, GrowingText, Timings, generate
-from toprl_export.runtime.session import PrefillRequest, PrefillResult
+from toprl_export.runtime.session import EncodedImages, PrefillRequest, PrefillResult
 
 QUESTIONS = ["what colour is the 7?", "is there a star in the image?", "how many circles?", "what number is written?"]
 
@@ -37,8 +37,8 @@ def recomputed(session: FakeSession, asked: GenerationRequest, row: int) -> list
         asked.tokens,
         **{name: array[row : row + 1] for name, array in vars(asked.tokens).items()},
     )
-    visual = session.encode_image(asked.pixels[row : row + 1])
-    prefill = session.prefill(PrefillRequest(tokens, visual, asked.keep_counts, asked.agent_index))
+    images = session.encode_image(asked.pixels[row : row + 1])
+    prefill = session.prefill(PrefillRequest(tokens, images, asked.keep_counts, asked.agent_index))
     ids, logits = [], prefill.logits
     while len(ids) < asked.max_new_tokens and int(logits[0].argmax()) != END_ID:
         ids.append(int(logits[0].argmax()))
@@ -91,6 +91,15 @@ def test_one_image_is_encoded_once_for_several_questions():
     assert session.encoded_images == 1
     copies = replace(asked, pixels=np.repeat(asked.pixels, len(QUESTIONS), axis=0))
     assert generate(FakeSession(), TOKENIZER, copies).answers == result.answers
+
+
+def test_one_image_is_repeated_with_its_saliency_and_others_are_left_alone():
+    visual = np.arange(6, dtype=np.float32).reshape(1, 3, 2)
+    many = EncodedImages(visual, visual[:, :, 0]).repeated(2)
+    assert many.visual.tolist() == [visual[0].tolist()] * 2
+    assert many.saliency is not None and many.saliency.tolist() == [[0.0, 2.0, 4.0]] * 2
+    assert EncodedImages(visual).repeated(4).saliency is None
+    assert many.repeated(2) is many
 
 
 def test_images_and_prompts_that_do_not_pair():
@@ -193,8 +202,8 @@ class Dictated:
     end: int
     vocabulary: int
 
-    def encode_image(self, pixels: np.ndarray) -> np.ndarray:
-        return np.zeros((pixels.shape[0], VISUAL_TOKENS, 1), np.float32)
+    def encode_image(self, pixels: np.ndarray) -> EncodedImages:
+        return EncodedImages(np.zeros((pixels.shape[0], VISUAL_TOKENS, 1), np.float32))
 
     def prefill(self, request: PrefillRequest) -> PrefillResult:
         return PrefillResult(self._logits(0), [0], ())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from toprl_export.runtime.prompt import TokenBatch
-from toprl_export.runtime.session import PrefillResult
+from toprl_export.runtime.session import EncodedImages, PrefillResult
 from toprl_export.validate import latency
 from toprl_export.validate.answers import Contender
 from toprl_export.validate.latency import Timings, Workload, measure_latency, measure_throughput
@@ -31,7 +31,7 @@ class FakeSession:
     def encode_image(self, pixels):
         self._clock.now += 0.25
         self._clock.log.append(f"{self._name}.vision")
-        return np.zeros((len(pixels), 4, 2), np.float32)
+        return EncodedImages(np.zeros((len(pixels), 4, 2), np.float32))
 
     def prefill(self, request):
         self._clock.now += sum(request.keep_counts)

@@ -14,6 +14,7 @@ from tests.support.tiny_bundle import TASK, tiny_bundle
 from tests.support.tiny_llava import tiny_adapter
 from toprl_export.bundle import load_bundle
 from toprl_export.cli.main import main
+from toprl_export.pruning.flops import decoder_flops
 from toprl_export.validate import bench, latency, runner
 from toprl_export.validate.bench import ValidationOptions
 from toprl_export.validate.report import read_report
@@ -92,6 +93,38 @@ def test_a_wrong_engine_fails(bundle: Path, break_engine, fault: torch_engine.Fa
     junit = ElementTree.parse(bundle.with_name(f"{TASK}-report") / "junit.xml").getroot()
     assert junit.attrib["failures"] == str(len(failed))
     assert "failed" in (bundle.with_name(f"{TASK}-report") / "report.html").read_text()
+
+
+@pytest.fixture
+def baseline_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    monkeypatch.setattr(runner, "THROUGHPUT_ROUNDS", 1)
+    monkeypatch.setattr(latency, "GENERATED_TOKENS", 3)
+    return lambda name: tiny_bundle(tmp_path, monkeypatch, name)
+
+
+QUICK_OPTIONS = ValidationOptions(limit=2, warmup=0, iterations=1, threads=1)
+
+
+@pytest.mark.usefixtures("no_memory")
+@pytest.mark.parametrize("name", ["fastv-p", "visionzip"])
+def test_a_baselines_bundle_is_held_against_its_scorer_in_pytorch(baseline_bundle, break_engine, name: str):
+    bundle = baseline_bundle(name)
+    report = validate(bundle, options=QUICK_OPTIONS)
+    assert (report.task, report.subject.method, report.subject.agent_fingerprint) == (TASK, name, None)
+    plan, shape = load_bundle(bundle).manifest.plan, tiny_adapter().shape
+    for budget in report.budgets:
+        assert min(budget.parity.kept_overlap_per_stage) == 1.0
+        assert budget.parity.logit_error_forced < 1e-4 and budget.parity.greedy_agreement == 1.0
+        assert budget.accuracy.engine == budget.accuracy.pruned_reference
+        tokens = plan.tokens_per_layer(plan.schedule(budget.budget_kept))
+        assert budget.flops.formula == decoder_flops(tokens, shape.hidden, shape.intermediate)
+    assert read_report(bundle.with_name(f"{TASK}-report") / "report.json") == report
+    page = (bundle.with_name(f"{TASK}-report") / "report.html").read_text()
+    assert f"{name} baseline" in page and "none, a baseline" in page
+    assert [stamp.task for stamp in load_bundle(bundle).manifest.validations] == [TASK]
+    break_engine("selection")
+    wrong = validate(bundle, TASK, options=QUICK_OPTIONS)
+    assert all(max(budget.parity.kept_overlap_per_stage) < 0.95 for budget in wrong.budgets)
 
 
 @pytest.mark.usefixtures("no_memory")

@@ -32,7 +32,9 @@ def test_it_equals_the_unpruned_walk():
     adapter = tiny_adapter(kv_heads=1)
     session, runner, tokens = StockSession(adapter), ReferenceRunner(adapter), tiny_tokens(adapter, 2)
     pixels = tiny_pixels(2).numpy()
-    visual = session.encode_image(pixels)
+    images = session.encode_image(pixels)
+    visual = images.visual
+    assert images.saliency is None
     np.testing.assert_allclose(visual, runner.encode_image(pixels).numpy(), atol=1e-5)
     walked = runner.prefill(tokens, torch.from_numpy(visual)).logits.numpy()
-    np.testing.assert_allclose(session.prefill(PrefillRequest(tokens, visual, (), 0)).logits, walked, atol=2e-5)
+    np.testing.assert_allclose(session.prefill(PrefillRequest(tokens, images, (), 0)).logits, walked, atol=2e-5)

@@ -106,7 +106,7 @@ def test_prefill_and_decode_share_their_matrices(graphs):
 
 
 def test_agents_differ_in_the_stack(graphs):
-    stacked = [t for t in graphs["prefill"].graph.initializer if t.name == "actors.trunk_enter_weight"]
+    stacked = [t for t in graphs["prefill"].graph.initializer if t.name == "scorer.trunk_enter_weight"]
     weight = numpy_helper.to_array(stacked[0], base_dir=str(staged_bundle().bundle.dir))
     assert weight.shape == (2, 16, 128)
     expected = [agent.actor.trunk.enter.weight.numpy(force=True) for agent in staged_bundle().agents]

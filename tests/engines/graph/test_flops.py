@@ -46,6 +46,20 @@ def test_one_operator(tmp_path, body, feeds, expected):
     assert count_flops(write(tmp_path / "g.onnx", body), feeds).by_operator == expected
 
 
+def test_a_loop_counts_as_often_as_it_goes_round(tmp_path):
+    """Three rounds of [2, 4] × [4, 4], and once before the loop a product of an operand that the body uses too."""
+    body = (
+        "(float[b,4] x, float[4,4] w) => (float[b,4] z) { "
+        "y = MatMul (x, w) "
+        "rounds = Constant <value_int = 3> () "
+        "on = Cast <to = 9> (rounds) "
+        "z = Loop (rounds, on, y) <body = body (int64 i, bool c, float[b,4] state) => (bool go, float[b,4] next) "
+        "{ go = Identity (c) next = MatMul (state, w) }> }"
+    )
+    expected = {"MatMul": (1 + 3) * 2 * 2 * 4 * 4}
+    assert count_flops(write(tmp_path / "g.onnx", body), zeros(x=(2, 4), w=(4, 4))).by_operator == expected
+
+
 def layer_flops(length: int) -> int:
     """One layer of the tiny decoder: width 128, 2 heads of 64, feed-forward 192."""
     return 2 * length * (4 * 128 * 128 + 3 * 128 * 192) + 2 * length * length * 2 * (64 + 64)

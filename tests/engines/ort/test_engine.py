@@ -14,7 +14,6 @@ from toprl_engines.ort.engine import ONNXRuntimeEngine
 from toprl_engines.ort.providers import choose_provider, provider_chain
 from toprl_export.engine import BuildRequest, SessionOptions, get_engine
 from toprl_export.errors import MissingExtraError, UserError
-from toprl_export.pruning.plan import PruningPlan, Stage
 
 
 @pytest.fixture
@@ -23,16 +22,11 @@ def request_to_build() -> BuildRequest:
     return BuildRequest(built.adapter, built.agents, built.bundle.manifest.plan, "fp32")
 
 
-def with_scorer(plan: PruningPlan, scorer: str) -> PruningPlan:
-    return replace(plan, stages=tuple(Stage(stage.site, scorer) for stage in plan.stages))
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda r: replace(r, precision="fp16"), "precision 'fp16' is not supported"),
         (lambda r: replace(r, opset=20), "opset 20 is not supported .* use 23"),
-        (lambda r: replace(r, plan=with_scorer(r.plan, "fastv")), "scorer 'fastv' cannot be built"),
     ],
 )
 def test_unsupported_requests_are_refused_before_anything_is_written(request_to_build, tmp_path, change, message):
@@ -41,11 +35,6 @@ def test_unsupported_requests_are_refused_before_anything_is_written(request_to_
     with pytest.raises(UserError, match=message):
         ONNXRuntimeEngine().build(change(request_to_build), tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-def test_only_one_budget_can_be_baked_in(request_to_build):
-    with pytest.raises(UserError, match=r"not several \(6, 12\)"):
-        replace(request_to_build, static_k=True)
 
 
 def test_what_can_be_built_passes(request_to_build):
