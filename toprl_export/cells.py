@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
+import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -115,7 +117,8 @@ def in_parallel(
 ) -> Generator[tuple[T, R], None, None]:
     """Every item with its result, as they are done, each by one torch thread, so that no figure depends on ``jobs``.
 
-    With one job, in this process and in order. With more, in spawned processes, which end when the generator is closed.
+    With one job, in this process and in order. With more, in spawned processes, which end when the generator is closed
+    or this process ends, however it does.
 
     Args:
         items: what to work on.
@@ -177,7 +180,16 @@ def _begin_process() -> None:
 
     # The default ends the process without a traceback on Ctrl-C, which a terminal sends to all of them.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+
+
+def _end_with_parent() -> None:
+    """Wait for the parent's end and follow it: killed, it cannot tell its workers, which would wait for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(open_worker: Callable[[], Callable[[T], R]], item: T) -> R:

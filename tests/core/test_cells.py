@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -97,17 +99,41 @@ def test_what_goes_wrong_in_another_process_is_one_line(store: CellStore, tmp_pa
         squares(store, [value, 1], tmp_path, jobs=2)
 
 
-def test_an_interrupt_ends_all_processes_and_loses_no_finished_cell(store: CellStore, tmp_path: Path):
+@pytest.fixture
+def working(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has done one cell, with two others that work at the next ones."""
     command = f"from tests.support.cell_work import square_many; square_many({str(tmp_path)!r}, 4)"
     process = subprocess.Popen(
         [sys.executable, "-c", command], cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, start_new_session=True
     )
     while len(noted(tmp_path)) < 3 and process.poll() is None:
         time.sleep(0.05)
-    started = [int(path.name.split("-")[1]) for path in tmp_path.iterdir() if path.is_file()]
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate()
-    assert process.returncode == -signal.SIGINT and errors.count(b"Traceback") <= 1
+    yield process
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def workers(folder: Path) -> list[int]:
+    return [int(path.name.split("-")[1]) for path in folder.iterdir() if path.is_file() and path.name[0] != "0"]
+
+
+def test_an_interrupt_ends_all_processes_and_loses_no_finished_cell(
+    store: CellStore, tmp_path: Path, working: subprocess.Popen[bytes]
+):
+    os.killpg(working.pid, signal.SIGINT)
+    _, errors = working.communicate()
+    assert working.returncode == -signal.SIGINT and errors.count(b"Traceback") <= 1
+    assert len(workers(tmp_path)) == 2 and not any(map(runs, workers(tmp_path)))
     assert [store.load(Number(value)) is not None for value in range(4)] == [True, False, False, False]
-    assert not any(map(runs, started))
     assert json.loads(next(store.directory.iterdir()).read_text())["result"] == {"square": 0}
+
+
+def test_workers_end_with_a_process_that_was_killed(tmp_path: Path, working: subprocess.Popen[bytes]):
+    assert len(workers(tmp_path)) == 2 and all(map(runs, workers(tmp_path)))
+    working.kill()
+    working.wait()
+    for _ in range(600):  # half as long as their cells would still take
+        if not any(map(runs, workers(tmp_path))):
+            break
+        time.sleep(0.05)
+    assert not any(map(runs, workers(tmp_path))) and noted(tmp_path) == [0, 1, 2]
