@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ from toprl_export.models.reference import Pruning, ReferenceRunner, forced_decis
 from toprl_export.models.walk import Decision, Prefill, TokenTensors, layer_groups, walk_decode, walk_prefill
 from toprl_export.pruning.actor import Actor, ActorConfig
 from toprl_export.pruning.baselines.fastv import FastVScorer
+from toprl_export.pruning.baselines.pyramiddrop import PyramidDropScorer
 from toprl_export.pruning.mask import neutralising_mask
-from toprl_export.pruning.scorer import StageInputs
+from toprl_export.pruning.scorer import Scorer, ScorerNeeds, StageInputs, question_states
 from toprl_export.pruning.select import select
 
 STAGES = (0, 1, 3)
@@ -211,29 +213,93 @@ def test_packed_questions_are_answered_as_if_alone(adapter: LlavaAdapter) -> Non
     assert relative_error(together.logits, second.logits) < TOLERANCE
 
 
-@pytest.mark.parametrize("stage", [0, 1, 3])
-def test_attention_row_is_the_eager_models_last_row(adapter: LlavaAdapter, stage: int) -> None:
-    """FastV's scores against the attention map that Hugging Face's eager implementation returns."""
-    tokens, visual = batch_of(adapter, 2)
-    seen: list[Tensor] = []
-
-    def decide(inputs: StageInputs) -> Decision:
-        seen.append(FastVScorer()(inputs))
-        return Decision(select(seen[-1], 10))
-
+def eager_maps(adapter: LlavaAdapter, tokens: TokenTensors) -> list[Tensor]:
+    """Per layer the attention of every token on the visual ones, mean over heads, ``[b, s, n]``; by Hugging Face."""
+    adapter.model.set_attn_implementation("eager")
     with torch.no_grad():
-        walk_prefill(adapter.decoder, tokens, visual, (stage,), decide, FastVScorer.needs)
-        adapter.model.set_attn_implementation("eager")
         maps = adapter.model(
             input_ids=tokens.input_ids,
-            pixel_values=tiny_pixels(2),
+            pixel_values=tiny_pixels(len(tokens.input_ids)),
             attention_mask=tokens.attention_mask,
             position_ids=tokens.position_ids,
             output_attentions=True,
         ).attentions
-        adapter.model.set_attn_implementation("sdpa")
-    row = maps[max(stage - 1, 0)][:, :, -1].mean(dim=1).gather(1, tokens.visual_index)
-    torch.testing.assert_close(seen[0], row, atol=1e-5, rtol=1e-4)
+    adapter.model.set_attn_implementation("sdpa")
+    columns = tokens.visual_index[:, None].expand(-1, tokens.input_ids.shape[1], -1)
+    return [layer.mean(dim=1).gather(2, columns) for layer in maps]
+
+
+def inputs_at(
+    adapter: LlavaAdapter, tokens: TokenTensors, visual: Tensor, stage: int, needs: ScorerNeeds
+) -> StageInputs:
+    """What the scorer of the only stage is given."""
+    seen: list[StageInputs] = []
+
+    def decide(inputs: StageInputs) -> Decision:
+        seen.append(inputs)
+        return Decision(select(inputs.visual.float().sum(-1), 10))
+
+    with torch.no_grad():
+        walk_prefill(adapter.decoder, tokens, visual, (stage,), decide, needs)
+    return seen[0]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+@pytest.mark.parametrize("scorer", [FastVScorer(), PyramidDropScorer()])
+def test_attention_row_is_the_eager_models_last_row(adapter: LlavaAdapter, scorer: Scorer, stage: int) -> None:
+    """FastV's scores come from the layer just run, PyramidDrop's from the one about to run."""
+    tokens, visual = batch_of(adapter, 2)
+    scores = scorer(inputs_at(adapter, tokens, visual, stage, scorer.needs))
+    maps = eager_maps(adapter, tokens)
+    before, after = maps[max(stage - 1, 0)][:, -1], maps[stage][:, -1]
+    expected, other = (before, after) if isinstance(scorer, FastVScorer) else (after, before)
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-4)
+    assert stage == 0 or (scores - other).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("layer", ["previous", "next"])
+@pytest.mark.parametrize("stage", [0, 2])
+def test_rows_of_all_text_tokens_are_the_eager_models(
+    adapter: LlavaAdapter, layer: Literal["previous", "next"], stage: int
+) -> None:
+    tokens, visual = batch_of(adapter)
+    inputs = inputs_at(adapter, tokens, visual, stage, ScorerNeeds(attention="text", attention_layer=layer))
+    assert inputs.attention is not None and inputs.asked is not None and inputs.text is None
+    index = stage if layer == "next" else max(stage - 1, 0)
+    rows = eager_maps(adapter, tokens)[index].gather(1, tokens.text_index[..., None].expand(-1, -1, VISUAL_TOKENS))
+    # Padding attends to nothing, which is done in another way here; tokens before the image see none of it.
+    torch.testing.assert_close(inputs.attention[inputs.asked], rows[inputs.asked], atol=1e-5, rtol=1e-4)
+    unasked = ~inputs.asked & tokens.attention_mask.gather(1, tokens.text_index).bool()
+    assert unasked.any() and not inputs.attention[unasked].any()
+
+
+def test_the_question_is_what_stands_behind_the_image(adapter: LlavaAdapter) -> None:
+    tokens, visual = batch_of(adapter)
+    assert not tokens.attention_mask.all(), "some row must be padded"
+    inputs = inputs_at(adapter, tokens, visual, 0, ScorerNeeds(text=True))
+    assert inputs.text is not None and inputs.asked is not None
+    for row, ids in enumerate(tokens.input_ids):
+        end = int(tokens.visual_index[row, -1]) + 1
+        assert inputs.asked[row].sum() == len(ids) - end
+        torch.testing.assert_close(inputs.text[row, inputs.asked[row]], adapter.decoder.embed(ids[end:]))
+    assert len(set(inputs.asked.sum(1).tolist())) > 1, "the questions must differ in length"
+
+
+def test_the_answer_is_no_part_of_the_question(adapter: LlavaAdapter) -> None:
+    """Training puts answers behind the prompt: whatever they are, the scorer must see the prompt alone."""
+    tokens, visual = batch_of(adapter, 2)
+    needs = ScorerNeeds(attention="last", text=True)
+    asked_alone = inputs_at(adapter, tokens, visual, 2, needs)
+    longer = _appended(_appended(tokens, torch.full((2, 1), 7)), torch.full((2, 1), 9))
+    end = torch.full((2,), tokens.input_ids.shape[1] - 1)
+    marked = inputs_at(adapter, replace(longer, question_end=end), visual, 2, needs)
+    unmarked = inputs_at(adapter, longer, visual, 2, needs)
+    assert asked_alone.asked is not None and marked.asked is not None and asked_alone.attention is not None
+    assert marked.asked[:, :-2].equal(asked_alone.asked) and not marked.asked[:, -2:].any()
+    for ours, alone in zip(question_states(marked), question_states(asked_alone), strict=True):
+        torch.testing.assert_close(ours, alone, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(marked.attention, asked_alone.attention, atol=1e-5, rtol=1e-4)
+    assert unmarked.attention is not None and (unmarked.attention - asked_alone.attention).abs().max() > 1e-3
 
 
 def test_generation_stops_at_the_end_token_and_batches(adapter: LlavaAdapter) -> None:

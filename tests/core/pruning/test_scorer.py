@@ -9,10 +9,28 @@ from toprl_export.pruning.scorer import SCORERS, Scorer, ScorerNeeds, StageInput
 
 
 def test_every_registered_scorer_is_one():
-    assert SCORERS.names() == ["actor", "random", "uniform", "fastv"]
+    assert SCORERS.names() == [
+        "actor",
+        "random",
+        "uniform",
+        "fastv",
+        "pyramiddrop",
+        "sparsevlm",
+        "visionzip",
+        "divprune",
+        "dart",
+        "cdpruner",
+        "oracle",
+    ]
     for name in SCORERS.names():
         assert issubclass(SCORERS.get(name), Scorer)
-    assert [name for name in SCORERS.names() if SCORERS.get(name).needs != ScorerNeeds()] == ["fastv"]
+
+
+def test_most_scorers_need_only_some_of_what_the_walk_can_give():
+    by_states = [name for name in SCORERS.names() if SCORERS.get(name).needs == ScorerNeeds()]
+    assert by_states == ["actor", "random", "uniform", "divprune", "oracle"]
+    by_attention = [name for name in SCORERS.names() if SCORERS.get(name).needs.attention != "none"]
+    assert by_attention == ["fastv", "pyramiddrop", "sparsevlm"]
 
 
 def test_the_questions_states_leave_out_padding_and_answer():

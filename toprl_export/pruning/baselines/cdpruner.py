@@ -19,7 +19,8 @@ class CDPrunerScorer(Scorer):
     L holds the cosine similarities of the visual tokens, r their relevance to the question, min-max normalised per
     image. The paper takes r from CLIP's text tower; a decoder has none, so r is the cosine similarity with the mean of
     the question's token embeddings. The score is the negative place in the greedy order. No set of more tokens than
-    the embeddings have dimensions has a volume: what adds none follows by relevance.
+    the embeddings have dimensions has a volume: what adds none follows by relevance. An exported graph holds for the
+    one number of tokens that it was traced with.
     """
 
     needs = ScorerNeeds(text=True)
@@ -34,9 +35,8 @@ class CDPrunerScorer(Scorer):
         relevance = question_relevance(inputs)
         vectors = normalize(inputs.visual.float(), dim=-1) * relevance.unsqueeze(-1)
         kernel = vectors @ vectors.transpose(1, 2)  # [b, n_t, n_t]
-        # A symbolic size cannot be compared while exporting; then the steps beyond the rank only cost time.
-        steps = min(tokens, width) if isinstance(tokens, int) else tokens
-        gains = kernel.diagonal(dim1=1, dim2=2)  # [b, n_t]: squared volume that each token would add
+        steps = min(tokens, width)
+        gains = vectors.square().sum(-1)  # [b, n_t]: squared volume that each token would add, the diagonal at first
         factors = kernel.new_zeros(kernel.shape[0], steps, tokens)  # rows of the Cholesky factor, one per step
 
         def take(step: Tensor, chosen: Tensor, gains: Tensor, factors: Tensor) -> tuple[Tensor, ...]:

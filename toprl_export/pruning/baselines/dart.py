@@ -57,6 +57,8 @@ def _largest(states: Tensor, eligible: Tensor) -> Tensor:
 
 def _ranks(values: Tensor) -> Tensor:
     """The place of each value in the ascending order of its row; of equal values the lower index comes first."""
-    order = values.argsort(dim=-1, stable=True)
+    # No stable sort can be exported; ONNX TopK, which the plain one becomes, breaks ties by the lower index itself.
+    plain = torch.compiler.is_exporting()
+    order = values.argsort(dim=-1) if plain else values.argsort(dim=-1, stable=True)
     places = torch.arange(values.shape[-1], device=values.device).expand_as(order)
     return torch.zeros_like(order).scatter(-1, order, places)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import SymInt, Tensor
+from torch import Tensor
 from torch._higher_order_ops.while_loop import while_loop
 
 Take = Callable[..., tuple[Tensor, ...]]
@@ -13,7 +13,7 @@ Take = Callable[..., tuple[Tensor, ...]]
 
 
 def greedy_order(
-    wanted: Tensor, alive: Tensor | None, state: tuple[Tensor, ...], take: Take, steps: int | SymInt
+    wanted: Tensor, alive: Tensor | None, state: tuple[Tensor, ...], take: Take, steps: int
 ) -> tuple[Tensor, Tensor]:
     """Take the most wanted token of every row, see how that changes what is wanted, and so on.
 
@@ -21,12 +21,12 @@ def greedy_order(
     steps whatever the budget. Of equally wanted tokens the lower index is taken.
 
     Args:
-        wanted: float32 ``[b, n]``, how much each token is wanted as the first.
+        wanted: float32 ``[b, n]``, how much each token is wanted as the first; above -inf.
         alive: bool ``[b, n]``; the others are taken only when none of these is left. None: all.
         state: tensors that ``take`` keeps from step to step; their shapes never change.
         take: called with the step (int64 scalar), the tokens just taken (int64 ``[b, 1]``) and the state; answers how
             much each token is wanted next and the new state.
-        steps: how many tokens are taken, 1 to n.
+        steps: how many tokens are taken, 1 to n; symbolic while exporting.
 
     Returns:
         int64 ``[b, n]``, at which step each token was taken, and bool ``[b, n]``, whether it was.
@@ -52,7 +52,7 @@ def greedy_order(
         *state,
     )
     if torch.compiler.is_exporting():
-        carried = while_loop(goes_on, body, carried)
+        carried = while_loop(goes_on, body, carried)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     else:
         while goes_on(*carried):
             carried = body(*carried)

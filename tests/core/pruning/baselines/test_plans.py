@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 
 from toprl_export.errors import UserError
@@ -16,8 +18,12 @@ def test_every_baseline_runs_at_the_agents_budgets(name, layers):
     assert baseline_scorer(name) in SCORERS
 
 
-def test_random_uniform_and_fastv_p_prune_where_the_agent_does():
-    for name in ("random", "uniform", "fastv-p"):
+AT_THE_AGENTS_STAGES = ("random", "uniform", "fastv-p", "sparsevlm", "oracle")
+ONE_SHOT = ("fastv", "dart", "visionzip", "divprune", "cdpruner")
+
+
+def test_the_progressive_ones_prune_where_the_agent_does():
+    for name in AT_THE_AGENTS_STAGES:
         assert baseline_plan(name, 576, 8, (192,)).stage_layers == (0, 2, 5)
         assert baseline_plan(name, 576, 8, (192,), stage_layers=(1, 4)).stage_layers == (1, 4)
 
@@ -25,8 +31,46 @@ def test_random_uniform_and_fastv_p_prune_where_the_agent_does():
 @pytest.mark.parametrize(
     ("layers", "budget", "layer"), [(32, 192, 2), (32, 64, 2), (32, 36, 1), (32, 18, 0), (8, 192, 1), (8, 64, 0)]
 )
-def test_fastv_prunes_once_and_as_late_as_the_paper_or_the_budget_says(layers, budget, layer):
-    assert baseline_plan("fastv", 576, layers, (budget, 300)).stage_layers == (layer,)
+def test_fastv_and_dart_prune_once_and_as_late_as_the_paper_or_the_budget_says(layers, budget, layer):
+    for name in ("fastv", "dart"):
+        assert baseline_plan(name, 576, layers, (budget, 300)).stage_layers == (layer,)
+
+
+def test_what_sees_no_decoder_layer_prunes_at_the_input_to_the_budget_itself():
+    for name in ("visionzip", "divprune", "cdpruner"):
+        plan = baseline_plan(name, 576, 8, (64, 192))
+        assert plan.stage_layers == (0,)
+        assert [schedule.keep_counts for schedule in plan.schedules] == [(64,), (192,)]
+
+
+@pytest.mark.parametrize(
+    ("layers", "budget", "stages"),
+    [
+        (32, 192, (8, 16, 24)),
+        (32, 128, (7, 15, 23)),
+        (32, 64, (3, 11, 19)),
+        (32, 18, (0, 8, 16)),
+        (8, 192, (2, 4, 6)),
+        (8, 64, (0, 2, 4)),
+        (2, 300, (0, 1)),
+    ],
+)
+def test_pyramiddrop_prunes_at_quarters_or_as_much_earlier_as_the_budget_demands(layers, budget, stages):
+    plan = baseline_plan("pyramiddrop", 576, layers, (budget, 400))
+    assert plan.stage_layers == stages
+
+
+def test_pyramiddrop_halves():
+    counts = baseline_plan("pyramiddrop", 576, 32, (270,)).schedule(270).keep_counts
+    assert all(abs(later - earlier / 2) <= 1 for earlier, later in pairwise(counts))
+    others = baseline_plan("fastv-p", 576, 32, (270,)).schedule(270).keep_counts
+    assert others[1] > others[0] / 2 + 1
+
+
+def test_only_the_progressive_ones_care_where_the_agent_prunes():
+    for name in (*ONE_SHOT, "pyramiddrop"):
+        assert baseline_plan(name, 576, 8, (192,), stage_layers=(1, 4)) == baseline_plan(name, 576, 8, (192,))
+    assert {*AT_THE_AGENTS_STAGES, *ONE_SHOT, "pyramiddrop"} == {*BASELINES, ORACLE}
 
 
 def test_an_unknown_baseline_is_refused():

@@ -1,0 +1,46 @@
+import re
+
+import pytest
+import torch
+
+from toprl_export.errors import UserError
+from toprl_export.pruning.baselines.oracle import OracleScorer
+from toprl_export.pruning.scorer import StageInputs
+from toprl_export.pruning.select import gather_tokens, select
+
+EVIDENCE = torch.tensor([[0, 0, 1, 0, 1, 0], [0, 1, 1, 1, 1, 0]], dtype=torch.bool)
+MESSAGE = "the oracle cannot be exported, it knows the answers of one batch: build with an agent"
+
+
+def inputs(positions: torch.Tensor) -> StageInputs:
+    return StageInputs(0, torch.zeros(*positions.shape, 2), None, positions)
+
+
+def test_the_evidence_stays_and_the_rest_fills_up_in_order():
+    everything = inputs(torch.arange(6).expand(2, 6))
+    assert select(OracleScorer(EVIDENCE)(everything), 3).tolist() == [[0, 2, 4], [1, 2, 3]]
+    assert select(OracleScorer(~EVIDENCE)(everything), 3).tolist() != [[0, 2, 4], [1, 2, 3]]
+
+
+def test_a_later_stage_knows_which_tokens_are_left():
+    scorer, left = OracleScorer(EVIDENCE), torch.tensor([[0, 1, 4, 5], [0, 3, 4, 5]])
+    kept = select(scorer(inputs(left)), 2)
+    assert gather_tokens(left, kept).tolist() == [[0, 4], [3, 4]]
+
+
+def test_the_evidence_of_another_batch_is_refused():
+    with pytest.raises(ValueError, match="evidence of 2 images was given for 3"):
+        OracleScorer(EVIDENCE)(inputs(torch.arange(6).expand(3, 6)))
+
+
+def test_it_cannot_be_exported():
+    class Wrapper(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scorer = OracleScorer(EVIDENCE)
+
+        def forward(self, visual: torch.Tensor) -> torch.Tensor:
+            return self.scorer(StageInputs(0, visual, None, torch.arange(6).expand(2, 6)))
+
+    with pytest.raises(UserError, match=f"^{re.escape(MESSAGE)}$"):
+        torch.export.export(Wrapper(), (torch.zeros(2, 6, 2),))

@@ -1,0 +1,73 @@
+"""Random stage inputs that hold everything a scorer can ask for."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import torch
+from torch import Tensor, nn
+
+from toprl_export.pruning.scorer import Scorer, StageInputs
+
+TENSORS = tuple(field.name for field in fields(StageInputs) if field.name != "stage")
+
+
+def random_inputs(
+    seed: int, batch: int = 3, tokens: int = 16, text: int = 7, width: int = 12, all_alive: bool = False
+) -> StageInputs:
+    """Rows differ in everything: states, which tokens are alive (at least two), which text is the question's."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator)
+
+    alive = torch.rand(batch, tokens, generator=generator) < 0.7
+    alive[:, :2] = True
+    asked = torch.rand(batch, text, generator=generator) < 0.7
+    asked[:, -1] = True
+    # Token 0's dimension is shared, so that cosines are not all near 0.
+    visual = normal(batch, tokens, width) + normal(batch, 1, width)
+    return StageInputs(
+        stage=0,
+        visual=visual,
+        alive=torch.ones_like(alive) if all_alive else alive,
+        positions=torch.arange(tokens).expand(batch, tokens).contiguous(),
+        attention=normal(batch, text, tokens).softmax(-1),
+        text=normal(batch, text, width),
+        asked=asked,
+        saliency=normal(batch, tokens).softmax(-1),
+    )
+
+
+def only_row(inputs: StageInputs, row: int) -> StageInputs:
+    """One row's living tokens, gathered, as if the row had come alone."""
+    alive = inputs.alive[row] if inputs.alive is not None else torch.ones_like(inputs.positions[row], dtype=torch.bool)
+    assert inputs.attention is not None and inputs.text is not None and inputs.asked is not None
+    assert inputs.saliency is not None
+    return StageInputs(
+        stage=inputs.stage,
+        visual=inputs.visual[row : row + 1, alive],
+        alive=None,
+        positions=inputs.positions[row : row + 1, alive],
+        attention=inputs.attention[row : row + 1, :, alive],
+        text=inputs.text[row : row + 1],
+        asked=inputs.asked[row : row + 1],
+        saliency=inputs.saliency[row : row + 1, alive],
+    )
+
+
+class ScoreTensors(nn.Module):
+    """A scorer as a function of the tensors in `StageInputs`, in their order, for tracing."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        super().__init__()
+        self.scorer = scorer
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        scores: Tensor = self.scorer(StageInputs(0, **dict(zip(TENSORS, tensors, strict=True))))
+        return scores
+
+
+def tensors_of(inputs: StageInputs) -> tuple[Tensor, ...]:
+    """What `ScoreTensors` takes."""
+    return tuple(getattr(inputs, name) for name in TENSORS)
