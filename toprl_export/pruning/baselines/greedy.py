@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch._higher_order_ops.while_loop import while_loop
 
 Take = Callable[..., tuple[Tensor, ...]]
 """``(step, chosen, *state) -> (wanted, *state)``, see :func:`greedy_order`."""
@@ -52,7 +51,7 @@ def greedy_order(
         *state,
     )
     if torch.compiler.is_exporting():
-        carried = while_loop(goes_on, body, carried)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        carried = torch.while_loop(goes_on, body, carried)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     else:
         while goes_on(*carried):
             carried = body(*carried)
