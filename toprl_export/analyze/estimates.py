@@ -25,7 +25,10 @@ class Estimate:
 
 def accuracy(right: Outcomes) -> Estimate:
     """Share of right answers, with the Wilson interval; a question counts once, however many agents answered it."""
-    low, high = wilson_interval(round(float(right.sum())), len(right))
+    whole, part = divmod(float(right.sum()), 1)
+    below, above = (wilson_interval(min(int(whole) + more, len(right)), len(right)) for more in (0, 1))
+    # A mean over agents need not be a whole number of right answers: between two such, the interval is too.
+    low, high = (one + part * (other - one) for one, other in zip(below, above, strict=True))
     return Estimate(float(right.mean()), (low, high))
 
 

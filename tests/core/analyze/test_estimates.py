@@ -88,5 +88,9 @@ def test_nothing_right_has_no_ratio():
 def test_an_accuracy_counts_a_question_once_however_many_answered_it():
     one = outcomes(0, 0.8)
     assert accuracy(one).ci95 == wilson_interval(int(one.sum()), N)
+    half = accuracy(np.array([1.0] * 16 + [0.5] + [0.0] * 3))
+    assert half.value == 0.825
+    for end in (0, 1):
+        assert half.ci95[end] == pytest.approx((wilson_interval(16, 20)[end] + wilson_interval(17, 20)[end]) / 2)
     pooled = accuracy(np.mean([one, outcomes(1, 0.8), outcomes(2, 0.8)], axis=0))
     assert width(pooled) == pytest.approx(width(accuracy(one)), rel=0.1)
