@@ -52,7 +52,7 @@ class Phase:
     Without ``kept`` the phase is about mosaics alone.
 
     ``numbers`` and ``easy_vqa`` are the shares of images that show a number or come from easy-vqa; ``mix`` says what is
-    asked about the others; ``picture_pixels`` is how wide easy-vqa's pictures are (64: their own size); ``places``:
+    asked about the others; ``picture_pixels`` is how wide easy-vqa's pictures are; ``places``:
     projected patches must tell their row and column.
     """
 
@@ -65,7 +65,7 @@ class Phase:
     vision_rate: float = 1.0
     numbers: float = 0.22
     easy_vqa: float = 0.28
-    picture_pixels: int = 64
+    picture_pixels: int = PICTURE_PIXELS
     mix: QuestionMix = BALANCED
     places: bool = False
 
@@ -77,12 +77,9 @@ class PretrainRecipe:
     seed: int = 0
     phases: tuple[Phase, ...] = (
         Phase("patches", 500, 32, (), 3e-3, 5e-4),
-        Phase("few-tokens", 1300, 24, (96,), 2e-3, 1.8e-3, 0.3),
-        Phase("more-tokens", 550, 24, (64, 96, 224), 2e-3, 1e-3, places=True),
-        Phase("all-tokens", 350, 16, (PATCHES,), 1e-3, 1e-5, easy_vqa=0.4, places=True),
-        Phase(
-            "small-pictures", 160, 16, (PATCHES,), 6e-4, 1e-5, easy_vqa=0.5, picture_pixels=PICTURE_PIXELS, places=True
-        ),
+        Phase("few-tokens", 1300, 24, (96,), 2e-3, 1.8e-3, 0.3, picture_pixels=64),
+        Phase("more-tokens", 450, 24, (64, 96, 224), 2e-3, 1e-3, places=True),
+        Phase("all-tokens", 320, 16, (PATCHES,), 1e-3, 1e-5, easy_vqa=0.45, places=True),
     )
 
 
