@@ -32,6 +32,7 @@ class TrainRequest:
         recipe: a recipe's name or the path of a YAML file; None for the method's own.
         updates: overrides the recipe's number of updates.
         images: overrides the recipe's number of training images.
+        condition: overrides what the recipe lets the policy see of the question.
         threads: CPU threads; None for torch's choice, or for those of the run that is resumed.
         resume: True requires an interrupted run, False starts anew, None resumes one of the same settings if any.
         overwrite: replace an earlier agent, and forget an interrupted run of other settings.
@@ -47,6 +48,7 @@ class TrainRequest:
     recipe: str | None = None
     updates: int | None = None
     images: int | None = None
+    condition: Literal["none", "text"] | None = None
     threads: int | None = None
     resume: bool | None = None
     overwrite: bool = False
@@ -95,6 +97,7 @@ def train(
     *,
     updates: int | None = None,
     images: int | None = None,
+    condition: Literal["none", "text"] | None = None,
     threads: int | None = None,
     device: str = "cpu",
     resume: bool | None = None,
@@ -114,6 +117,7 @@ def train(
         seed: of everything random.
         updates: instead of the recipe's.
         images: instead of the recipe's.
+        condition: instead of the recipe's.
         threads: CPU threads.
         device: where the model runs: "cpu", "cuda", "cuda:N", or "auto" for a GPU where there is one.
         resume: what to do about an interrupted run.
@@ -142,6 +146,7 @@ def train(
             recipe=recipe,
             updates=updates,
             images=images,
+            condition=condition,
             threads=threads,
             resume=resume,
             overwrite=overwrite,

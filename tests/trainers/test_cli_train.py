@@ -26,10 +26,11 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
 
 def test_flags_reach_the_function(seen: dict[str, object], capsys: pytest.CaptureFixture[str]):
     flags = "--task mini-count --budget-kept 192,64 --output-dir a/b --seed 3 --updates 5 --limit 9 --threads 1"
-    assert main(["train", *flags.split(), "--no-resume", "--overwrite"]) == 0
+    assert main(["train", *flags.split(), "--no-resume", "--overwrite", "--condition", "text"]) == 0
     assert seen["budgets_kept"] == (192, 64)
     assert (seen["model"], seen["method"], seen["task"], seen["seed"]) == ("mini", "toprl", "mini-count", 3)
     assert (seen["updates"], seen["images"], seen["threads"], seen["resume"]) == (5, 9, 1, False)
+    assert seen["condition"] == "text"
     assert seen["overwrite"] is True and seen["dry_run"] is False and seen["output_dir"] == Path("a/b")
     assert str(seen["command"]).split()[1:] == sys.argv[1:]
     assert capsys.readouterr().out == "trained, it says\n"
@@ -37,7 +38,8 @@ def test_flags_reach_the_function(seen: dict[str, object], capsys: pytest.Captur
 
 def test_bare_command(seen: dict[str, object]):
     assert main(["train"]) == 0
-    assert seen["task"] is None and seen["resume"] is None and seen["budgets_kept"] == (192, 64)
+    assert [seen[name] for name in ("task", "resume", "condition")] == [None] * 3
+    assert seen["budgets_kept"] == (192, 64)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +49,7 @@ def test_bare_command(seen: dict[str, object]):
         (["--budget-kept", "0"], "0 is too small"),
         (["--task", "mini-coulour"], "did you mean 'mini-colour'"),
         (["--method", "ppo"], "unknown training method 'ppo'"),
+        (["--condition", "image"], "invalid choice: 'image'"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(

@@ -41,6 +41,11 @@ def add_parser(subparsers: Subparsers) -> None:
     add_seed(parser)
     parser.add_argument("--updates", type=positive_int, metavar="N", help="policy updates (default: the recipe's)")
     parser.add_argument("--limit", type=positive_int, metavar="N", help="training images (default: the recipe's)")
+    parser.add_argument(
+        "--condition",
+        choices=("none", "text"),
+        help="what the policy sees of the question: nothing, or its states at every stage (default: the recipe's)",
+    )
     add_threads(parser)
     add_device(parser)
     parser.add_argument(
@@ -67,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         updates=args.updates,
         images=args.limit,
+        condition=args.condition,
         threads=args.threads,
         device=args.device,
         resume=args.resume,
@@ -74,5 +80,6 @@ def run(args: argparse.Namespace) -> int:
         dry_run=args.dry_run,
         command=command_line(),
     )
-    print(outcome.summary)
+    if outcome.summary:
+        print(outcome.summary)
     return 0

@@ -66,8 +66,23 @@ def test_dense_quality_is_a_ratio_capped_at_one():
         {"cost_weight": -1.0},
         {"budget_weight": math.nan},
         {"cost_decay": 0.0},
+        {"quality_weight": "high"},
+        {"cost_weight": True},
+        {"budget_weight": math.inf},
+        {"cost_decay": None},
     ],
 )
 def test_impossible_settings_are_refused(wrong: dict[str, object]):
     with pytest.raises(UserError, match=next(iter(wrong))):
         RewardConfig(**wrong)
+
+
+def test_a_reward_without_any_part_is_refused():
+    with pytest.raises(UserError, match="the reward has no part, for quality_weight, cost_weight, budget_weight are"):
+        RewardConfig(quality_weight=0, cost_weight=0, budget_weight=0)
+
+
+def test_an_eta_of_1_switches_the_scaling_over_stages_off():
+    config = RewardConfig(quality_weight=0, budget_weight=0, cost_decay=1)
+    rewards = stage_rewards(QUALITY, torch.tensor([[0.5, 0.5, 0.2]]), torch.ones(3), config)
+    torch.testing.assert_close(rewards, -torch.tensor([[0.5, 0.5, 0.2]]))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from toprl_export.errors import UserError
 from toprl_trainers.recipes import load_recipe, recipe_names
-from toprl_trainers.toprl.config import TOPRLConfig
+from toprl_trainers.toprl.config import TOPRLConfig, WarmStart
 
 
 def write(folder: Path, text: str) -> str:
@@ -78,12 +79,47 @@ def test_a_mapping_is_read_with_its_reward_and_layers():
         {"stage_layers": 3},
         {"reward": 3},
         {"reward": {"bleu": 1}},
+        {"condition": "image"},
+        {"residual": "fastv"},
+        {"warm_start": "fastv-p"},
+        {"warm_start": {"baseline": "fastv-p", "updates": 0}},
     ],
     ids=str,
 )
 def test_wrong_settings_are_named(wrong: dict[str, object]):
     with pytest.raises(UserError, match="bleu" if wrong == {"reward": {"bleu": 1}} else list(wrong)[-1].split("_")[0]):
         TOPRLConfig.from_mapping(wrong)
+
+
+def test_a_baseline_to_imitate_is_read():
+    config = TOPRLConfig.from_mapping({"warm_start": {"baseline": "fastv-p", "updates": 12}})
+    assert config.warm_start == WarmStart("fastv-p", 12)
+    assert TOPRLConfig.from_mapping({"warm_start": None}).warm_start is None
+    assert TOPRLConfig.from_mapping({"warm_start": {"baseline": "divprune"}}).warm_start == WarmStart("divprune")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"baseline": "fastvp"}, "unknown baseline to imitate in warm_start: 'fastvp'; did you mean 'fastv-p'"),
+        ({"baseline": "random"}, "'random'"),
+        ({"baseline": "oracle"}, "'oracle'"),
+        ({"updates": 3}, "'None'"),
+        ({"baseline": "fastv", "batches": 3}, "'batches'"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_imitated_is_refused(wrong: dict[str, object], message: str):
+    with pytest.raises(UserError, match=message):
+        TOPRLConfig.from_mapping({"warm_start": wrong})
+
+
+def test_the_recipe_that_sees_the_question_differs_from_the_default_in_that_alone():
+    blind, asking = (
+        TOPRLConfig.from_mapping(load_recipe(name, "toprl", "mini-read").settings) for name in ("toprl", "toprl-text")
+    )
+    assert (asking.condition, asking.residual) == ("text", "attention")
+    assert replace(asking, condition="none", residual="none") == blind
 
 
 def test_limits_keep_the_settings_possible():

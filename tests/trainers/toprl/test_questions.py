@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,10 @@ import torch
 from tests.trainers.tiny_world import TASK
 from toprl_export.errors import UserError
 from toprl_export.models.llava import LlavaAdapter
-from toprl_export.models.walk import walk_prefill
+from toprl_export.models.reference import to_tensors
+from toprl_export.models.walk import Decision, walk_prefill
 from toprl_export.pruning.mask import neutralising_mask
+from toprl_export.pruning.scorer import ScorerNeeds, StageInputs, question_states
 from toprl_export.tasks.scenes.questions import Question
 from toprl_trainers.toprl.policy import compacted
 from toprl_trainers.toprl.questions import pack_questions, repeated
@@ -99,3 +103,37 @@ def test_image_of_question_counts_through_the_batch(adapter: LlavaAdapter):
     assert gold.image_of_question.tolist() == [0, 0, 1]
     assert np.unique(gold.question.numpy()).tolist() == [0, 1, 2]
     assert len(gold.label) == 2 + 4 + 2  # words of the answers, and the end after each
+
+
+@torch.no_grad()
+def test_a_row_of_one_question_shows_the_policy_what_it_will_see_when_it_serves(adapter: LlavaAdapter):
+    """Answer and padding stand behind the question in training, and nothing does at inference."""
+    asked = [(ASKED[0][1],), (ASKED[1][0],)]  # of different lengths, so that one row is padded
+    tokens, _ = pack_questions(adapter, asked)
+    texts = [question.text for (question,) in asked]
+    prompts = to_tensors(
+        adapter.prompt_format.tokenize(adapter.tokenizer, texts, adapter.visual_tokens), adapter.device
+    )
+    visual = images(adapter, 2)
+    seen: list[list[StageInputs]] = [[], []]
+    for record, row in zip(seen, (tokens, prompts), strict=True):
+
+        def decide(inputs: StageInputs, record: list[StageInputs] = record) -> Decision:
+            record.append(inputs)
+            return Decision(torch.arange(0, inputs.positions.shape[1], 2).expand(2, -1))
+
+        walk_prefill(adapter.decoder, row, visual, (0, 2), decide, ScorerNeeds(attention="last", text=True))
+    for training, serving in zip(*seen, strict=True):
+        assert training.attention is not None and serving.attention is not None
+        torch.testing.assert_close(training.attention, serving.attention, atol=1e-5, rtol=1e-4)
+        for ours, theirs in zip(question_states(training), question_states(serving), strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-4)
+    # the control: without knowing where the question ends, the answer is read as part of it
+    open_ended = replace(tokens, question_end=None)
+    seen[1].clear()
+    walk_prefill(adapter.decoder, open_ended, visual, (0, 2), lambda x: decide(x, seen[1]), ScorerNeeds(text=True))
+    assert (question_states(seen[1][1])[0] - question_states(seen[0][1])[0]).abs().max() > 1e-2
+
+
+def test_rows_of_several_questions_have_no_single_end(adapter: LlavaAdapter):
+    assert pack_questions(adapter, ASKED)[0].question_end is None

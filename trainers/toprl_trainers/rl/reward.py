@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,19 @@ from toprl_export.errors import UserError
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """Which parts the reward has (each can be switched off by a weight of 0) and how they are weighted."""
+    """Which parts the reward has (each can be switched off by a weight of 0) and how they are weighted.
+
+    Attributes:
+        quality: Q_p/Q by the gold answers' probabilities ("dense") or by right and wrong answers ("binary").
+        quality_weight: of Q_p/Q.
+        cost_weight: of α_t·L_t/L.
+        cost_decay: η in α_t = η^(T−t); 1 switches α_t off.
+        budget_weight: λ of the distance from the budget, which the paper lacks.
+        assignment: pay each stage its own reward, or the mean of all at the last.
+
+    Raises:
+        UserError: a value that no reward can have, or no part is left.
+    """
 
     quality: Literal["dense", "binary"] = "dense"
     quality_weight: float = 1.0
@@ -28,11 +41,18 @@ class RewardConfig:
             raise UserError(f"reward quality is {self.quality!r}, expected 'dense' or 'binary'")
         if self.assignment not in ("every-stage", "terminal"):
             raise UserError(f"reward assignment is {self.assignment!r}, expected 'every-stage' or 'terminal'")
-        for name in ("quality_weight", "cost_weight", "budget_weight"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"reward {name} is {getattr(self, name)}, expected 0 (off) or more")
-        if not 0 < self.cost_decay <= 1:
-            raise UserError(f"reward cost_decay (η) is {self.cost_decay}, expected more than 0 and at most 1")
+        weights = {name: getattr(self, name) for name in ("quality_weight", "cost_weight", "budget_weight")}
+        for name, weight in weights.items():
+            if not _is_number(weight) or not 0 <= weight < math.inf:
+                raise UserError(f"reward {name} is {weight!r}, expected 0 (off) or more")
+        if not any(weights.values()):
+            raise UserError(f"the reward has no part, for {', '.join(weights)} are all 0: set one above 0")
+        if not _is_number(self.cost_decay) or not 0 < self.cost_decay <= 1:
+            raise UserError(f"reward cost_decay (η) is {self.cost_decay!r}, expected more than 0 and at most 1")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def dense_quality(pruned_log_probability: Tensor, full_log_probability: Tensor) -> Tensor:

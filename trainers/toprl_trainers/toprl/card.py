@@ -46,7 +46,9 @@ def card_markdown(record: AgentRecord, config: TOPRLConfig, figures: Sequence[Bu
         f"reward: {config.reward.quality} quality × {config.reward.quality_weight:g}, cost × "
         f"{config.reward.cost_weight:g} (η {config.reward.cost_decay:g}), budget × {config.reward.budget_weight:g}, "
         f"paid {'at every stage' if config.reward.assignment == 'every-stage' else 'at the last stage'}",
-        f"- actor and critic {record.actor.input_size} → {record.actor.hidden_size}; rollouts in {config.precision}",
+        f"- actor and critic {record.actor.input_size} → {record.actor.hidden_size}, {_sight(record)}; rollouts in "
+        f"{config.precision}",
+        f"- {_start(config)}",
         f"- command: `{training.command}`",
         f"- versions: {', '.join(f'{name} {found}' for name, found in training.versions.items())}",
         "",
@@ -54,6 +56,18 @@ def card_markdown(record: AgentRecord, config: TOPRLConfig, figures: Sequence[Bu
         "",
     ]
     return "\n".join(lines)
+
+
+def _sight(record: AgentRecord) -> str:
+    sees = "and the question's states" if record.actor.condition == "text" else "alone"
+    adds = "; the actor's score is added to the question's attention" if record.actor.residual == "attention" else ""
+    return f"which see the visual tokens {sees} (condition {record.actor.condition}){adds}"
+
+
+def _start(config: TOPRLConfig) -> str:
+    if config.warm_start is None:
+        return "started from scratch"
+    return f"started by imitating {config.warm_start.baseline} for {config.warm_start.updates} batches"
 
 
 def _line(figures: BudgetFigures) -> str:

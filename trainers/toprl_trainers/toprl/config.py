@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from toprl_export.errors import UserError
+from toprl_export.pruning.baselines.plans import BASELINES
 from toprl_export.registry import unknown_name
 from toprl_trainers.rl.reward import RewardConfig
 
@@ -16,6 +17,32 @@ _POSITIVE_WHOLE = (
 )  # fmt: skip
 
 
+_CHOICES: Mapping[str, Sequence[str]] = {
+    "threshold": ("per-image", "initial"),
+    "condition": ("none", "text"),
+    "residual": ("none", "attention"),
+    "precision": ("auto", "float32", "bfloat16"),
+}
+
+
+_TEACHERS = tuple(name for name in BASELINES if name != "random")  # which shows nothing that could be learned
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """What the actor imitates before PPO: ``baseline``'s choices on as many batches of images as there are ``updates``,
+    each gone over ``epochs`` times."""
+
+    baseline: str
+    updates: int = 30
+
+    def __post_init__(self) -> None:
+        """Refuse what is no baseline."""
+        if self.baseline not in _TEACHERS:
+            raise unknown_name("baseline to imitate in warm_start:", str(self.baseline), _TEACHERS)
+        _check_whole("warm_start.updates", self.updates)
+
+
 @dataclass(frozen=True)
 class TOPRLConfig:
     """Settings of one training run.
@@ -23,14 +50,20 @@ class TOPRLConfig:
     Attributes:
         updates: PPO updates.
         images: training images, drawn once; their embeddings are kept in memory.
-        images_per_update: images whose rollouts make one batch.
+        images_per_update: images whose rollouts make one batch. A policy that is blind to the question is rewarded for
+            all questions of an image at once. One that looks at it (``condition`` or ``residual``) is asked one of them
+            (so these are pairs of image and question), and another one whenever the image comes round again.
         rollouts_per_image: keep masks drawn for each of them.
         stage_layers: decoder layers before which a stage stands; None for the model's default.
         decay: ratio of each stage's keep count to the one before.
         training_fraction_kept: the budget to train at, as a share of the visual tokens; None for the first
             ``--budget-kept``. Top-k gives every budget at inference, so one may train where choosing well matters most.
         threshold: "per-image" moves the threshold of every draw so that each image keeps the scheduled number of tokens
-            on average; "initial" fixes one per stage at the first update and leaves the number to the reward.
+            on average; "initial" fixes one per stage at the first update and leaves the number to the reward, and the
+            agent's plan gets the budget that the policy settled on besides those asked for.
+        condition: "text" shows actor and critic the question's states.
+        residual: "attention" adds the actor's score to the question's attention, which FastV-P prunes by.
+        warm_start: a baseline to imitate before PPO, None for none.
         hidden_size: d₂, width of actor and critic.
         learning_rate: of Adam, falling linearly to a tenth.
         epochs: passes over each batch of rollouts.
@@ -58,6 +91,9 @@ class TOPRLConfig:
     decay: float = 0.6
     training_fraction_kept: float | None = None
     threshold: Literal["per-image", "initial"] = "per-image"
+    condition: Literal["none", "text"] = "none"
+    residual: Literal["none", "attention"] = "none"
+    warm_start: WarmStart | None = None
     hidden_size: int = 64
     learning_rate: float = 2e-3
     epochs: int = 3
@@ -78,9 +114,7 @@ class TOPRLConfig:
     def __post_init__(self) -> None:
         """Refuse impossible settings."""
         for name in _POSITIVE_WHOLE:
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise _wrong(name, value, "a whole number of at least 1")
+            _check_whole(name, getattr(self, name))
         if self.images_per_update > self.images:
             raise _wrong("images_per_update", self.images_per_update, f"at most the {self.images} images")
         if self.minibatches > self.images_per_update:
@@ -96,10 +130,9 @@ class TOPRLConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= high:
                 raise _wrong(name, value, f"a number from 0 to {high:g}")
-        if self.threshold not in ("per-image", "initial"):
-            raise _wrong("threshold", self.threshold, "'per-image' or 'initial'")
-        if self.precision not in ("auto", "float32", "bfloat16"):
-            raise _wrong("precision", self.precision, "'auto', 'float32' or 'bfloat16'")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise _wrong(name, getattr(self, name), f"one of {', '.join(choices)}")
 
     @classmethod
     def from_mapping(cls, settings: Mapping[str, Any]) -> TOPRLConfig:
@@ -110,9 +143,9 @@ class TOPRLConfig:
         """
         known = _checked(settings, cls, "setting of a toprl recipe")
         if "reward" in known:
-            if not isinstance(known["reward"], Mapping):
-                raise _wrong("reward", known["reward"], "a mapping")
-            known["reward"] = RewardConfig(**_checked(known["reward"], RewardConfig, "reward setting"))
+            known["reward"] = RewardConfig(**_nested(known, "reward", RewardConfig))
+        if known.get("warm_start") is not None:
+            known["warm_start"] = WarmStart(**{"baseline": None, **_nested(known, "warm_start", WarmStart)})
         if known.get("stage_layers") is not None:
             layers = known["stage_layers"]
             if not isinstance(layers, list) or any(type(layer) is not int for layer in layers):
@@ -131,12 +164,23 @@ class TOPRLConfig:
         )
 
 
+def _nested(settings: Mapping[str, Any], name: str, kind: type[Any]) -> dict[str, Any]:
+    if not isinstance(settings[name], Mapping):
+        raise _wrong(name, settings[name], "a mapping")
+    return _checked(settings[name], kind, f"{name} setting")
+
+
 def _checked(settings: Mapping[str, Any], kind: type[Any], what: str) -> dict[str, Any]:
     names = [each.name for each in fields(kind)]
     for name in settings:
         if name not in names:
             raise unknown_name(what, str(name), names)
     return dict(settings)
+
+
+def _check_whole(name: str, value: object) -> None:
+    if type(value) is not int or value < 1:
+        raise _wrong(name, value, "a whole number of at least 1")
 
 
 def _check_number(name: str, value: object, low: float, high: float) -> None:

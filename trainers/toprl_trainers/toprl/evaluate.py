@@ -13,7 +13,7 @@ from toprl_export.models.walk import walk_prefill
 from toprl_export.pruning.baselines.random import RandomScorer
 from toprl_export.pruning.plan import PruningPlan
 from toprl_export.pruning.scorer import Scorer
-from toprl_trainers.toprl.data import ImageBlock
+from toprl_trainers.toprl.data import ImageBlock, looks_at_question
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,9 @@ def validate_agent(
 def right_answers(adapter: LVLMAdapter, blocks: Iterable[ImageBlock], pruning: Pruning) -> list[bool]:
     """For each question of ``blocks``, whether greedy decoding under ``pruning`` gives exactly the gold answer."""
     right: list[bool] = []
-    for block in blocks:
-        prefill = walk_prefill(
-            adapter.decoder, block.tokens, block.visual, pruning.stage_layers, pruning.decide,
-            pruning.scorer.needs,
-        )  # fmt: skip
+    needs = pruning.scorer.needs
+    for packed in blocks:
+        block = packed.every_question(adapter) if looks_at_question(needs) else packed
+        prefill = walk_prefill(adapter.decoder, block.tokens, block.visual, pruning.stage_layers, pruning.decide, needs)
         right += block.gold.score(adapter.decoder, prefill.hidden)[1][:, 0].tolist()
     return right

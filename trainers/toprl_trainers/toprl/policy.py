@@ -11,9 +11,10 @@ from torch import Tensor
 
 from toprl_export.models.walk import Decision
 from toprl_export.pruning.actor import Actor, Critic
-from toprl_export.pruning.scorer import StageInputs
+from toprl_export.pruning.scorer import ScorerNeeds, StageInputs
 from toprl_export.pruning.select import select
 from toprl_trainers.rl.gumbel import log_probability, sample_keep, threshold_for_count
+from toprl_trainers.toprl.draws import ImageDraws
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class StageRecord:
     Rollouts of one image share their state at the first stage; it is stored once, and ``repeats`` says for how many
     successive rollouts each of its rows stands.
 
-    ``inputs`` holds ``[b / repeats, n_t, …]``; ``alive`` and ``kept`` are ``bool [b, n_t]``, ``threshold`` is
+    ``inputs`` holds ``[b / repeats, …]``; ``alive`` and ``kept`` are ``bool [b, n_t]``, ``threshold`` is
     ``float32 [b / repeats, 1]`` and ``log_probability`` of the draws ``float32 [b, n_t]``.
     """
 
@@ -67,7 +68,7 @@ class SamplingPolicy:
         temperature: τ.
         thresholds: fixed threshold of each stage; None moves them per image so that ``counts`` are met on average.
         rollouts: successive rows that are rollouts of the same image.
-        generator: source of the draws.
+        draws: the noise of the images' rollouts.
     """
 
     def __init__(
@@ -77,15 +78,20 @@ class SamplingPolicy:
         temperature: float,
         thresholds: Sequence[float] | None,
         rollouts: int,
-        generator: torch.Generator,
+        draws: ImageDraws,
     ) -> None:
         self._actor = actor
         self._counts = counts
         self._temperature = temperature
         self._thresholds = thresholds
         self._rollouts = rollouts
-        self._generator = generator
+        self._draws = draws
         self.records: list[StageRecord] = []
+
+    @property
+    def needs(self) -> ScorerNeeds:
+        """What the walk must compute for the actor."""
+        return self._actor.needs
 
     def __call__(self, inputs: StageInputs) -> Decision:
         """Draw the stage's mask and keep the drawn tokens, rows filled up to the longest."""
@@ -96,11 +102,13 @@ class SamplingPolicy:
     def _decide(self, inputs: StageInputs) -> Decision:
         repeats = self._rollouts if inputs.stage == 0 else 1
         alive = inputs.alive if inputs.alive is not None else torch.ones_like(inputs.positions, dtype=torch.bool)
-        state = _take(replace(inputs, visual=inputs.visual.float(), alive=alive), slice(None, None, repeats))
+        text = None if inputs.text is None else inputs.text.float()
+        whole = replace(inputs, visual=inputs.visual.float(), alive=alive, text=text)
+        state = _take(whole, slice(None, None, repeats))
         scores = self._actor(state)
         threshold = self._threshold(inputs.stage, scores, state)
         logits = (scores - threshold).repeat_interleave(repeats, dim=0)  # [b, n_t]
-        kept = sample_keep(logits, self._temperature, self._generator) & alive
+        kept = sample_keep(logits, self._temperature, self._draws.noise(inputs.positions)) & alive
         drawn = log_probability(logits, kept, self._temperature)
         self.records.append(StageRecord(state, repeats, alive, kept, threshold, drawn))
         return compacted(kept)

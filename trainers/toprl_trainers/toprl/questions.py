@@ -1,7 +1,8 @@
-"""All questions about an image in one row behind it, each followed by its gold answer, and the scoring of the answers.
+"""Questions in a row behind their image, each followed by its gold answer, and the scoring of the answers.
 
-Visual tokens come before the questions and attention is causal, so what happens to the image does not depend on the
-questions: one pass over image and kept tokens serves them all.
+Visual tokens come before the questions and attention is causal, so what a policy that is blind to the question does to
+the image does not depend on the questions: one pass over image and kept tokens serves them all. A policy that looks at
+the question needs rows of one question each.
 """
 
 from __future__ import annotations
@@ -73,6 +74,8 @@ class _Packed:
 def pack_questions(adapter: LVLMAdapter, questions: Sequence[Sequence[Question]]) -> tuple[TokenTensors, GoldAnswers]:
     """Tokenise every image's questions with their answers into one row an image; shorter rows are padded at the right.
 
+    Where every row holds a single question, ``question_end`` says where it ends and the answer begins.
+
     Args:
         adapter: supplies tokenizer and prompt format.
         questions: per image at least one question.
@@ -99,9 +102,18 @@ def pack_questions(adapter: LVLMAdapter, questions: Sequence[Sequence[Question]]
             padded([row.tokens for row in rows]),
             padded([row.positions for row in rows]),
             padded([row.segments for row in rows]),
+            _question_end(adapter, rows),
         ),
         _gold(rows, width, adapter.device),
     )
+
+
+def _question_end(adapter: LVLMAdapter, rows: Sequence[_Packed]) -> Tensor | None:
+    """Where in the sequence each row's only question ends, ``int64 [b]``; None where a row holds several."""
+    if any(row.segments[-1] > 1 for row in rows):
+        return None
+    ends = [len(row.prefix) + row.answers[0][0] for row in rows]  # the token that predicts the answer's first
+    return torch.tensor(ends, device=adapter.device)
 
 
 def repeated(tokens: TokenTensors, times: int) -> TokenTensors:
@@ -130,7 +142,12 @@ def _pack(adapter: LVLMAdapter, questions: Sequence[Question]) -> _Packed:
 
 
 def _with_prefix(
-    adapter: LVLMAdapter, prefix: Sequence[int], tokens: Tensor, positions: Tensor, segments: Tensor
+    adapter: LVLMAdapter,
+    prefix: Sequence[int],
+    tokens: Tensor,
+    positions: Tensor,
+    segments: Tensor,
+    question_end: Tensor | None,
 ) -> TokenTensors:
     rows, device = len(tokens), adapter.device
     lead = torch.tensor(prefix, device=device).expand(rows, -1)
@@ -146,6 +163,7 @@ def _with_prefix(
         visual_index=places[visual].expand(rows, -1),
         text_index=places[~visual].expand(rows, -1),
         segments=torch.cat([torch.zeros_like(lead), segments], dim=1),
+        question_end=question_end,
     )
 
 

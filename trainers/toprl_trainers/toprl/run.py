@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +22,8 @@ from toprl_export.pruning.schedule import Schedule, lowest_budget, solve_schedul
 from toprl_export.trainer import TrainRequest
 from toprl_trainers.recipes import Recipe, load_recipe
 from toprl_trainers.toprl.config import TOPRLConfig
+from toprl_trainers.toprl.learned_budget import with_learned_budget
+from toprl_trainers.toprl.processes import ALONE, Processes
 from toprl_trainers.toprl.state import read_header
 
 METHOD = "toprl"
@@ -38,19 +41,24 @@ class Run:
     config: TOPRLConfig
     plan: PruningPlan
     trained: Schedule
+    processes: Processes = ALONE
 
     @classmethod
-    def of(cls, request: TrainRequest) -> Run:
+    def of(cls, request: TrainRequest, processes: Processes = ALONE) -> Run:
         """Read the recipe and solve the schedules.
 
         Raises:
-            UserError: the recipe is unknown or wrong, or a budget cannot be met.
+            UserError: the recipe is unknown or wrong, a budget cannot be met, or the images cannot be divided among the
+                processes.
         """
         adapter = request.adapter
         recipe = load_recipe(request.recipe or METHOD, METHOD, request.task.name)
         config = TOPRLConfig.from_mapping(recipe.settings).limited(request.updates, request.images)
         if config.precision == "auto":
             config = replace(config, precision=_fast_precision(adapter.device))
+        if request.condition is not None:
+            config = replace(config, condition=request.condition)
+        _check_divisible(config, processes)
         layers = config.stage_layers or adapter.default_stage_layers
         total, depth = adapter.visual_tokens, adapter.shape.layers
         plan = make_plan(total, depth, layers, "actor", request.budgets_kept, config.decay)
@@ -58,12 +66,29 @@ class Run:
         if config.training_fraction_kept is not None:
             wanted = round(config.training_fraction_kept * total)
             budget = min(total, max(wanted, lowest_budget(total, depth, layers[0])))
-        return cls(request, recipe, config, plan, solve_schedule(total, depth, layers, budget, config.decay))
+        return cls(request, recipe, config, plan, solve_schedule(total, depth, layers, budget, config.decay), processes)
 
     @property
     def actor_config(self) -> ActorConfig:
-        """Sizes of actor and critic."""
-        return ActorConfig(self.request.adapter.shape.hidden, self.config.hidden_size, len(self.plan.stages))
+        """Sizes of actor and critic, and what they see."""
+        config, hidden = self.config, self.request.adapter.shape.hidden
+        return ActorConfig(hidden, config.hidden_size, len(self.plan.stages), config.condition, config.residual)
+
+    def final_plan(self, curves: Sequence[Sequence[float]]) -> PruningPlan:
+        """The agent's plan: the budgets asked for, and the one that the policy found where the reward alone decided."""
+        return with_learned_budget(self.plan, curves) if self.config.threshold == "initial" else self.plan
+
+    @property
+    def images_per_update(self) -> int:
+        """Images whose rollouts make one batch, those of all processes."""
+        return min(self.processes.count * self.config.images_per_update, self.config.images)
+
+    def rollouts(self, updates: int) -> int:
+        """How many rollouts the first ``updates`` updates take; the last batch of each round may be smaller."""
+        full, last = divmod(self.config.images, self.images_per_update)
+        sizes = [self.images_per_update] * full + [last] * bool(last)
+        rounds, rest = divmod(updates, len(sizes))
+        return (rounds * sum(sizes) + sum(sizes[:rest])) * self.config.rollouts_per_image
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -75,6 +100,7 @@ class Run:
             "plan": self.plan.to_json(),
             "trained": asdict(self.trained),
             "config": asdict(self.config),
+            "processes": self.processes.count,
             "seed": self.request.seed,
             "version": package_version("toprl-export"),
         }
@@ -147,6 +173,17 @@ class Run:
         raise UserError(
             f"{self.checkpoint} is an interrupted run of other settings: repeat its command to resume it, or add "
             "--overwrite to train anew"
+        )
+
+
+def _check_divisible(config: TOPRLConfig, processes: Processes) -> None:
+    """Refuse images of which some update would leave a process without any."""
+    wanted = config.images_per_update * processes.count
+    fewest = config.images % wanted or wanted
+    if fewest < processes.count:
+        raise UserError(
+            f"{config.images} images in batches of {wanted} leave {fewest} for the last, which cannot be divided among "
+            f"{processes.count} processes: let images be a multiple of {wanted}, or start fewer processes"
         )
 
 

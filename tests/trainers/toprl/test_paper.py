@@ -1,0 +1,159 @@
+"""The recipe ``toprl-paper`` against three rollouts worked by hand, from rewards to the losses of PPO."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from toprl_export.pruning.scorer import StageInputs
+from toprl_trainers.recipes import load_recipe
+from toprl_trainers.rl.gae import advantages_and_returns, normalised_per_stage
+from toprl_trainers.rl.gumbel import log_probability, temperature_at
+from toprl_trainers.rl.reward import stage_rewards
+from toprl_trainers.toprl.config import TOPRLConfig
+from toprl_trainers.toprl.policy import StageRecord
+from toprl_trainers.toprl.rollout import Rollouts
+from toprl_trainers.toprl.update import ppo_update
+
+PAPER = TOPRLConfig.from_mapping(load_recipe("toprl-paper", "toprl", "mini-count").settings)
+
+# Rollouts A, B, C of one image over T = 3 stages. A and C answer right, B does not; L_t/L after each stage:
+QUALITY = torch.tensor([1.0, 0.0, 1.0])
+KEPT = torch.tensor([[0.75, 0.5, 0.25], [0.5, 0.25, 0.25], [1.0, 0.5, 0.5]])
+VALUES = torch.tensor([[0.5, 0.5, 0.5], [0.2, 0.1, 0.0], [0.5, 0.5, 0.5]])
+
+# α = (0.95², 0.95, 1) = (0.9025, 0.95, 1)
+REWARDS = [
+    [1 - 0.676875, 1 - 0.475, 1 - 0.25],
+    [-0.45125, -0.2375, -0.25],
+    [1 - 0.9025, 1 - 0.475, 1 - 0.5],
+]
+
+# δ_t = r_t + 0.9 V_{t+1} − V_t and A_t = δ_t + 0.9·0.95 A_{t+1}, from the last stage back:
+# A: δ = (0.323125 + 0.45 − 0.5, 0.525 + 0.45 − 0.5, 0.75 − 0.5) = (0.273125, 0.475, 0.25)
+# B: δ = (−0.45125 + 0.09 − 0.2, −0.2375 − 0.1, −0.25)           = (−0.56125, −0.3375, −0.25)
+# C: δ = (0.0975 + 0.45 − 0.5, 0.525 + 0.45 − 0.5, 0.5 − 0.5)    = (0.0475, 0.475, 0)
+ADVANTAGES = [
+    [0.273125 + 0.855 * 0.68875, 0.68875, 0.25],  # 0.68875 = 0.475 + 0.855 · 0.25
+    [-0.56125 - 0.855 * 0.55125, -0.55125, -0.25],  # 0.55125 = 0.3375 + 0.855 · 0.25
+    [0.0475 + 0.855 * 0.475, 0.475, 0.0],
+]
+RETURNS = [[1.36200625, 1.18875, 0.75], [-0.83256875, -0.45125, -0.25], [0.953625, 0.975, 0.5]]  # A_t + V_t
+
+
+def test_the_recipe_says_what_the_paper_says():
+    assert (PAPER.discount, PAPER.reward.cost_decay) == (0.9, 0.95)
+    assert (PAPER.reward.quality_weight, PAPER.reward.cost_weight, PAPER.reward.budget_weight) == (1, 1, 0)
+    assert (PAPER.reward.quality, PAPER.reward.assignment) == ("binary", "every-stage")
+    assert (PAPER.threshold, PAPER.group_baseline, PAPER.entropy_weight) == ("initial", False, 0)
+    assert (PAPER.condition, PAPER.residual, PAPER.warm_start) == ("none", "none", None)
+    annealed = [temperature_at(done, PAPER.temperature_start, PAPER.temperature_end) for done in (0, 0.5, 1)]
+    assert annealed == pytest.approx([1.0, math.sqrt(0.05), 0.05])
+
+
+def test_rewards_by_hand():
+    rewards = stage_rewards(QUALITY, KEPT, torch.tensor([0.5, 0.3, 0.2]), PAPER.reward)
+    torch.testing.assert_close(rewards, torch.tensor(REWARDS))
+
+
+def test_discounted_returns_by_hand():
+    """Eq. 4 is what advantages of trace 1 over worthless states come to at the first stage."""
+    rewards = torch.tensor(REWARDS)
+    returns, _ = advantages_and_returns(rewards, torch.zeros(3, 3), PAPER.discount, 1.0)
+    # 0.323125 + 0.9 · 0.525 + 0.81 · 0.75; −0.45125 − 0.9 · 0.2375 − 0.81 · 0.25; 0.0975 + 0.4725 + 0.405
+    torch.testing.assert_close(returns[:, 0], torch.tensor([1.403125, -0.8675, 0.975]))
+
+
+def test_advantages_and_the_critics_targets_by_hand():
+    advantages, returns = advantages_and_returns(torch.tensor(REWARDS), VALUES, PAPER.discount, PAPER.trace)
+    torch.testing.assert_close(advantages, torch.tensor(ADVANTAGES))
+    torch.testing.assert_close(returns, torch.tensor(RETURNS))
+    # The last stage's (0.25, −0.25, 0) have mean 0 and a variance of 0.125 / 3, the second's (0.68875, −0.55125,
+    # 0.475) a mean of 0.2041667 and a variance of 0.2929420.
+    normalised = normalised_per_stage(torch.tensor(ADVANTAGES), torch.ones(3))
+    last = 0.25 / math.sqrt(0.125 / 3)
+    torch.testing.assert_close(normalised[:, 2], torch.tensor([last, -last, 0.0]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(normalised[:, 1], torch.tensor([0.8953, -1.3956, 0.5004]), atol=1e-3, rtol=0)
+
+
+def test_log_probabilities_by_hand():
+    """A score of 1.5 over a threshold of 0.5 is kept with probability 1 / (1 + e⁻¹) = 0.7310586 at τ = 1."""
+    logits = torch.tensor([[1.5, -0.5]]) - 0.5
+    kept = torch.tensor([[True, True]])
+    torch.testing.assert_close(log_probability(logits, kept, 1.0), torch.tensor([[-0.3132617, -1.3132617]]))
+    torch.testing.assert_close(log_probability(logits, ~kept, 1.0), torch.tensor([[-1.3132617, -0.3132617]]))
+    # at τ = 0.5 with 1 / (1 + e⁻²) = 0.8807971
+    torch.testing.assert_close(log_probability(logits, kept, 0.5), torch.tensor([[-0.1269280, -2.1269280]]))
+
+
+class Actor(nn.Module):
+    """Scores 1.5 and -0.5 for the two tokens of whatever image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = nn.Parameter(torch.tensor([1.5, -0.5]))
+
+    def forward(self, inputs: StageInputs) -> Tensor:
+        return self.scores.expand(len(inputs.visual), -1)
+
+
+class Critic(nn.Module):
+    """Values 0.5 and 0.2 for the two rollouts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.tensor([0.5, 0.2]))
+
+    def forward(self, inputs: StageInputs) -> Tensor:
+        assert len(inputs.visual) == 2
+        return self.values
+
+
+def one_stage(alive: list[list[bool]]) -> Rollouts:
+    """A and B decide once about two tokens each, drawn with an even chance: A keeps both, B the first."""
+    state = StageInputs(0, torch.zeros(2, 2, 4), None, torch.arange(2).expand(2, 2))
+    kept = torch.tensor([[True, True], [True, False]])
+    even = torch.full((2, 2), math.log(0.5))
+    record = StageRecord(state, 1, torch.tensor(alive), kept, torch.full((2, 1), 0.5), even)
+    return Rollouts(
+        stages=(record,),
+        part=range(1),
+        quality=torch.tensor([1.0, 0.0]),
+        weights=torch.ones(2),
+        kept_counts=kept.sum(1, keepdim=True).float(),
+        rewards=torch.zeros(2, 1),
+        values=torch.zeros(2, 1),
+        returns=torch.tensor([[1.5], [-0.8]]),
+        advantages=torch.tensor([[1.0], [-2.0]]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("alive", "policy_loss", "clipped"),
+    [
+        # Ratios 2 · 0.7310586 = 1.4621172 where the actor of now would have decided so too, 2 · 0.2689414 = 0.5378828
+        # where not. A, advantage 1: min(1.4621172, 1.2) and 0.5378828, mean 0.8689414. B, advantage −2: twice
+        # min(−2.9242343, −2.4). Loss: −(0.8689414 − 2.9242343) / 2.
+        ([[True, True], [True, True]], 1.0276464, 1.0),
+        # Without A's second token, which was dropped before: −(1.2 − 2.9242343) / 2.
+        ([[True, False], [True, True]], 0.8621172, 1.0),
+    ],
+    ids=["all alive", "one dropped before"],
+)
+def test_losses_of_ppo_by_hand(alive: list[list[bool]], policy_loss: float, clipped: float):
+    config = replace(PAPER, rollouts_per_image=2, images_per_update=1, epochs=1, minibatches=1)
+    actor, critic = Actor(), Critic()
+    optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters()], lr=config.learning_rate)
+    figures = ppo_update(actor, critic, optimizer, one_stage(alive), 1.0, config, torch.Generator())
+    assert figures.policy_loss == pytest.approx(policy_loss, abs=1e-5)
+    assert figures.value_loss == pytest.approx(0.5, abs=1e-6)  # half of the mean of (0.5 − 1.5)² and (0.2 + 0.8)²
+    assert figures.clipped == clipped
+    # Adam's first step is as long as its rate, against the gradient. The critic is pulled towards 1.5 and −0.8. Of the
+    # actor's tokens only those whose ratio is not clipped away have one: B, punished, is to keep the first token less.
+    moved = critic.values.detach() - torch.tensor([0.5, 0.2])
+    torch.testing.assert_close(moved, torch.tensor([1.0, -1.0]) * config.learning_rate, rtol=1e-3, atol=0)
+    assert actor.scores[0].item() == pytest.approx(1.5 - config.learning_rate, abs=1e-5)

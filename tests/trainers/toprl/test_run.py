@@ -1,0 +1,43 @@
+"""What a recipe makes of a budget: several stages or one, learned or given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.trainers.tiny_world import request
+from toprl_export.errors import UserError
+from toprl_trainers.toprl.run import Run
+from toprl_trainers.toprl.state import column_names
+
+
+def run_with(weights: Path, folder: Path, layers: str, budget: int) -> Run:
+    wanted = request(weights, folder, budgets_kept=(budget,))
+    recipe = Path(str(wanted.recipe))
+    recipe.write_text(recipe.read_text().replace("[0, 2]", layers))
+    return Run.of(wanted)
+
+
+def test_any_number_of_stages_meets_the_same_budget(weights: Path, tmp_path: Path):
+    for layers, stages in (("[0]", 1), ("[0, 2]", 2), ("[0, 1, 2, 3]", 4)):
+        run = run_with(weights, tmp_path, layers, 8)
+        assert len(run.trained.keep_counts) == run.actor_config.stages == stages
+        assert 7 < run.trained.average_kept <= 8
+    assert run_with(weights, tmp_path, "[0]", 8).trained.keep_counts == (8,)
+
+
+def test_one_stage_that_comes_too_late_for_the_budget_is_refused(weights: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="a budget of 8 tokens kept cannot be met with stages at decoder layers 2"):
+        run_with(weights, tmp_path, "[2]", 8)
+
+
+def test_only_a_policy_that_was_free_to_choose_adds_a_budget(weights: Path, tmp_path: Path):
+    run = run_with(weights, tmp_path, "[0, 2]", 8)
+    curves = [[14.0 if name == "kept_stage_1" else 6.0 for name in column_names(2)]]
+    assert run.final_plan(curves) is run.plan
+    recipe = Path(str(run.request.recipe))
+    recipe.write_text(recipe.read_text() + "  threshold: initial\n")
+    found = Run.of(run.request).final_plan(curves)
+    assert [schedule.budget_kept for schedule in found.schedules] == [8, 10]
+    assert found.schedule(10).keep_counts == (14, 6)

@@ -1,0 +1,142 @@
+"""Demonstrations: the actor comes to keep what a baseline keeps, the same on every run, and only if asked to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.trainers.tiny_world import TASK, request
+from toprl_export.models.reference import Pruning
+from toprl_export.models.walk import walk_prefill
+from toprl_export.pruning.actor import Actor
+from toprl_export.pruning.baselines.make import make_scorer
+from toprl_export.pruning.scorer import Scorer, StageInputs
+from toprl_export.trainer import TrainRequest
+from toprl_trainers.toprl.data import BlockSource
+from toprl_trainers.toprl.run import Run
+from toprl_trainers.toprl.state import TrainingState
+from toprl_trainers.toprl.trainer import TOPRLTrainer
+from toprl_trainers.toprl.warm_start import demonstrate, imitation_loss, warm_start
+
+
+def asked(weights: Path, folder: Path, lines: str, **changes: object) -> TrainRequest:
+    wanted = request(weights, folder, **changes)
+    recipe = Path(str(wanted.recipe))
+    recipe.write_text(
+        recipe.read_text() + "".join(f"  {line.strip()}\n" for line in lines.splitlines() if line.strip())
+    )
+    return wanted
+
+
+def begun(wanted: TrainRequest) -> tuple[Run, TrainingState, BlockSource]:
+    run = Run.of(wanted)
+    state = TrainingState.fresh(run.actor_config, run.config.learning_rate, 0, wanted.adapter.device)
+    return run, state, BlockSource(wanted.adapter, TASK, 0, 0, run.config.images, run.config.images_per_update)
+
+
+@torch.no_grad()
+def agreement(run: Run, scorer: Scorer, teacher: Scorer) -> float:
+    """Share of the teacher's tokens that ``scorer`` keeps too, over both stages and images not trained on."""
+    adapter = run.request.adapter
+    block = BlockSource(adapter, TASK, 7, 0, 24, 24)[0].every_question(adapter)
+    kept = []
+    for each in (scorer, teacher):
+        pruning = Pruning(run.plan.stage_layers, run.trained.keep_counts, each)
+        walked = walk_prefill(
+            adapter.decoder, block.tokens, block.visual, pruning.stage_layers, pruning.decide, each.needs
+        )
+        kept.append([set(row) for stage in walked.kept for row in stage.tolist()])
+    return sum(len(ours & theirs) for ours, theirs in zip(*kept, strict=True)) / sum(map(len, kept[1]))
+
+
+def test_the_actor_comes_to_keep_what_the_baseline_keeps(weights: Path, tmp_path: Path):
+    teacher = make_scorer("uniform")
+    run, state, source = begun(asked(weights, tmp_path, "warm_start: {baseline: uniform, updates: 24}"))
+    before = agreement(run, state.actor, teacher)
+    warm_start(run, state.actor, source)
+    after = agreement(run, state.actor, teacher)
+    assert before < 0.5
+    assert after > before + 0.25
+
+
+def test_without_the_setting_nothing_happens(weights: Path, tmp_path: Path):
+    run, state, source = begun(asked(weights, tmp_path, ""))
+    before = {name: tensor.clone() for name, tensor in state.actor.state_dict().items()}
+    warm_start(run, state.actor, source)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state.actor.state_dict().items())
+
+
+def test_the_loss_is_the_cross_entropy_of_the_demonstrated_decisions(weights: Path, tmp_path: Path):
+    run, _, source = begun(asked(weights, tmp_path, ""))
+
+    class Sloped(Actor):
+        """Scores that fall from token to token, whatever they show."""
+
+        def forward(self, inputs: StageInputs) -> torch.Tensor:
+            return -inputs.positions.float()
+
+    actor = Sloped(run.actor_config)
+    teacher = Pruning(run.plan.stage_layers, run.trained.keep_counts, make_scorer("fastv"))
+    demonstration = demonstrate(run, teacher, actor, source, 3)
+    losses = []
+    for (inputs, chosen), count in zip(demonstration.stages, run.trained.keep_counts, strict=True):
+        assert chosen.shape == inputs.positions.shape and set(chosen.sum(1).tolist()) == {count}
+        rows = []
+        for positions, target in zip(inputs.positions.double(), chosen.double(), strict=True):
+            # the probabilities that a common threshold gives which keeps `count` tokens on average
+            low, high = -40.0, 40.0
+            for _ in range(200):
+                middle = (low + high) / 2
+                low, high = (middle, high) if torch.sigmoid(-positions - middle).sum() > count else (low, middle)
+            p = torch.sigmoid(-positions - low)
+            rows.append(-(target * p.log() + (1 - target) * (1 - p).log()).mean())
+        losses.append(torch.stack(rows).mean())
+    expected = float(torch.stack(losses).mean())
+    assert float(imitation_loss(actor, demonstration, 1.0)) == pytest.approx(expected, rel=1e-4)
+    # at a quarter of the temperature, scores count four times as much
+    assert float(imitation_loss(actor, demonstration, 0.25)) > 2 * expected
+
+
+def test_a_baseline_that_looks_at_the_question_shows_rows_of_one_question(weights: Path, tmp_path: Path):
+    run, state, source = begun(asked(weights, tmp_path, ""))
+    teacher = Pruning(run.plan.stage_layers, run.trained.keep_counts, make_scorer("fastv"))
+    demonstration = demonstrate(run, teacher, state.actor, source, 9)
+    block = source[1].one_question_an_image(run.request.adapter, 1)  # of 8 blocks, number 9 is the second once more
+    pruned = walk_prefill(
+        run.request.adapter.decoder, block.tokens, block.visual, (0, 2), teacher.decide, teacher.scorer.needs
+    )
+    for (inputs, chosen), kept in zip(demonstration.stages, pruned.kept, strict=True):
+        assert torch.equal(inputs.positions[chosen].reshape(kept.shape), kept)
+
+
+@pytest.mark.parametrize("interrupted_after", [0, 2])
+def test_an_interrupted_run_repeats_or_remembers_it(weights: Path, tmp_path: Path, interrupted_after: int):
+    lines = "warm_start: {baseline: fastv-p, updates: 2}\nresidual: attention\ncondition: text"
+    whole, broken = (asked(weights, tmp_path / name, lines, updates=4) for name in ("whole", "broken"))
+    TOPRLTrainer().train(whole)
+
+    class Interrupted(Exception):
+        pass
+
+    real = TrainingState.save
+
+    def save(self: TrainingState, path: Path, digest: str) -> None:
+        if interrupted_after:
+            real(self, path, digest)
+        raise Interrupted
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(TrainingState, "save", save)
+        TOPRLTrainer().train(broken)
+    assert Run.of(broken).checkpoint.is_file() == bool(interrupted_after)
+    TOPRLTrainer().train(broken)
+    ours, theirs = (load_file(each.output_dir / "actor.safetensors") for each in (broken, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    # the control: without demonstrations, the same recipe ends elsewhere
+    plain = asked(weights, tmp_path / "plain", "residual: attention\ncondition: text", updates=4)
+    TOPRLTrainer().train(plain)
+    others = load_file(plain.output_dir / "actor.safetensors")
+    assert not torch.equal(others["trunk.enter.weight"], theirs["trunk.enter.weight"])
