@@ -14,6 +14,7 @@ from toprl_export.errors import UserError
 from toprl_export.registry import unknown_name
 
 SUFFIXES = (".yaml", ".yml")
+PARTS = ("method", "base", "settings", "tasks")
 
 
 @dataclass(frozen=True)
@@ -29,22 +30,43 @@ def load_recipe(name: str, method: str, task: str) -> Recipe:
     """A recipe by name or by the path of a YAML file.
 
     The file is a mapping: ``method``, ``settings``, and optionally ``tasks``, which maps a task's name to settings that
-    win over the others for it.
+    win over the others for it, and ``base``, another recipe whose settings hold where this one says nothing (of nested
+    settings key by key).
 
     Raises:
-        UserError: the recipe is unknown, not readable, for another method, or no such mapping.
+        UserError: the recipe or its base is unknown, not readable, for another method, or no such mapping, or a recipe
+            is its own base.
     """
+    return Recipe(name, method, _settings(name, method, task, ()))
+
+
+def _settings(name: str, method: str, task: str, above: tuple[str, ...]) -> Mapping[str, Any]:
+    """The settings of a recipe that is the base of those ``above`` it."""
     content = yaml.safe_load(_read(name)) if not _is_path(name) else _parse(Path(name))
     if not isinstance(content, Mapping):
-        raise UserError(f"recipe {name} holds no mapping: write method, settings and perhaps tasks")
+        raise UserError(f"recipe {name} holds no mapping: write method, settings and perhaps base and tasks")
     for key in content:
-        if key not in ("method", "settings", "tasks"):
-            raise unknown_name(f"part of recipe {name}", str(key), ("method", "settings", "tasks"))
+        if key not in PARTS:
+            raise unknown_name(f"part of recipe {name}", str(key), PARTS)
     if content.get("method") != method:
         raise UserError(f"recipe {name} is for method {content.get('method')!r}, not {method!r}: choose another recipe")
-    settings = _mapping(name, content, "settings")
     overrides = _mapping(name, content, "tasks")
-    return Recipe(name, method, {**settings, **_mapping(name, overrides, task)})
+    own = {**_mapping(name, content, "settings"), **_mapping(name, overrides, task)}
+    base = content.get("base")
+    if base is None:
+        return own
+    if not isinstance(base, str) or base in (*above, name):
+        raise UserError(f"recipe {name}: base is {base!r}, expected the name or file of another recipe: correct it")
+    return _merged(_settings(base, method, task, (*above, name)), own)
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``over`` where it says something, else ``under``; one level of nested mappings likewise."""
+    both = dict(under)
+    for key, value in over.items():
+        nested = isinstance(value, Mapping) and isinstance(under.get(key), Mapping)
+        both[key] = {**under[key], **value} if nested else value
+    return both
 
 
 def recipe_names() -> list[str]:
