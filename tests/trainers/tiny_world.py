@@ -134,10 +134,3 @@ def request(
         "threads": 1,
     }
     return TrainRequest(**{**settings, **changes})
-
-
-def train_in_this_process(weights: str, folder: str, updates: str) -> None:
-    """What a test that kills the process runs in another one."""
-    from toprl_trainers.toprl.trainer import TOPRLTrainer
-
-    TOPRLTrainer().train(request(Path(weights), Path(folder), int(updates)))

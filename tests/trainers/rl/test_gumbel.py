@@ -15,6 +15,10 @@ from toprl_trainers.rl.gumbel import entropy, log_probability, sample_keep, temp
 DRAWS = 40_000
 
 
+def noise(seed: int, *shape: int) -> torch.Tensor:
+    return torch.empty(2, *shape).exponential_(generator=torch.Generator().manual_seed(seed))
+
+
 def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
@@ -22,7 +26,7 @@ def sigmoid(x: float) -> float:
 @pytest.mark.parametrize("temperature", [1.0, 0.3])
 @pytest.mark.parametrize("logit", [-1.1, 0.4, 0.7])
 def test_keeps_with_probability_sigmoid_of_logit_over_temperature(logit: float, temperature: float):
-    kept = sample_keep(torch.full((4, DRAWS // 4), logit), temperature, torch.Generator().manual_seed(3))
+    kept = sample_keep(torch.full((4, DRAWS // 4), logit), temperature, noise(3, 4, DRAWS // 4))
     share, expected = float(kept.float().mean()), sigmoid(logit / temperature)
     error = 4 * math.sqrt(expected * (1 - expected) / DRAWS)
     assert abs(share - expected) < error
@@ -31,11 +35,11 @@ def test_keeps_with_probability_sigmoid_of_logit_over_temperature(logit: float, 
         assert abs(share - wrong) > error
 
 
-def test_draws_are_independent_and_follow_the_generator():
+def test_draws_are_independent_and_follow_the_noise():
     logits = torch.zeros(2, 2000)
-    kept = sample_keep(logits, 1.0, torch.Generator().manual_seed(0))
-    assert torch.equal(kept, sample_keep(logits, 1.0, torch.Generator().manual_seed(0)))
-    assert not torch.equal(kept, sample_keep(logits, 1.0, torch.Generator().manual_seed(1)))
+    kept = sample_keep(logits, 1.0, noise(0, 2, 2000))
+    assert torch.equal(kept, sample_keep(logits, 1.0, noise(0, 2, 2000)))
+    assert not torch.equal(kept, sample_keep(logits, 1.0, noise(1, 2, 2000)))
     centred = kept.float() - 0.5
     assert abs(float((centred[0] * centred[1]).mean())) < 0.25 * 4 / math.sqrt(2000)
 
@@ -78,7 +82,7 @@ def test_threshold_counts_the_alive_only_and_becomes_top_k():
     scores = torch.randn(3, 20, generator=torch.Generator().manual_seed(0))
     alive = torch.rand(3, 20, generator=torch.Generator().manual_seed(1)) < 0.7
     threshold = threshold_for_count(scores, alive, 4, 1e-4)
-    sampled = sample_keep(scores - threshold, 1e-4, torch.Generator().manual_seed(2)) & alive
+    sampled = sample_keep(scores - threshold, 1e-4, noise(2, 3, 20)) & alive
     best = select(scores.masked_fill(~alive, -100), 4)
     assert torch.equal(sampled.nonzero()[:, 1].reshape(3, 4), best)
 

@@ -19,6 +19,7 @@ from toprl_trainers.toprl.run import Run
 from toprl_trainers.toprl.state import TrainingState
 
 IMAGES = 96
+SEED = 14
 
 
 @torch.no_grad()
@@ -35,9 +36,9 @@ def evidence_kept(run: Run, scorer: Scorer, source: BlockSource) -> float:
 
 
 def trained(weights: Path, folder: Path, quality_weight: float) -> tuple[Run, TrainingState]:
-    run = Run.of(request(weights, folder, updates=24, quality_weight=quality_weight, seed=1))
-    state = TrainingState.fresh(run.actor_config, run.config.learning_rate, 1, run.request.adapter.device)
-    blocks = BlockSource(run.request.adapter, TASK, 1, 0, run.config.images, run.config.images_per_update)
+    run = Run.of(request(weights, folder, updates=32, quality_weight=quality_weight, seed=SEED))
+    state = TrainingState.fresh(run.actor_config, run.config.learning_rate, SEED, run.request.adapter.device)
+    blocks = BlockSource(run.request.adapter, TASK, SEED, 0, run.config.images, run.config.images_per_update)
     learn(run, state, blocks)
     return run, state
 

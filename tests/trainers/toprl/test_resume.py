@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import random
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.trainers.mortal import train
 from tests.trainers.tiny_world import request
 from toprl_export.errors import UserError
 from toprl_export.pruning.actor import ActorConfig
@@ -20,42 +18,37 @@ from toprl_trainers.toprl.run import Run
 from toprl_trainers.toprl.state import TrainingState
 from toprl_trainers.toprl.trainer import TOPRLTrainer
 
-ROOT = Path(__file__).parents[3]
-UPDATES = 12
-SCRIPT = "import sys; from tests.trainers.tiny_world import train_in_this_process as train; train(*sys.argv[1:])"
+UPDATES = 16
+KILLS = 10
 
 
-def start(weights: Path, folder: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", SCRIPT, str(weights), str(folder), str(UPDATES)]
-    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
-
-
-def kill_after_a_checkpoint(process: subprocess.Popen[bytes], checkpoint: Path) -> None:
-    while not checkpoint.is_file():
-        assert process.poll() is None, "the run ended before it was killed"
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+def updates_done(checkpoint: Path) -> int:
+    return len(load_file(checkpoint)["curves"]) if checkpoint.is_file() else 0
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_equals_undisturbed(weights: Path, tmp_path: Path):
-    undisturbed = request(weights, tmp_path / "whole", UPDATES)
-    TOPRLTrainer().train(undisturbed)
+def test_killed_at_ten_random_moments_and_resumed_equals_undisturbed(weights: Path, tmp_path: Path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert train(weights, whole, UPDATES) == 0
+    learned, events = map(int, (whole / "events.txt").read_text().split())
 
-    broken = request(weights, tmp_path / "broken", UPDATES)
-    checkpoint = Run.of(broken).checkpoint
-    kill_after_a_checkpoint(start(weights, tmp_path / "broken"), checkpoint)
-    assert not broken.output_dir.exists()
-    done = len(load_file(checkpoint)["curves"])
-    assert 0 < done < UPDATES
-    assert TOPRLTrainer().train(broken).status == "trained"
+    checkpoint = Run.of(request(weights, broken, UPDATES)).checkpoint
+    moments = random.Random(5)
+    reached = [0]
+    for kill in range(KILLS):
+        # The last two may also come while the agent is validated and written.
+        moment = moments.randrange(1, learned // 3 if kill < KILLS - 2 else events // 2)
+        assert train(weights, broken, UPDATES, moment) == -signal.SIGKILL
+        assert not (broken / "agent").exists()
+        reached.append(updates_done(checkpoint))
+    assert reached == sorted(reached) and len(set(reached)) > 3  # it went on from several states
+    assert train(weights, broken, UPDATES) == 0
 
     for name in ("actor.safetensors", "critic.safetensors"):
-        ours, theirs = (load_file(each.output_dir / name) for each in (broken, undisturbed))
+        ours, theirs = (load_file(folder / "agent" / name) for folder in (broken, whole))
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    assert (broken.output_dir / "curves.csv").read_text() == (undisturbed.output_dir / "curves.csv").read_text()
+    assert (broken / "agent" / "curves.csv").read_text() == (whole / "agent" / "curves.csv").read_text()
     assert not checkpoint.exists()
 
 

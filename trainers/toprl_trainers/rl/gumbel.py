@@ -19,18 +19,17 @@ def temperature_at(progress: float, start: float, end: float) -> float:
     return start * math.exp(progress * math.log(end / start))
 
 
-def sample_keep(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+def sample_keep(logits: Tensor, temperature: float, noise: Tensor) -> Tensor:
     """Draw a hard keep mask.
 
     Args:
         logits: keep logit minus drop logit, ``float32 [b, n]``.
         temperature: τ > 0.
-        generator: source of the Gumbel noise, on the logits' device.
+        noise: independent standard exponential draws, ``float32 [2, b, n]``, from which the Gumbel noise is made.
 
     Returns:
         ``bool [b, n]``, true with probability ``sigmoid(logits / τ)``.
     """
-    noise = torch.empty((2, *logits.shape), device=logits.device).exponential_(generator=generator)
     keep_noise, drop_noise = -noise.clamp(min=1e-30).log()  # two standard Gumbels: −log of an exponential
     kept: Tensor = logits / temperature + keep_noise > drop_noise
     return kept

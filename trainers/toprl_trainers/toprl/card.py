@@ -40,7 +40,8 @@ def card_markdown(record: AgentRecord, config: TOPRLConfig, figures: Sequence[Bu
         "",
         "## Training",
         "",
-        f"- {training.updates} PPO updates, {training.rollouts:,} rollouts, {training.seconds:.0f} s; recipe "
+        f"- {training.updates} PPO updates, {training.rollouts:,} rollouts, {training.seconds:.0f} s "
+        f"({training.rollouts / max(training.seconds, 0.1):.1f} rollouts a second); recipe "
         f"`{training.recipe}`, aimed at {training.trained_budget_kept} tokens kept, seed {record.seed}",
         f"- γ {config.discount:g}, λ {config.trace:g}, τ {config.temperature_start:g} to {config.temperature_end:g}, "
         f"reward: {config.reward.quality} quality × {config.reward.quality_weight:g}, cost × "

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 
+import torch
 from tqdm import tqdm
 
-from toprl_export.errors import UserError
 from toprl_export.seeding import torch_generator
 from toprl_trainers.rl.gae import explained_variance
 from toprl_trainers.rl.gumbel import temperature_at
-from toprl_trainers.toprl.data import BlockSource
+from toprl_trainers.toprl.data import BlockSource, looks_at_question
+from toprl_trainers.toprl.draws import ImageDraws
 from toprl_trainers.toprl.policy import SamplingPolicy
 from toprl_trainers.toprl.rollout import Rollouts, collect
 from toprl_trainers.toprl.run import Run
 from toprl_trainers.toprl.state import TrainingState, column_names
 from toprl_trainers.toprl.update import UpdateFigures, ppo_update
+from toprl_trainers.toprl.warm_start import warm_start
 
 LEARNABLE_BLOCKS = 4
 """How many blocks of images must hold at least one question that the unpruned model answers."""
@@ -27,6 +29,8 @@ FINAL_LEARNING_RATE = 0.1
 def learn(run: Run, state: TrainingState, source: BlockSource) -> None:
     """Bring ``state`` to the last update and its checkpoint, with a progress bar where there is a terminal.
 
+    The main process shows the bar and saves; every process ends with the same state.
+
     Args:
         run: settings and plan.
         state: changed in place; where it starts depends on how far it is.
@@ -37,31 +41,45 @@ def learn(run: Run, state: TrainingState, source: BlockSource) -> None:
     """
     config = run.config
     _check_learnable(run, source)
+    if state.update == 0:
+        begin = time.perf_counter()
+        warm_start(run, state.actor, source)
+        state.seconds += time.perf_counter() - begin
     with tqdm(
-        total=config.updates, initial=state.update, disable=None, unit="update", desc=run.request.task.name
+        total=config.updates,
+        initial=state.update,
+        disable=None if run.processes.main else True,
+        unit="update",
+        desc=run.request.task.name,
     ) as bar:
         while state.update < config.updates:
             begin = time.perf_counter()
-            state.curves.append(_step(run, state, source))
-            state.seconds += time.perf_counter() - begin
-            bar.set_postfix_str(_postfix(state.curves[-1], len(run.plan.stages)), refresh=False)
+            row, played = _step(run, state, source)
+            took = time.perf_counter() - begin
+            state.curves.append(row)
+            state.seconds += took
+            bar.set_postfix_str(_postfix(row, len(run.plan.stages), played / took), refresh=False)
             bar.update()
             if state.update % config.checkpoint_every == 0 or state.update == config.updates:
-                state.save(run.checkpoint, run.digest)
+                with run.processes.together():
+                    if run.processes.main:
+                        state.save(run.checkpoint, run.digest)
 
 
 def _check_learnable(run: Run, source: BlockSource) -> None:
     """Refuse a model that is never right: nothing it answers could be retained."""
-    tried = min(LEARNABLE_BLOCKS, len(source))
-    if not any(bool(source[number].full_right.any()) for number in range(tried)):
-        raise UserError(
+    processes, tried = run.processes, min(LEARNABLE_BLOCKS, len(source))
+    with processes.together():
+        right = any(bool(source[number].full_right.any()) for number in range(tried))
+    if not int(processes.total(torch.tensor(int(right), device=processes.device))):
+        raise processes.ending(
             f"model {run.request.adapter.model_id} answers none of {run.request.task.name}'s first questions right, so "
             "there is nothing to retain: choose another task or model"
         )
 
 
-def _step(run: Run, state: TrainingState, source: BlockSource) -> list[float]:
-    """One update; its row of figures."""
+def _step(run: Run, state: TrainingState, source: BlockSource) -> tuple[list[float], int]:
+    """One update; its row of figures and how many rollouts it took."""
     config, update = run.config, state.update
     progress = update / max(config.updates - 1, 1)
     temperature = temperature_at(progress, config.temperature_start, config.temperature_end)
@@ -71,28 +89,36 @@ def _step(run: Run, state: TrainingState, source: BlockSource) -> list[float]:
     for group in state.optimizer.param_groups:
         group["lr"] = config.learning_rate * (1 - (1 - FINAL_LEARNING_RATE) * update / config.updates)
     shuffle = torch_generator(run.request.seed, "toprl", "minibatches", update)
-    figures = ppo_update(state.actor, state.critic, state.optimizer, rollouts, temperature, config, shuffle)
-    return _row(update, temperature, rollouts, figures)
+    figures = ppo_update(
+        state.actor, state.critic, state.optimizer, rollouts, temperature, config, shuffle, run.processes
+    )
+    return _row(update, temperature, rollouts, figures), len(rollouts.weights)
 
 
 def _collect(run: Run, state: TrainingState, source: BlockSource, temperature: float, purpose: str) -> Rollouts:
     config, adapter, update = run.config, run.request.adapter, state.update
+    share = source.share(update % len(source))
     policy = SamplingPolicy(
         state.actor,
         run.trained.keep_counts,
         temperature,
         state.thresholds,
         config.rollouts_per_image,
-        torch_generator(run.request.seed, "toprl", purpose, update, device=str(adapter.device)),
+        ImageDraws(
+            run.request.seed, ("toprl", purpose, update), share.part, config.rollouts_per_image, adapter.visual_tokens
+        ),
     )
-    block = source[update % len(source)]
-    return collect(adapter, block, policy, state.critic, run.plan.stage_layers, run.trained.keep_counts, config)
+    with run.processes.together():
+        block = source.for_update(update, looks_at_question(policy.needs))
+    return collect(adapter, block, policy, state.critic, run.plan.stage_layers, run.trained.keep_counts, config, share)
 
 
 def _initial_thresholds(run: Run, state: TrainingState, source: BlockSource, temperature: float) -> tuple[float, ...]:
     """Each stage's mean threshold over the first images: with it, the policy starts at the scheduled keep counts."""
     rollouts = _collect(run, state, source, temperature, "calibration")
-    return tuple(float(record.threshold.mean()) for record in rollouts.stages)
+    found = [record.threshold.double() for record in rollouts.stages]
+    sums = torch.stack([torch.stack([each.sum(), torch.ones_like(each).sum()]) for each in found])  # [T, 2]
+    return tuple((total / count) for total, count in run.processes.total(sums).tolist())
 
 
 def _row(update: int, temperature: float, rollouts: Rollouts, figures: UpdateFigures) -> list[float]:
@@ -116,10 +142,10 @@ def _row(update: int, temperature: float, rollouts: Rollouts, figures: UpdateFig
     return row
 
 
-def _postfix(row: list[float], stages: int) -> str:
+def _postfix(row: list[float], stages: int, rollouts_per_second: float) -> str:
     figures = dict(zip(column_names(stages), row, strict=True))
     kept = "/".join(f"{figures[f'kept_stage_{stage + 1}']:.0f}" for stage in range(stages))
     return (
         f"reward {figures['reward']:.3f} Q {figures['quality']:.3f} kept {kept} entropy {figures['entropy']:.3f} "
-        f"EV {figures['explained_variance']:.2f} KL {figures['kl']:.4f}"
+        f"EV {figures['explained_variance']:.2f} KL {figures['kl']:.4f} {rollouts_per_second:.0f} rollouts/s"
     )

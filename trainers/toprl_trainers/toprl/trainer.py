@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -16,6 +17,7 @@ from toprl_trainers.toprl.curves import curves_csv, curves_png
 from toprl_trainers.toprl.data import BlockSource
 from toprl_trainers.toprl.evaluate import BudgetFigures, validate_agent
 from toprl_trainers.toprl.learn import learn
+from toprl_trainers.toprl.processes import ALONE, Processes, launched_processes
 from toprl_trainers.toprl.run import METHOD, RUN_FILE, Run, package_version
 from toprl_trainers.toprl.state import TrainingState, read_header
 
@@ -23,34 +25,72 @@ RECORDED_PACKAGES = ("toprl-export", "torch", "transformers", "numpy")
 
 
 class TOPRLTrainer:
-    """Task-optimised progressive pruning inside the decoder, by PPO (Wang et al., TOP-RL)."""
+    """Task-optimised progressive pruning inside the decoder, by PPO (Wang et al., TOP-RL).
+
+    Args:
+        processes: those that train together; None joins the processes of a launch, which must come before the model is
+            loaded, for it gives each its own GPU.
+    """
+
+    def __init__(self, processes: Processes | None = None) -> None:
+        self._processes = launched_processes() if processes is None else processes
 
     def train(self, request: TrainRequest) -> TrainOutcome:
-        """Train, or go on training, and write the agent; see `toprl_export.trainer.Trainer.train`."""
-        run = Run.of(request)
-        if run.finished():
-            return TrainOutcome(
-                "up-to-date", run.directory, f"{run.directory} is up to date: it holds the agent of these settings"
-            )
-        run.check_output()
-        require("matplotlib", "train")  # draws the curves in the end: better missed now than after hours
-        resumes = run.resumes()
-        if request.dry_run:
-            return TrainOutcome("dry-run", run.directory, describe(run, resumes))
-        threads = read_header(run.checkpoint).whole("threads") if resumes and not request.threads else request.threads
-        with cpu_threads(threads):
+        """Train, or go on training, and write the agent; see `toprl_export.trainer.Trainer.train`.
+
+        Of several processes the main one writes, and is the only one whose outcome has a summary.
+        """
+        processes = self._processes
+        with processes.together():
+            processes.check_device(request.adapter.device)
+            run = Run.of(request, processes)
+            resumes, outcome = _prepared(run)
+        status = outcome.status if outcome else "resume" if resumes else "fresh"
+        processes.check_same("settings or earlier results", f"{run.digest} {status}")
+        if outcome is None:
+            outcome = _train(run, resumes)
+        return outcome if processes.main else replace(outcome, summary="")
+
+
+def _prepared(run: Run) -> tuple[bool, TrainOutcome | None]:
+    """Whether to resume, and the outcome where nothing is to be trained."""
+    if run.finished():
+        told = f"{run.directory} is up to date: it holds the agent of these settings"
+        return False, TrainOutcome("up-to-date", run.directory, told)
+    run.check_output()
+    require("matplotlib", "train")  # draws the curves in the end: better missed now than after hours
+    resumes = run.resumes()
+    if run.request.dry_run:
+        return resumes, TrainOutcome("dry-run", run.directory, describe(run, resumes))
+    return resumes, None
+
+
+def _train(run: Run, resumes: bool) -> TrainOutcome:
+    processes, threads = run.processes, run.request.threads
+    if resumes and not threads:
+        threads = read_header(run.checkpoint).whole("threads")
+    with cpu_threads(threads):
+        with processes.together():
             state = _state(run, resumes)
-            learn(run, state, _blocks(run, 0, run.config.images, run.config.precision))
-            figures = validate_agent(
-                request.adapter,
-                list(_blocks(run, run.config.images, run.config.validation_images, "float32")),
-                run.plan,
-                state.actor,
-                request.seed,
-            )
-        write_agent(run, state, figures)
-        run.checkpoint.unlink(missing_ok=True)
-        return TrainOutcome("trained", run.directory, summary(run, state, figures))
+        processes.check_same("checkpoint", state.update)
+        learn(run, state, _blocks(run, 0, run.config.images, run.config.precision, processes))
+        with processes.together():
+            told = _finish(run, state) if processes.main else ""
+    return TrainOutcome("trained", run.directory, told)
+
+
+def _finish(run: Run, state: TrainingState) -> str:
+    """Validate, write the agent and say so; the checkpoint is given up for it."""
+    figures = validate_agent(
+        run.request.adapter,
+        list(_blocks(run, run.config.images, run.config.validation_images, "float32")),
+        run.final_plan(state.curves),
+        state.actor,
+        run.request.seed,
+    )
+    write_agent(run, state, figures)
+    run.checkpoint.unlink(missing_ok=True)
+    return summary(run, state, figures)
 
 
 def _state(run: Run, resumes: bool) -> TrainingState:
@@ -62,9 +102,9 @@ def _state(run: Run, resumes: bool) -> TrainingState:
     return state
 
 
-def _blocks(run: Run, first: int, images: int, precision: str) -> BlockSource:
-    request, per_block = run.request, run.config.images_per_update
-    return BlockSource(request.adapter, request.task, request.seed, first, images, per_block, precision)
+def _blocks(run: Run, first: int, images: int, precision: str, processes: Processes = ALONE) -> BlockSource:
+    request, per_block = run.request, processes.count * run.config.images_per_update
+    return BlockSource(request.adapter, request.task, request.seed, first, images, per_block, precision, processes)
 
 
 @contextmanager
@@ -95,20 +135,20 @@ def write_agent(run: Run, state: TrainingState, figures: Sequence[BudgetFigures]
 
 
 def _record(run: Run, state: TrainingState) -> AgentRecord:
-    request, config = run.request, run.config
+    request = run.request
     return AgentRecord(
         task=request.task.name,
         method=METHOD,
         model_id=request.adapter.model_id,
         model_fingerprint=request.adapter.fingerprint,
-        plan=run.plan,
+        plan=run.final_plan(state.curves),
         actor=run.actor_config,
         seed=request.seed,
         training=TrainingRecord(
             recipe=run.recipe.name,
             trained_budget_kept=run.trained.budget_kept,
             updates=state.update,
-            rollouts=state.update * config.images_per_update * config.rollouts_per_image,
+            rollouts=run.rollouts(state.update),
             seconds=round(state.seconds, 1),
             command=request.command,
             versions={name: package_version(name) for name in RECORDED_PACKAGES},
@@ -123,7 +163,7 @@ def describe(run: Run, resumes: bool) -> str:
     budgets = "; ".join(f"{each.budget_kept} kept: {each.keep_counts}" for each in run.plan.schedules)
     return (
         f"would {'resume' if resumes else 'train'} {METHOD} for {request.task.name} on {request.adapter.model_id}: "
-        f"{config.updates} updates of {config.images_per_update} images × {config.rollouts_per_image} rollouts\n"
+        f"{config.updates} updates of {run.images_per_update} images × {config.rollouts_per_image} rollouts\n"
         f"stages before {stages}; {budgets}; rollouts aim at {run.trained.budget_kept}: {run.trained.keep_counts}\n"
         f"into {run.directory}"
     )

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from toprl_export.errors import UserError
 from toprl_export.pruning.actor import Actor, Critic
 from toprl_trainers.rl.gumbel import entropy, log_probability
 from toprl_trainers.rl.ppo import clipped_surrogate, token_mean, value_loss
 from toprl_trainers.toprl.config import TOPRLConfig
+from toprl_trainers.toprl.processes import ALONE, Processes
 from toprl_trainers.toprl.rollout import Rollouts
 
 
@@ -27,8 +27,9 @@ class UpdateFigures:
     clipped: float
 
 
-@dataclass(frozen=True)
-class _Losses:
+class _Losses(NamedTuple):
+    """In the order of `UpdateFigures`."""
+
     policy: Tensor
     value: Tensor
     entropy: Tensor
@@ -44,8 +45,12 @@ def ppo_update(
     temperature: float,
     config: TOPRLConfig,
     generator: torch.Generator,
+    processes: Processes = ALONE,
 ) -> UpdateFigures:
     """``config.epochs`` passes over the images in random minibatches, an optimizer step each.
+
+    A minibatch is drawn from the images of all processes; each adds what those of its own that are in it make up of the
+    losses and gradients, so that all take the step that one process with all the images would take.
 
     Args:
         actor: changed in place.
@@ -54,44 +59,46 @@ def ppo_update(
         rollouts: the batch.
         temperature: τ at which it was drawn.
         config: weights and sizes.
-        generator: shuffles the images.
+        generator: shuffles the images, alike in all processes.
+        processes: those whose rollouts these are.
 
     Raises:
         UserError: the loss is not a number.
     """
     images = len(rollouts.weights) // config.rollouts_per_image
-    taken: list[_Losses] = []
+    parameters = [*actor.parameters(), *critic.parameters()]
+    taken: list[Tensor] = []
     for _ in range(config.epochs):
         order = torch.randperm(images, generator=generator).to(rollouts.weights.device)
         for part in order.tensor_split(config.minibatches):
             losses = _losses(actor, critic, rollouts, part, temperature, config)
             total = losses.policy + losses.value - config.entropy_weight * losses.entropy
-            if not bool(torch.isfinite(total)):
-                raise UserError("the loss is not a number: lower learning_rate or raise temperature_end in the recipe")
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(total)
+            figures = processes.total_gradients(parameters, torch.stack([total, *losses]).detach())
+            if not bool(torch.isfinite(figures[0])):
+                raise processes.ending(
+                    "the loss is not a number: lower learning_rate or raise temperature_end in the recipe"
+                )
             nn.utils.clip_grad_norm_(actor.parameters(), config.gradient_clip)
             nn.utils.clip_grad_norm_(critic.parameters(), config.gradient_clip)
             optimizer.step()
-            taken.append(losses)
-    return UpdateFigures(
-        policy_loss=_mean(step.policy for step in taken),
-        value_loss=_mean(step.value for step in taken),
-        entropy=_mean(step.entropy for step in taken),
-        kl=_mean(step.kl for step in taken),
-        clipped=_mean(step.clipped for step in taken),
-    )
+            taken.append(figures[1:])
+    return UpdateFigures(*torch.stack(taken).mean(0).tolist())
 
 
 def _losses(
     actor: Actor, critic: Critic, rollouts: Rollouts, images: Tensor, temperature: float, config: TOPRLConfig
 ) -> _Losses:
     group = config.rollouts_per_image
-    rows = (images[:, None] * group + torch.arange(group, device=images.device)).flatten()
+    here = images[(images >= rollouts.part.start) & (images < rollouts.part.stop)]
+    rows = _rows(here, group)
     weights = rollouts.weights[rows]
+    # Every loss is a mean by these weights, of which this process's images have their share of all the weight.
+    share = weights.sum() / rollouts.weights[_rows(images, group)].sum().clamp(min=1e-8)
     surrogates, entropies, values = [], [], []
     for stage, whole in enumerate(rollouts.stages):
-        record = whole.rows(images, group)
+        record = whole.rows(here - rollouts.part.start, group)
         logits = record.logits(actor)
         chosen = log_probability(logits, record.kept, temperature)
         advantage = rollouts.advantages[rows, stage]
@@ -101,13 +108,13 @@ def _losses(
         entropies.append(token_mean(entropy(logits, temperature), record.alive, weights))
         values.append(record.values(critic))
     return _Losses(
-        policy=torch.stack([each.loss for each in surrogates]).mean(),
-        value=value_loss(torch.stack(values, dim=1), rollouts.returns[rows], weights),
-        entropy=torch.stack(entropies).mean(),
-        kl=torch.stack([each.kl for each in surrogates]).mean(),
-        clipped=torch.stack([each.clipped for each in surrogates]).mean(),
+        policy=torch.stack([each.loss for each in surrogates]).mean() * share,
+        value=value_loss(torch.stack(values, dim=1), rollouts.returns[rows], weights) * share,
+        entropy=torch.stack(entropies).mean() * share,
+        kl=torch.stack([each.kl for each in surrogates]).mean() * share,
+        clipped=torch.stack([each.clipped for each in surrogates]).mean() * share,
     )
 
 
-def _mean(values: Iterable[Tensor]) -> float:
-    return float(torch.stack([value.detach() for value in values]).mean())
+def _rows(images: Tensor, group: int) -> Tensor:
+    return (images[:, None] * group + torch.arange(group, device=images.device)).flatten()
