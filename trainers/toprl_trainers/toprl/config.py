@@ -50,9 +50,10 @@ class TOPRLConfig:
     Attributes:
         updates: PPO updates.
         images: training images, drawn once; their embeddings are kept in memory.
-        images_per_update: images whose rollouts make one batch. A policy that is blind to the question is rewarded for
-            all questions of an image at once. One that looks at it (``condition`` or ``residual``) is asked one of them
-            (so these are pairs of image and question), and another one whenever the image comes round again.
+        images_per_update: images whose rollouts make one batch, in each process. A policy that is blind to the question
+            is rewarded for all questions of an image at once. One that looks at it (``condition`` or ``residual``) is
+            asked one of them (so these are pairs of image and question), and another one whenever the image comes round
+            again.
         rollouts_per_image: keep masks drawn for each of them.
         stage_layers: decoder layers before which a stage stands; None for the model's default.
         decay: ratio of each stage's keep count to the one before.
