@@ -17,6 +17,7 @@ EXTRA_OF_MODULE = {
     "onnxruntime": "onnx",
     "easy_vqa": "demo",
     "tensorrt": "trt",
+    "tensorrt_rtx": "trt-rtx",
 }
 """Which extra of toprl-export brings an optional top-level module."""
 

@@ -1,0 +1,1 @@
+"""The `trt` engine: plans built and run by TensorRT, or by TensorRT for RTX."""
