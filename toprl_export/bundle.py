@@ -10,8 +10,10 @@ from toprl_export.errors import UserError
 from toprl_export.files import sha256_of, write_json_atomic
 from toprl_export.manifest import (
     AgentEntry,
+    Compiled,
     EngineEntry,
     FileEntry,
+    GpuEntry,
     Manifest,
     ModelEntry,
     ValidationStamp,
@@ -23,8 +25,10 @@ __all__ = [
     "MANIFEST_NAME",
     "AgentEntry",
     "Bundle",
+    "Compiled",
     "EngineEntry",
     "FileEntry",
+    "GpuEntry",
     "Manifest",
     "ModelEntry",
     "ValidationStamp",

@@ -53,6 +53,21 @@ class Fields:
         inner = self.nested(name)
         return {key: inner.text(key) for key in inner.payload}
 
+    def text_list(self, name: str) -> tuple[str, ...]:
+        """A list of strings."""
+        listed = self._list(name)
+        for index, item in enumerate(listed):
+            if not isinstance(item, str):
+                raise self._wrong(f"{self._path(name)}[{index}]", item, "a text")
+        return tuple(listed)
+
+    def flag(self, name: str) -> bool:
+        """true or false."""
+        value = self.raw(name)
+        if not isinstance(value, bool):
+            raise self._wrong(self._path(name), value, "true or false")
+        return value
+
     def number(self, name: str) -> float:
         """A number."""
         return self._number(self._path(name), self.raw(name))

@@ -18,8 +18,10 @@ from toprl_export.runtime.preprocess import ImageProcessor
 from toprl_export.runtime.prompt import PromptFormat
 
 MANIFEST_FORMAT = "toprl-export/bundle"
-MANIFEST_VERSION = 2
+MANIFEST_VERSION = 3
 VERDICTS = ("passed", "failed")
+ATTENTIONS = ("plugin", "native")
+"""Who computes attention in a compiled plan."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,44 @@ class AgentEntry:
 
 
 @dataclass(frozen=True)
-class EngineEntry:
+class GpuEntry:
+    """A GPU: its name, its compute capability ("8.9") and the version of its driver."""
+
+    name: str
+    sm: str
+    driver: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """What plans depend on that were compiled for certain GPUs; all defaults for an engine without plans.
+
+    Attributes:
+        binding: the Python package that compiled them, "tensorrt" or "tensorrt_rtx".
+        binding_version: its version.
+        gpu: where they were compiled; None where that took no GPU.
+        target_sms: compute capabilities that they were compiled for; empty for what the binding does by itself: those
+            of ``gpu``, or all that TensorRT for RTX calls portable.
+        attention: "plugin" where attention layers call `toprl::FlashAttention`, "native" where they are TensorRT's own.
+        version_compatible: later versions of the binding can load them too.
+        hardware_compatible: other GPUs from Ampere on can run them too.
+    """
+
+    binding: str | None = None
+    binding_version: str | None = None
+    gpu: GpuEntry | None = None
+    target_sms: tuple[str, ...] = ()
+    attention: str | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+
+    def __post_init__(self) -> None:
+        if self.attention not in (None, *ATTENTIONS):
+            raise UserError(f"attention {self.attention!r} is unknown, expected {' or '.join(ATTENTIONS)}")
+
+
+@dataclass(frozen=True)
+class EngineEntry(Compiled):
     """What the graphs were built by and for; ``toolchain`` maps distributions to versions."""
 
     name: str
@@ -224,7 +263,20 @@ def _model(entry: Fields) -> ModelEntry:
 
 
 def _engine(entry: Fields) -> EngineEntry:
-    return EngineEntry(entry.text("name"), entry.text("precision"), entry.whole("opset"), entry.texts("toolchain"))
+    gpu = None if entry.raw("gpu") is None else entry.nested("gpu")
+    return EngineEntry(
+        entry.text("name"),
+        entry.text("precision"),
+        entry.whole("opset"),
+        entry.texts("toolchain"),
+        binding=entry.text_or_none("binding"),
+        binding_version=entry.text_or_none("binding_version"),
+        gpu=None if gpu is None else GpuEntry(gpu.text("name"), gpu.text("sm"), gpu.text("driver")),
+        target_sms=entry.text_list("target_sms"),
+        attention=entry.text_or_none("attention"),
+        version_compatible=entry.flag("version_compatible"),
+        hardware_compatible=entry.flag("hardware_compatible"),
+    )
 
 
 def _content_digest(content: dict[str, Any]) -> str:

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from tests.support.fake_engine import END_ID, VISUAL_TOKENS, made_up_bundle, made_up_manifest
 from toprl_export.bundle import (
     AgentEntry,
+    Compiled,
     EngineEntry,
     FileEntry,
+    GpuEntry,
     Manifest,
     ModelEntry,
     ValidationStamp,
@@ -35,6 +37,18 @@ from toprl_export.runtime.prompt import PromptFormat
 names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
 plain_paths = st.lists(st.from_regex(r"[a-z0-9_-]{1,8}", fullmatch=True), min_size=1, max_size=3).map("/".join)
 sizes = st.integers(1, 10**12)
+
+
+compiled = st.builds(
+    Compiled,
+    binding=st.none() | names,
+    binding_version=st.none() | names,
+    gpu=st.none() | st.builds(GpuEntry, names, names, names),
+    target_sms=st.lists(names, max_size=2).map(tuple),
+    attention=st.sampled_from([None, "plugin", "native"]),
+    version_compatible=st.booleans(),
+    hardware_compatible=st.booleans(),
+)
 
 
 @st.composite
@@ -56,7 +70,9 @@ def manifests(draw: st.DrawFn) -> Manifest:
         agents=tuple(AgentEntry(task, draw(names), draw(names), index) for index, task in enumerate(tasks)),
         baseline=None if tasks else draw(names),
         plan=make_plan(visual, layers, (0, layers // 2), "actor", budgets),
-        engine=EngineEntry(draw(names), draw(names), 23, draw(st.dictionaries(names, names, max_size=3))),
+        engine=EngineEntry(
+            draw(names), draw(names), 23, draw(st.dictionaries(names, names, max_size=3)), **vars(draw(compiled))
+        ),
         files=tuple(
             FileEntry(path, draw(names), draw(sizes), draw(names))
             for path in draw(st.lists(plain_paths, max_size=4, unique=True))
@@ -77,7 +93,7 @@ def test_manifest_round_trip(manifest: Manifest):
 
 def test_manifest_states_how_budgets_and_agents_relate():
     written = made_up_manifest().to_json()
-    assert (written["format"], written["version"], written["baseline"]) == ("toprl-export/bundle", 2, None)
+    assert (written["format"], written["version"], written["baseline"]) == ("toprl-export/bundle", 3, None)
     assert written["plan"]["visual_tokens"] == written["model"]["visual_tokens"] == VISUAL_TOKENS
     assert [schedule["budget_kept"] for schedule in written["plan"]["schedules"]] == [4, 8]
     assert all(len(schedule["keep_counts"]) == 2 for schedule in written["plan"]["schedules"])
@@ -279,9 +295,9 @@ def test_manifests_of_another_version_format_or_content(tmp_path: Path):
     directory = tmp_path / "bundle"
     made_up_bundle(directory)
     original = (directory / "manifest.json").read_text()
-    for version in (1, 3):
+    for version in (2, 4):
         rewrite(directory, version=version)
-        refused(directory, f"has version {version} of toprl-export/bundle, but this release reads version 2")
+        refused(directory, f"has version {version} of toprl-export/bundle, but this release reads version 3")
     rewrite(directory, version=2, format="toprl-export/agent")
     refused(directory, "has format 'toprl-export/agent', expected 'toprl-export/bundle'")
     (directory / "manifest.json").write_text(original.replace('"fp32"', '"fp16"'))

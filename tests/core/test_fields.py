@@ -18,6 +18,7 @@ CONTENT = {
     "half": 0.5,
     "wholes": [1, 2],
     "mixed": [1, "x"],
+    "texts": ["a", "b"],
     "inner": {"a": "b", "deep": [{"n": 1}, 2]},
 }
 FIELDS = Fields(Path("file.json"), CONTENT)
@@ -26,6 +27,7 @@ FIELDS = Fields(Path("file.json"), CONTENT)
 def test_right_values():
     assert (FIELDS.text("text"), FIELDS.whole("whole"), FIELDS.wholes("wholes")) == ("a", 3, (1, 2))
     assert (FIELDS.text_or_none("null"), FIELDS.text_or_none("text")) == (None, "a")
+    assert (FIELDS.text_list("texts"), FIELDS.flag("true")) == (("a", "b"), True)
     assert (FIELDS.number("half"), FIELDS.number("whole"), FIELDS.numbers("wholes")) == (0.5, 3.0, (1.0, 2.0))
     assert FIELDS.nested("inner").text("a") == "b"
     assert Fields("x", {"m": {"a": "b"}}).texts("m") == {"a": "b"}
@@ -43,6 +45,8 @@ def test_right_values():
         (lambda: FIELDS.wholes("mixed"), "mixed[1] is 'x', expected a whole number"),
         (lambda: FIELDS.numbers("mixed"), "mixed[1] is 'x', expected a number"),
         (lambda: FIELDS.wholes("text"), "text is 'a', expected a list"),
+        (lambda: FIELDS.text_list("mixed"), "mixed[0] is 1, expected a text"),
+        (lambda: FIELDS.flag("whole"), "whole is 3, expected true or false"),
         (lambda: FIELDS.nested("text"), "text is 'a', expected an object"),
         (lambda: FIELDS.nested("inner").nested_list("deep"), "inner.deep[1] is 2, expected an object"),
         (lambda: FIELDS.texts("inner"), "inner.deep is [{'n': 1}, 2], expected a text"),

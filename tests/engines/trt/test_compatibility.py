@@ -1,0 +1,67 @@
+"""Plans are refused before they are loaded where they cannot run, with what would help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+
+from toprl_engines.trt.binding import Binding
+from toprl_engines.trt.compatibility import check_compatible
+from toprl_export.errors import UserError
+from toprl_export.manifest import EngineEntry, GpuEntry
+
+FULL = Binding("tensorrt", None, "11.4.0")
+RTX = Binding("tensorrt_rtx", None, "1.7.1")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    sm: str
+    name: str = "Some GPU"
+
+
+ON_ADA = EngineEntry(
+    "trt", "fp16", 23, {}, binding="tensorrt", binding_version="11.4.0", gpu=GpuEntry("RTX 4090", "8.9", "580.1")
+)
+PORTABLE = EngineEntry("trt", "fp16", 23, {}, binding="tensorrt_rtx", binding_version="1.7.1")
+
+
+@pytest.mark.parametrize(
+    ("entry", "binding", "sms"),
+    [
+        (ON_ADA, FULL, ["8.9"]),
+        (replace(ON_ADA, hardware_compatible=True), FULL, ["8.0", "8.9", "9.0", "12.0"]),
+        (replace(ON_ADA, version_compatible=True), replace(FULL, version="11.6.1"), ["8.9"]),
+        (PORTABLE, RTX, ["8.0", "8.6", "8.9", "12.0", "12.1"]),
+        (replace(PORTABLE, target_sms=("7.5", "8.9")), RTX, ["7.5", "8.9"]),
+        (replace(ON_ADA, binding="tensorrt_rtx", binding_version="1.7.1"), RTX, ["8.9"]),
+    ],
+)
+def test_plans_are_taken_where_they_were_built_for(entry, binding, sms):
+    for sm in sms:
+        check_compatible(entry, binding, Gpu(sm))
+
+
+@pytest.mark.parametrize(
+    ("entry", "binding", "sm", "message"),
+    [
+        (ON_ADA, FULL, "9.0", r"for RTX 4090 \(compute capability 8.9\), but Some GPU has compute capability 9.0"),
+        (replace(ON_ADA, hardware_compatible=True), FULL, "7.5", "built for compute capability 8.0 and newer"),
+        (PORTABLE, RTX, "9.0", "built for compute capability 8.0, 8.6, 8.9, 12.0 and newer, but"),
+        (PORTABLE, RTX, "7.5", "compute capability 7.5: build it again"),
+        (replace(PORTABLE, target_sms=("8.9",)), RTX, "8.6", "built for compute capability 8.9, but"),
+        (ON_ADA, RTX, "8.9", "built by tensorrt 11.4.0, but this is tensorrt_rtx 1.7.1: install tensorrt"),
+        (ON_ADA, replace(FULL, version="11.5.0"), "8.9", "11.5.0 is installed: install that version, build it again"),
+        (
+            replace(ON_ADA, version_compatible=True),
+            replace(FULL, version="11.3.0"),
+            "8.9",
+            "which 11.3.0 cannot load: later versions with the same first number can",
+        ),
+        (replace(ON_ADA, version_compatible=True), replace(FULL, version="12.0.0"), "8.9", "which 12.0.0 cannot load"),
+    ],
+)
+def test_plans_are_refused_elsewhere(entry, binding, sm, message):
+    with pytest.raises(UserError, match=message):
+        check_compatible(entry, binding, Gpu(sm))
