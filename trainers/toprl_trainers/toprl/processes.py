@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import importlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -196,8 +197,12 @@ def launched_processes() -> Processes:
     if not (torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()):
         return ALONE
     accelerate = require("accelerate", "train")
+    # Its functions take the group of the moment they are defined as a default argument. Imported later, as loading a
+    # model does, they would keep the group alive after its end.
+    importlib.import_module("torch.distributed.nn.functional")
     patience = accelerate.utils.InitProcessGroupKwargs(timeout=PATIENCE)
     joined = accelerate.Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
-    # A group whose threads still run when the interpreter is torn down aborts the process.
+    # The group's threads must end before the interpreter does: one that lets go of a summed tensor later needs Python
+    # for it, and aborts the process.
     atexit.register(joined.end_training)
     return Processes(joined.process_index, joined.num_processes, joined.device)
