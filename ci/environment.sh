@@ -1,5 +1,6 @@
 # Sourced by the other scripts: changes to the repository's root and puts .venv, made where it is missing or
-# out of date, first on PATH. Pip's own settings (PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, pip.conf) choose where
+# out of date, first on PATH. EXTRAS names the extras in it (default: demo,dev; a GPU runner takes train,gpu,trt,dev
+# with an index that has them). Pip's own settings (PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, pip.conf) choose where
 # packages come from, such as an index with CPU builds of torch.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -17,7 +18,7 @@ python_with_venv() {
 }
 
 environment_stamp() {
-    { cat pyproject.toml ci/constraints.txt; echo "$PWD"; } | cksum
+    { cat pyproject.toml ci/constraints.txt; echo "$PWD ${EXTRAS:-demo,dev}"; } | cksum
 }
 
 prepare_environment() {
@@ -27,7 +28,7 @@ prepare_environment() {
         echo "Preparing .venv (this downloads PyTorch once) …" >&2
         "$python" -m venv .venv
         .venv/bin/python -m pip install --quiet -c ci/constraints.txt hatchling editables
-        .venv/bin/python -m pip install --quiet -c ci/constraints.txt --no-build-isolation -e ".[demo,dev]"
+        .venv/bin/python -m pip install --quiet -c ci/constraints.txt --no-build-isolation -e ".[${EXTRAS:-demo,dev}]"
         environment_stamp >"$stamp"
     fi
     PATH=$PWD/.venv/bin:$PATH

@@ -1,0 +1,1 @@
+"""Checks for a machine with a CUDA GPU; `ci/gpu.sh` starts them."""

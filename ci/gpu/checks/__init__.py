@@ -1,0 +1,1 @@
+"""What is checked, one file per subject; each runs in a process of its own."""

@@ -1,0 +1,159 @@
+"""Engines of the embedded model, where their packages are installed: built, held against PyTorch, timed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ci.gpu.context import Context, NotRun, Wrong
+from toprl_export.agent import Agent, AgentRecord, TrainingRecord, save_agent
+from toprl_export.errors import UserError
+from toprl_export.models.adapter import LVLMAdapter
+from toprl_export.models.load import load_model
+from toprl_export.pruning.actor import Actor, ActorConfig
+from toprl_export.pruning.plan import make_plan
+from toprl_export.validate.gates import BudgetLimits, GateLimits
+from toprl_export.validate.report import BudgetReport
+
+TASK = "mini-colour"
+BUDGETS = (192, 64)
+LARGEST_LOGIT_ERROR = {"fp32": 1e-3, "fp16": 0.5, "bf16": 1.0}
+"""Beyond rounding in that type, with the engine's choice of tokens replayed in PyTorch."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """An engine, the precision of its weights, and the device on which it is validated."""
+
+    engine: str
+    precision: str
+    device: str
+
+    @property
+    def name(self) -> str:
+        """As it is reported: "onnx cuda fp32", "trt fp16"."""
+        return " ".join([self.engine, *([self.device] if self.engine == "onnx" else []), self.precision])
+
+
+def check_engines(context: Context) -> None:
+    """Build and validate each; the agent is untrained, so what it keeps says nothing about accuracy."""
+    torch.backends.cudnn.allow_tf32 = False
+    agent = untrained_agent(context.scratch / "agent", load_model())
+    targets = [Target("onnx", "fp32", "cpu")]
+    if context.device == "cuda":
+        onnx_gpu = [Target("onnx", "fp32", "cuda")]
+        targets = [*onnx_gpu, *(Target("trt", precision, "cuda") for precision in LARGEST_LOGIT_ERROR), *targets]
+    for target in targets:
+        bundle = context.scratch / f"{target.engine}-{target.precision}"
+        if context.measure("build", target.name, partial(build_bundle, target, agent, bundle)):
+            _measure(context, target, bundle)
+
+
+def untrained_agent(directory: Path, adapter: LVLMAdapter) -> Path:
+    """An agent with random weights and the default stages."""
+    directory.mkdir()
+    torch.manual_seed(0)
+    plan = make_plan(adapter.visual_tokens, adapter.shape.layers, adapter.default_stage_layers, "actor", list(BUDGETS))
+    config = ActorConfig(adapter.shape.hidden, stages=len(plan.stages))
+    training = TrainingRecord("none", BUDGETS[0], 0, 0, 0.0, "ci/gpu.sh", {})
+    record = AgentRecord(
+        TASK, "untrained", adapter.model_id, adapter.fingerprint, plan=plan, actor=config, seed=0, training=training
+    )
+    save_agent(directory, Agent(record, Actor(config)), {"value": torch.zeros(1)})
+    return directory
+
+
+def build_bundle(target: Target, agent: Path, directory: Path) -> dict[str, float]:
+    """Build, or find it built for another device.
+
+    Returns:
+        seconds and size.
+
+    Raises:
+        NotRun: the engine is unknown, or what it needs is not installed here.
+    """
+    from toprl_export.build import build
+    from toprl_export.engine import get_engine
+
+    if target.engine == "onnx" and target.device == "cuda":
+        _check_onnxruntime()
+    try:
+        get_engine(target.engine)
+    except UserError as error:
+        raise NotRun(str(error)) from error
+    start = time.monotonic()
+    bundle = build("mini", [agent], BUDGETS, target.engine, target.precision, output_dir=directory, command="ci/gpu.sh")
+    size = sum(file.size for file in bundle.manifest.files)
+    return {"seconds": time.monotonic() - start, "mib": size / 2**20}
+
+
+def _check_onnxruntime() -> None:
+    import onnxruntime
+
+    offered = onnxruntime.get_available_providers()
+    if "CUDAExecutionProvider" not in offered:
+        raise NotRun(f"this ONNX Runtime ({onnxruntime.__version__}) was built without CUDA: {', '.join(offered)}")
+
+
+def _measure(context: Context, target: Target, bundle: Path) -> None:
+    """Validate, then one case per budget in each table."""
+    budgets: list[BudgetReport] = []
+    context.prepare("validate", target.name, lambda: budgets.extend(_validate(context, target, bundle)))
+    for budget in budgets:
+        name = f"{target.name}, {budget.budget_kept} kept"
+        context.measure("parity", name, partial(parity_figures, budget, target.precision))
+        context.measure("speed", name, partial(speed_figures, budget))
+
+
+def _validate(context: Context, target: Target, bundle: Path) -> tuple[BudgetReport, ...]:
+    from toprl_export.validate.bench import ValidationOptions
+    from toprl_export.validate.runner import validate
+
+    options = ValidationOptions(
+        limit=6 if context.quick else 48,
+        parity_questions=6 if context.quick else 24,
+        iterations=3 if context.quick else 20,
+        throughput_batches=(1, 4),
+        device=target.device,
+        measure_memory=False,
+    )
+    nothing = GateLimits(min_retention=BudgetLimits(), max_logit_error=None, min_overlap=None)
+    report_dir = bundle.with_name(f"{target.name.replace(' ', '-')}-report")
+    return validate(bundle, options=options, limits=nothing, report_dir=report_dir, command="ci/gpu.sh").budgets
+
+
+def parity_figures(budget: BudgetReport, precision: str) -> dict[str, float]:
+    """How closely the engine follows PyTorch.
+
+    Raises:
+        Wrong: its logits are no numbers, or further off than rounding explains.
+    """
+    parity = budget.parity
+    figures = {
+        "kept_overlap_worst_stage": min(parity.kept_overlap_per_stage),
+        "greedy_agreement": parity.greedy_agreement,
+    }
+    if parity.logit_error_forced is None:
+        raise Wrong("a logit is not a finite number", figures)
+    figures = {"logit_error": parity.logit_error_forced, **figures}
+    if parity.logit_error_forced > LARGEST_LOGIT_ERROR[precision]:
+        raise Wrong(f"logits differ by {parity.logit_error_forced:.2g}", figures)
+    return figures
+
+
+def speed_figures(budget: BudgetReport) -> dict[str, float]:
+    """Medians and ratios of one request, and requests per second at the largest batch."""
+    latency, speedup, largest = budget.latency_ms.engine, budget.speedup, budget.throughput[-1]
+    return {
+        "vision_ms": latency.vision,
+        "prefill_ms": latency.prefill,
+        "decode_ms_per_token": latency.decode_per_token,
+        "prefill_vs_pytorch": speedup.prefill_vs_reference,
+        "prefill_vs_engine_unpruned": speedup.prefill_vs_engine_unpruned,
+        "total_vs_pytorch": speedup.total_vs_reference,
+        f"requests_per_second_at_batch_{largest.batch}": largest.engine,
+    }

@@ -1,0 +1,136 @@
+"""Our attention kernel, called from PyTorch, against PyTorch's own: how exact and how fast it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
+from statistics import median
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ci.gpu.attention_cases import Attend, Problem, Sizes, errors, exact, problems, random_problem, sdpa
+from ci.gpu.context import Context, NotRun, Wrong, one_line
+from ci.gpu.timing import Times, device_ms, ratio, take_turns
+
+SMALLEST_ERROR = 1e-12
+HEADS = 32
+TOKENS = 8192
+SPEED_LENGTHS = (1024, 2048, 4096, 8192)
+
+
+def our_kernel() -> Attend:
+    """`toprl_flash_attention.kernel.flash_attention` as an `Attend`."""
+    function = import_module("toprl_flash_attention.kernel").flash_attention
+
+    def attend(problem: Problem) -> Tensor:
+        answer: Tensor = function(
+            problem.query, problem.key, problem.value, problem.mask, scale=problem.scale, causal=problem.causal
+        )
+        return answer
+
+    return attend
+
+
+def check_error(context: Context) -> None:
+    """Every kind of problem; then the control: causality counted from the wrong corner must be noticed."""
+    attend = our_kernel()
+    longest = 48 if context.quick else 1500
+    for name, problem in problems(context.device, longest):
+        context.measure("error", name, partial(compare_error, attend, problem))
+    sizes = Sizes(2, 4, 4, longest // 3, longest, 64)
+    skewed = replace(random_problem(sizes, torch.bfloat16, context.device, 0), causal=True)
+    context.measure("control", "causal from the wrong corner", partial(control, attend, skewed))
+
+
+def compare_error(attend: Attend, problem: Problem) -> dict[str, float]:
+    """The kernel's errors over those that PyTorch makes on the same numbers.
+
+    Raises:
+        Wrong: the answer has another shape or type than the query, or is more than twice as far off.
+    """
+    answer, truth = attend(problem), exact(problem)
+    if answer.shape != problem.query.shape or answer.dtype != problem.query.dtype:
+        raise Wrong(f"the answer is {tuple(answer.shape)} {answer.dtype}", {})
+    ours, theirs = errors(answer, truth), errors(sdpa(problem), truth)
+    if ours[0] == float("inf"):
+        raise Wrong("the answer holds NaN or infinities", {})
+    figures = {
+        "of_sdpa_error": max(a / max(b, SMALLEST_ERROR) for a, b in zip(ours, theirs, strict=True)),
+        "relative_error": ours[0],
+        "sdpa_relative_error": theirs[0],
+        "largest_error": ours[1],
+        "sdpa_largest_error": theirs[1],
+    }
+    if figures["of_sdpa_error"] > 2:
+        raise Wrong(f"{figures['of_sdpa_error']:.2g} times SDPA's error", figures)
+    return figures
+
+
+def control(attend: Attend, problem: Problem) -> dict[str, float]:
+    """How many times SDPA's error a kernel would make that counts causality from the upper left."""
+    queries, keys = problem.query.shape[2], problem.key.shape[2]
+    upper_left = torch.ones(queries, keys, dtype=torch.bool, device=problem.query.device).tril()
+    truth = exact(problem)
+    wrong = errors(attend(replace(problem, causal=False, mask=upper_left)), truth)[0]
+    return {"of_sdpa_error": wrong / max(errors(sdpa(problem), truth)[0], SMALLEST_ERROR)}
+
+
+def check_speed(context: Context) -> None:
+    """Prefill sizes of 1k to 8k tokens at head dim 128, then 64, dense and causal, and a cache with fewer queries."""
+    attend = our_kernel()
+    lengths, tokens, heads = ((32, 64), 64, 2) if context.quick else (SPEED_LENGTHS, TOKENS, HEADS)
+    for head_dim in (128, 64):
+        for length in lengths:
+            for causal in (True, False):
+                for dtype in (torch.bfloat16, torch.float16) if head_dim == 128 else (torch.bfloat16,):
+                    sizes = Sizes(max(1, tokens // length), heads, heads, length, length, head_dim)
+                    problem = replace(random_problem(sizes, dtype, context.device, length), causal=causal)
+                    shown = f"{sizes.batch}×{heads}×{length}, {'causal' if causal else 'dense'}"
+                    name = f"{shown}, {str(dtype).removeprefix('torch.')}"
+                    context.measure(f"head dim {head_dim}", name, partial(compare_speed, attend, problem, context))
+
+
+def compare_speed(attend: Attend, problem: Problem, context: Context) -> dict[str, float]:
+    """TFLOP/s of the kernel and of PyTorch's backends, which take turns."""
+    runs: dict[str, Callable[[], Tensor]] = {"kernel": partial(attend, problem)}
+    runs |= _backends(problem, context.device)
+    if "sdpa_flash" not in runs and context.device == "cuda":
+        raise NotRun("PyTorch has no flash attention for this problem here")
+    turns = {name: _always(run) for name, run in runs.items()}
+    rounds = (2, 2) if context.quick else (10, 40)
+    times = take_turns(turns, context.device, device_ms, rounds, seconds=1.0, warmup=1 if context.quick else 5)
+    figures: dict[str, float] = {f"{name}_tflops": problem.flops / median(spent) / 1e9 for name, spent in times.items()}
+    return figures | _against(times)
+
+
+def _against(times: Times) -> dict[str, float]:
+    return {f"of_{name}": ratio(times, name, "kernel") for name in times if name.startswith("sdpa")}
+
+
+def _always(run: Callable[[], Tensor]) -> Callable[[], Callable[[], Tensor]]:
+    return lambda: run
+
+
+def _backends(problem: Problem, device: str) -> dict[str, Callable[[], Tensor]]:
+    """Those of PyTorch's implementations that take the problem."""
+    if device != "cuda":
+        return {"sdpa": partial(sdpa, problem)}
+    known = {"sdpa_flash": SDPBackend.FLASH_ATTENTION, "sdpa_cudnn": SDPBackend.CUDNN_ATTENTION}
+    found: dict[str, Callable[[], Tensor]] = {}
+    for name, backend in known.items():
+
+        def run(backend: SDPBackend = backend) -> Tensor:
+            with sdpa_kernel(backend):
+                return sdpa(problem)
+
+        try:
+            run()
+        except RuntimeError as error:
+            print(f"{name} does not take the problem: {one_line(error)}")
+            continue
+        found[name] = run
+    return found

@@ -1,0 +1,113 @@
+"""What is to be reached, and whether what the checks found reaches it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ci.gpu.record import Case, CheckResult, Verdict
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A limit on one figure of one table.
+
+    Attributes:
+        text: the goal in words.
+        check: whose cases count.
+        table: of these the ones in this table.
+        figure: what is compared.
+        sign: whether ``limit`` is the least or the most.
+        limit: to be met.
+        over: of several cases the "worst" or the "best" counts.
+        case: only cases whose name begins so.
+        full_size: the figure means nothing where shapes are small.
+    """
+
+    text: str
+    check: str
+    table: str
+    figure: str
+    sign: Literal[">=", "<="]
+    limit: float
+    over: Literal["worst", "best"] = "worst"
+    case: str = ""
+    full_size: bool = False
+
+    @property
+    def needed(self) -> str:
+        """The limit in words."""
+        return f"{self.figure} {'≥' if self.sign == '>=' else '≤'} {self.limit:g}, {self.over} case"
+
+    def judge(self, checks: Sequence[CheckResult], device: str, quick: bool) -> Verdict:
+        """Hold the goal against what was found; a case that failed counts as missed."""
+        if self.full_size and (device != "cuda" or quick):
+            return self._not_run("the shapes were small" if device == "cuda" else "not run on a GPU")
+        found = next((check for check in checks if check.name == self.check), None)
+        if found is None:
+            return self._not_run(f"the check {self.check} was left out")
+        cases = [case for case in found.cases if case.table == self.table and case.name.startswith(self.case)]
+        failed = [case for case in cases if case.status == "failed"]
+        measured = [case for case in cases if case.status == "ok" and self.figure in case.figures]
+        if failed and (self.over == "worst" or not measured):
+            return Verdict(self.text, self.needed, f"{failed[0].name}: {failed[0].why}", "not reached")
+        if not measured:
+            return self._not_run(_reason(found, cases))
+        return self._compare(measured, [case for case in cases if case.status == "not run"])
+
+    def _compare(self, measured: Sequence[Case], left_out: Sequence[Case]) -> Verdict:
+        pick_largest = (self.sign == ">=") == (self.over == "best")
+        chosen = (max if pick_largest else min)(measured, key=lambda case: case.figures[self.figure])
+        value = chosen.figures[self.figure]
+        met = value >= self.limit if self.sign == ">=" else value <= self.limit
+        found = f"{value:.4g} ({chosen.name}; {len(measured)} cases"
+        found += f", {len(left_out)} not run)" if left_out else ")"
+        return Verdict(self.text, self.needed, found, "reached" if met else "not reached")
+
+    def _not_run(self, why: str) -> Verdict:
+        return Verdict(self.text, self.needed, why, "not run")
+
+
+def _reason(check: CheckResult, cases: Sequence[Case]) -> str:
+    """Why a check measured nothing."""
+    reasons = [case.why for case in (*cases, *check.cases) if case.status == "not run"]
+    return next(iter((*reasons, check.why)), "") or "nothing was measured"
+
+
+GOALS = (
+    Goal("kernel: error against fp64, over SDPA's own", "kernel-error", "error", "of_sdpa_error", "<=", 2.0),
+    Goal("that error check notices a wrong mask", "kernel-error", "control", "of_sdpa_error", ">=", 10.0),
+    Goal(
+        "kernel: speed at head dim 128, over SDPA flash",
+        "kernel-speed", "head dim 128", "of_sdpa_flash", ">=", 0.7, full_size=True,
+    ),
+    Goal(
+        "the same, goal",
+        "kernel-speed", "head dim 128", "of_sdpa_flash", ">=", 0.9, full_size=True,
+    ),
+    Goal("compiled kernel (C interface): error, over SDPA's own", "library", "error", "of_sdpa_error", "<=", 2.0),
+    Goal(
+        "LLaVA-NeXT-7B shape, 320 of 2,880 kept, batch 1: time to first token, over the fastest unpruned PyTorch",
+        "llava-next", "first token", "speedup", ">=", 2.5, over="best", case="batch 1, 320 kept", full_size=True,
+    ),
+    Goal(
+        "the same, goal",
+        "llava-next", "first token", "speedup", ">=", 3.0, over="best", case="batch 1, 320 kept", full_size=True,
+    ),
+    Goal(
+        "our walk, unpruned, gives Hugging Face's logits (LLaVA-NeXT-7B shape)",
+        "llava-next", "agreement", "relative_error", "<=", 0.05, case="walk",
+    ),
+    Goal("the same for LLaVA-1.5-7B's", "llava-1.5", "agreement", "relative_error", "<=", 0.05, case="walk"),
+    Goal("mini gives the CPU's logits in fp32, pruned and unpruned", "mini", "agreement", "logit_error", "<=", 1e-3),
+    Goal("ONNX Runtime on the GPU: parity", "engines", "parity", "logit_error", "<=", 1e-4, case="onnx cuda fp32"),
+    Goal("TensorRT engine: parity in fp32", "engines", "parity", "logit_error", "<=", 1e-3, case="trt fp32"),
+    Goal("tests marked gpu pass", "tests", "tests", "failures", "<=", 0),
+)  # fmt: skip
+"""In the order in which they are reported."""
+
+
+def judge_all(checks: Sequence[CheckResult], device: str, quick: bool) -> tuple[Verdict, ...]:
+    """The verdict on every goal."""
+    return tuple(goal.judge(checks, device, quick) for goal in GOALS)

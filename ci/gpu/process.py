@@ -1,0 +1,53 @@
+"""Runs one check: ``python -m ci.gpu.process MODULE:FUNCTION --cases FILE --scratch DIR --device D --seconds S``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from ci.gpu.context import Context, NotRun, one_line
+from ci.gpu.record import Case
+
+
+def main() -> int:
+    """0 when the check came to its end, else 1; whatever it recorded before is in the file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("check", metavar="MODULE:FUNCTION", help="is given a `Context`")
+    parser.add_argument("--cases", type=Path, required=True)
+    parser.add_argument("--scratch", type=Path, required=True)
+    parser.add_argument("--device", choices=("cuda", "cpu"), required=True)
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--without-kernel", default="", metavar="WHY")
+    arguments = parser.parse_args()
+    context = Context(
+        device=arguments.device,
+        quick=arguments.quick,
+        deadline=time.monotonic() + arguments.seconds,
+        cases=arguments.cases,
+        scratch=arguments.scratch,
+        without_kernel=arguments.without_kernel,
+    )
+    return run_check(arguments.check, context)
+
+
+def run_check(target: str, context: Context) -> int:
+    """Import a check and run it; what is missing on this machine is a case that was not run."""
+    module, _, function = target.partition(":")
+    try:
+        getattr(importlib.import_module(module), function)(context)
+    except (NotRun, ModuleNotFoundError) as error:
+        context.record(Case("whole check", function, "not run", one_line(error)))
+    except Exception as error:  # noqa: BLE001  # the process answers by its exit code and the log
+        traceback.print_exc()
+        print(one_line(error), file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""What the checks found, as it stands in ``report.json``. Needs the standard library and the core's field reader alone,
+so that a report can be written where nothing else works."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from toprl_export.errors import UserError
+from toprl_export.fields import Fields
+
+FORMAT, VERSION = "toprl-export/gpu-report", 1
+CaseStatus = Literal["ok", "failed", "not run"]
+CheckStatus = Literal["finished", "failed", "out of time", "not run"]
+Outcome = Literal["reached", "not reached", "not run"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing measured or tried.
+
+    Attributes:
+        table: cases of one table have the same figures.
+        name: what distinguishes it within its table.
+        status: "failed" where it raised or a figure is beyond what is right.
+        why: one line; empty when it is ok.
+        figures: by name, which ends in its unit; finite numbers.
+
+    Raises:
+        UserError: the status is unknown, a reason is missing, or a figure is not finite.
+    """
+
+    table: str
+    name: str
+    status: CaseStatus = "ok"
+    why: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_choice(f"case {self.name!r}", self.status, get_args(CaseStatus))
+        if self.status != "ok" and not self.why:
+            raise UserError(f"case {self.name!r} is {self.status}, but does not say why")
+        wrong = [name for name, value in self.figures.items() if not math.isfinite(value)]
+        if wrong:
+            raise UserError(f"case {self.name!r} has no finite {wrong[0]}: {self.figures[wrong[0]]}")
+
+    @classmethod
+    def from_json(cls, fields: Fields) -> Case:
+        """Read one case.
+
+        Raises:
+            UserError: a field is missing, mistyped or impossible.
+        """
+        figures = fields.nested("figures")
+        return cls(
+            fields.text("table"),
+            fields.text("name"),
+            cast(CaseStatus, fields.text("status")),
+            fields.text("why"),
+            {name: figures.number(name) for name in figures.payload},
+        )
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One check's process: how it ended and what it had recorded by then.
+
+    Attributes:
+        name: of the check.
+        status: "failed" when the process crashed, "out of time" when it was stopped.
+        why: one line; empty when it finished.
+        seconds: it took.
+        cases: recorded before it ended.
+        log: the end of what it printed.
+    """
+
+    name: str
+    status: CheckStatus
+    why: str = ""
+    seconds: float = 0.0
+    cases: tuple[Case, ...] = ()
+    log: str = ""
+
+    def __post_init__(self) -> None:
+        _check_choice(f"check {self.name!r}", self.status, get_args(CheckStatus))
+
+    @classmethod
+    def from_json(cls, fields: Fields) -> CheckResult:
+        """Read one check.
+
+        Raises:
+            UserError: a field is missing, mistyped or impossible.
+        """
+        return cls(
+            fields.text("name"),
+            cast(CheckStatus, fields.text("status")),
+            fields.text("why"),
+            fields.number("seconds"),
+            tuple(Case.from_json(case) for case in fields.nested_list("cases")),
+            fields.text("log"),
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One goal, what it asks for, what was found, and whether that is enough."""
+
+    goal: str
+    needed: str
+    found: str
+    outcome: Outcome
+
+    def __post_init__(self) -> None:
+        _check_choice(f"goal {self.goal!r}", self.outcome, get_args(Outcome))
+
+    @classmethod
+    def from_json(cls, fields: Fields) -> Verdict:
+        """Read one verdict.
+
+        Raises:
+            UserError: a field is missing, mistyped or impossible.
+        """
+        outcome = cast(Outcome, fields.text("outcome"))
+        return cls(fields.text("goal"), fields.text("needed"), fields.text("found"), outcome)
+
+
+@dataclass(frozen=True)
+class GpuReport:
+    """All of one run.
+
+    Attributes:
+        created: UTC, ISO 8601.
+        command: the command line.
+        device: "cuda" or "cpu".
+        quick: small shapes, whose times mean nothing.
+        seconds: the whole took.
+        machine: what is known of the machine and its packages, by name.
+        checks: in the order in which they ran.
+        verdicts: one per goal.
+    """
+
+    created: str
+    command: str
+    device: str
+    quick: bool
+    seconds: float
+    machine: Mapping[str, str]
+    checks: tuple[CheckResult, ...]
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def broken(self) -> bool:
+        """Whether something ran and was wrong: a check or a case failed, or a goal was missed."""
+        cases = [case for check in self.checks for case in check.cases]
+        return (
+            any(check.status in ("failed", "out of time") for check in self.checks)
+            or any(case.status == "failed" for case in cases)
+            or any(verdict.outcome == "not reached" for verdict in self.verdicts)
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object that :meth:`from_json` reads back."""
+        return {"format": FORMAT, "version": VERSION, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, fields: Fields) -> GpuReport:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            UserError: another format or version, or a field is missing, mistyped or impossible.
+        """
+        found = (fields.raw("format"), fields.raw("version"))
+        if found != (FORMAT, VERSION):
+            raise UserError(f"the report has format {found[0]!r} version {found[1]!r}, expected {FORMAT!r} {VERSION}")
+        return cls(
+            created=fields.text("created"),
+            command=fields.text("command"),
+            device=fields.text("device"),
+            quick=bool(fields.raw("quick")),
+            seconds=fields.number("seconds"),
+            machine=fields.texts("machine"),
+            checks=tuple(CheckResult.from_json(check) for check in fields.nested_list("checks")),
+            verdicts=tuple(Verdict.from_json(verdict) for verdict in fields.nested_list("verdicts")),
+        )
+
+
+def load_report(path: Path) -> GpuReport:
+    """Read ``report.json``.
+
+    Raises:
+        UserError: it is missing, no JSON, or no report of this format and version.
+    """
+    try:
+        payload = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): give the report.json that ci/gpu.sh wrote") from error
+    return GpuReport.from_json(Fields(path, payload))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write to a temporary sibling and rename it; the core's own writer needs packages that may be missing."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _check_choice(what: str, found: str, known: tuple[str, ...]) -> None:
+    if found not in known:
+        raise UserError(f"{what} is {found!r}, expected one of {', '.join(known)}")

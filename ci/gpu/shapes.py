@@ -1,0 +1,170 @@
+"""What the decoder checks run: LLaVA models with the sizes of real ones and random weights, and the embedded one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from toprl_export.models.decoder import Decoder
+from toprl_export.models.load import load_model
+from toprl_export.models.walk import TokenTensors
+from toprl_export.seeding import torch_generator
+
+FEATURE_LAYER = -2
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model and of one prompt.
+
+    Attributes:
+        name: as it is reported.
+        family: the transformers model type.
+        crops: pictures that the tower sees per image; their patches are the visual tokens. (LLaVA-NeXT also puts one
+            learned vector at the end of each row of patches, which is left out here.)
+        image_size: pixels of an edge of one crop.
+        patch_size: pixels of an edge of one patch.
+        text_before: tokens before the image.
+        text_after: tokens after it.
+    """
+
+    name: str
+    family: Literal["llava", "llava_next"]
+    crops: int
+    layers: int = 32
+    hidden: int = 4096
+    intermediate: int = 11008
+    heads: int = 32
+    vocabulary: int = 32064
+    vision_layers: int = 24
+    vision_hidden: int = 1024
+    vision_intermediate: int = 4096
+    vision_heads: int = 16
+    image_size: int = 336
+    patch_size: int = 14
+    text_before: int = 35
+    text_after: int = 25
+
+    @property
+    def visual_tokens(self) -> int:
+        """n of one image."""
+        return self.crops * (self.image_size // self.patch_size) ** 2
+
+
+LLAVA = Shape("LLaVA-1.5-7B", "llava", crops=1)
+LLAVA_NEXT = Shape("LLaVA-NeXT-7B", "llava_next", crops=5)
+
+
+def small(shape: Shape) -> Shape:
+    """A model of the same kind that any machine runs: 16 patches a crop."""
+    return replace(
+        shape, layers=4, hidden=128, intermediate=192, heads=2, vocabulary=128, vision_layers=2, vision_hidden=32,
+        vision_intermediate=48, vision_heads=2, image_size=56, text_before=4, text_after=5,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A frozen Hugging Face LLaVA and the prompts that it is asked.
+
+    Attributes:
+        shape: its sizes.
+        network: the model.
+        decoder: its decoder for the walk.
+        encode: crops ``[b·crops, 3, h, w]`` to projected visual embeddings ``[b, n, d]``.
+        device: where it is.
+        dtype: of its weights.
+    """
+
+    shape: Shape
+    network: Any
+    decoder: Decoder
+    encode: Callable[[Tensor], Tensor]
+    device: str
+    dtype: torch.dtype
+
+    @property
+    def text_config(self) -> Any:
+        """The decoder's configuration, which also says by which attention it runs."""
+        return self.network.model.language_model.config
+
+    def pixels(self, batch: int) -> Tensor:
+        """Random crops, ``[b·crops, 3, h, w]``."""
+        size = self.shape.image_size
+        generator = torch_generator(0, "pixels", device=self.device)
+        drawn = torch.randn(batch * self.shape.crops, 3, size, size, generator=generator, device=self.device)
+        return drawn.to(self.dtype)
+
+    def tokens(self, batch: int) -> TokenTensors:
+        """Random prompts of one length, image in the middle, nothing padded."""
+        shape, device = self.shape, self.device
+        n, first = shape.visual_tokens, shape.text_before
+        length = first + n + shape.text_after
+        generator = torch_generator(0, "text", device=device)
+        ids = torch.randint(3, shape.vocabulary - 1, (batch, length), generator=generator, device=device)
+        place = torch.arange(length, device=device).expand(batch, -1)  # [b, s]
+        visual = (place >= first) & (place < first + n)
+        return TokenTensors(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            position_ids=place,
+            visual_index=place[visual].reshape(batch, n),
+            text_index=place[~visual].reshape(batch, length - n),
+        )
+
+    def embed(self, tokens: TokenTensors, visual: Tensor) -> Tensor:
+        """What the stock decoder is given: text embedded, image in its place, ``[b, s, d]``."""
+        embedded: Tensor = self.network.get_input_embeddings()(tokens.input_ids)
+        return embedded.scatter(1, tokens.visual_index[..., None].expand_as(visual), visual.to(embedded.dtype))
+
+
+def random_subject(shape: Shape, device: str, dtype: torch.dtype) -> Subject:
+    """A model of ``shape`` with random weights."""
+    # Made where it is used: 7 billion numbers take seconds on a GPU and minutes on a CPU.
+    with torch.device(device):
+        network = _network(shape, dtype).eval().requires_grad_(False)
+
+    def encode(pixels: Tensor) -> Tensor:
+        states = network.model.vision_tower(pixels, output_hidden_states=True).hidden_states
+        features = network.model.multi_modal_projector(states[FEATURE_LAYER][:, 1:])  # [b·crops, patches, d]
+        embedded: Tensor = features.reshape(-1, shape.visual_tokens, features.shape[-1])
+        return embedded
+
+    decoder = Decoder(network.model.language_model, network.lm_head)
+    return Subject(shape, network, decoder, encode, device, dtype)
+
+
+def mini_subject(device: str) -> Subject:
+    """The embedded model, with its own weights in fp32."""
+    adapter = load_model("mini", device)
+    sizes, vision = adapter.shape, adapter.model.config.vision_config
+    shape = Shape(
+        "mini", "llava", crops=1, layers=sizes.layers, hidden=sizes.hidden, intermediate=sizes.intermediate,
+        heads=sizes.heads, vocabulary=sizes.vocabulary, image_size=vision.image_size, patch_size=vision.patch_size,
+        text_before=3, text_after=8,
+    )  # fmt: skip
+    return Subject(shape, adapter.model, adapter.decoder, adapter.encode_image, device, torch.float32)
+
+
+def _network(shape: Shape, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaNextConfig
+
+    vision = CLIPVisionConfig(
+        hidden_size=shape.vision_hidden, intermediate_size=shape.vision_intermediate, patch_size=shape.patch_size,
+        num_hidden_layers=shape.vision_layers, num_attention_heads=shape.vision_heads, image_size=shape.image_size,
+    )  # fmt: skip
+    text = LlamaConfig(
+        hidden_size=shape.hidden, intermediate_size=shape.intermediate, num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads, num_key_value_heads=shape.heads, vocab_size=shape.vocabulary,
+        max_position_embeddings=4096,
+    )  # fmt: skip
+    image_token = shape.vocabulary - 1
+    config = {"llava": LlavaConfig, "llava_next": LlavaNextConfig}[shape.family](
+        vision_config=vision, text_config=text, image_token_index=image_token, vision_feature_layer=FEATURE_LAYER
+    )
+    auto: Any = AutoModelForImageTextToText
+    return auto.from_config(config, dtype=dtype, attn_implementation="sdpa")

@@ -1,0 +1,86 @@
+"""Times of contenders that take turns, so that the machine's moods hit all alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import Any
+
+import torch
+
+Run = Callable[[], object]
+Prepare = Callable[[], Run]
+Times = dict[str, list[float]]
+"""Milliseconds of every round, by contender."""
+
+
+def synchronize(device: str) -> None:
+    """Wait until the device has done all its work."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def wall_ms(run: Run, device: str) -> float:
+    """Milliseconds until ``run`` is done on the device too: what a caller waits."""
+    synchronize(device)
+    start = time.perf_counter()
+    run()
+    synchronize(device)
+    return (time.perf_counter() - start) * 1e3
+
+
+def device_ms(run: Run, device: str) -> float:
+    """Milliseconds between two events on the device around ``run``; on a CPU those of the wall clock."""
+    if device != "cuda":
+        return wall_ms(run, device)
+    event: Any = torch.cuda.Event
+    start, end = event(enable_timing=True), event(enable_timing=True)
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end))
+
+
+def take_turns(
+    contenders: Mapping[str, Prepare],
+    device: str,
+    clock: Callable[[Run, str], float],
+    rounds: tuple[int, int],
+    seconds: float,
+    warmup: int = 0,
+) -> Times:
+    """Time every contender once a round.
+
+    Args:
+        contenders: by name; each is asked anew, before the clock starts, for what is to be timed.
+        device: "cuda" or "cpu".
+        clock: `wall_ms` or `device_ms`.
+        rounds: the least and the most.
+        seconds: after which no further round begins, once the least are done.
+        warmup: rounds before, which are not counted.
+    """
+    times: Times = {name: [] for name in contenders}
+    least, most = rounds
+    started = time.monotonic()
+    for number in range(warmup + most):
+        if number >= warmup + least and time.monotonic() - started > seconds:
+            break
+        for name, prepare in contenders.items():
+            run = prepare()
+            synchronize(device)
+            spent = clock(run, device)
+            if number >= warmup:
+                times[name].append(spent)
+    return times
+
+
+def ratio(times: Times, slow: str, fast: str) -> float:
+    """How many times faster one contender is than another: the median over the rounds' own ratios."""
+    return median(a / b for a, b in zip(times[slow], times[fast], strict=True))
+
+
+def fastest(times: Times, names: list[str]) -> str:
+    """Whichever of ``names`` has the smallest median."""
+    return min(names, key=lambda name: median(times[name]))

@@ -1,0 +1,104 @@
+"""The attention implementations that a decoder can be run by, under names that transformers knows.
+
+All but "masked" are for prompts of one length without padding, where what the walk's mask says is plain causality:
+kept tokens stay in their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from ci.gpu.context import NotRun
+
+MASKED = "sdpa"
+"""Hugging Face's own way with SDPA: the walk hands it a mask, its own forward none."""
+CAUSAL = "toprl_ci_causal"
+KERNEL = "toprl_ci_kernel"
+FLASH = "toprl_ci_flash_attn"
+OPEN = "toprl_ci_not_causal"
+NAMES = {MASKED: "SDPA, mask", CAUSAL: "SDPA flash", KERNEL: "our kernel", FLASH: "flash-attn"}
+
+Heads = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+"""Query, key, value ``[b, heads, s, head_dim]`` and scale to ``[b, heads, q, head_dim]``."""
+
+
+def register_ways() -> dict[str, str]:
+    """Make every way known to transformers.
+
+    Returns:
+        why each of those that cannot be used here is not there, by its name.
+    """
+    _register(CAUSAL, _causal)
+    _register(OPEN, _open)
+    missing = {}
+    for name, make in ((KERNEL, _our_kernel), (FLASH, _flash_attn)):
+        try:
+            _register(name, make())
+        except (ModuleNotFoundError, NotRun) as error:
+            missing[name] = str(error)
+    return missing
+
+
+@contextmanager
+def attention(config: Any, way: str) -> Iterator[None]:
+    """Within the block the layers of ``config`` attend by ``way``."""
+    former = config._attn_implementation
+    config._attn_implementation = way
+    try:
+        yield
+    finally:
+        config._attn_implementation = former
+
+
+def _register(name: str, heads: Heads) -> None:
+    from transformers import AttentionInterface
+
+    def attend(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float, **_: Any
+    ) -> tuple[Tensor, None]:
+        del module, attention_mask
+        return heads(query, key, value, scaling).transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register(name, attend)
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    causal, grouped = query.shape[2] > 1, _grouped(query, key)
+    return scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale, enable_gqa=grouped)
+
+
+def _open(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    return scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=_grouped(query, key))
+
+
+def _grouped(query: Tensor, key: Tensor) -> bool:
+    return query.shape[1] != key.shape[1]
+
+
+def _our_kernel() -> Heads:
+    function = import_module("toprl_flash_attention.kernel").flash_attention
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        if query.shape[2] == 1:  # one query fills no tile: decoding is left to PyTorch
+            return _causal(query, key, value, scale)
+        answer: Tensor = function(query, key, value, None, scale=scale, causal=True)
+        return answer
+
+    return attend
+
+
+def _flash_attn() -> Heads:
+    function = import_module("flash_attn").flash_attn_func
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        turned = (x.transpose(1, 2) for x in (query, key, value))
+        answer: Tensor = function(*turned, softmax_scale=scale, causal=True)
+        return answer.transpose(1, 2)
+
+    return attend

@@ -1,0 +1,126 @@
+"""The kernel check itself: its truth is right, and a wrong kernel does not pass it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from ci.gpu.attention_cases import KINDS, Problem, Sizes, errors, exact, problem_of_kind, random_problem, sdpa
+from ci.gpu.checks.kernel import compare_error, control
+from ci.gpu.context import Wrong
+
+LONGEST = 40
+
+
+def problem(kind: str, head_dim: int = 64, dtype: torch.dtype = torch.bfloat16) -> Problem:
+    return problem_of_kind(kind, head_dim, dtype, "cpu", LONGEST, seed=KINDS.index(kind))
+
+
+def by_hand(made: Problem) -> torch.Tensor:
+    """Row by row with Python's own numbers of which keys a query sees."""
+    batch, heads, queries, _ = made.query.shape
+    keys, groups = made.key.shape[2], heads // made.key.shape[1]
+    answer = torch.zeros(made.query.shape, dtype=torch.float64)
+    mask = None if made.mask is None else made.mask.expand(batch, heads, queries, keys)
+    for b in range(batch):
+        for h in range(heads):
+            for q in range(queries):
+                last = keys - queries + q if made.causal else keys - 1
+                seen = [k for k in range(last + 1) if mask is None or bool(mask[b, h, q, k])]
+                key, value = made.key[b, h // groups, seen].double(), made.value[b, h // groups, seen].double()
+                answer[b, h, q] = (key @ made.query[b, h, q].double() * made.scale).softmax(0) @ value
+    return answer
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_exact_answer_is_that_of_the_definition(kind):
+    made = problem_of_kind(kind, 64, torch.float16, "cpu", 12, seed=0)
+    torch.testing.assert_close(exact(made), by_hand(made), atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sdpa_itself_passes_with_a_ratio_of_one(kind, dtype):
+    assert compare_error(sdpa, problem(kind, dtype=dtype))["of_sdpa_error"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda made: replace(made, scale=made.scale * 1.1),
+        lambda made: replace(made, causal=False),
+        lambda made: replace(made, key=made.key.roll(1, dims=2)),
+    ],
+    ids=["another scale", "no causality", "keys moved by one"],
+)
+def test_a_wrong_kernel_is_refused(wrong):
+    with pytest.raises(Wrong, match="times SDPA's error"):
+        compare_error(lambda made: sdpa(wrong(made)), problem("causal, keys before"))
+
+
+def test_an_ignored_mask_or_group_is_refused():
+    with pytest.raises(Wrong):
+        compare_error(lambda made: sdpa(replace(made, mask=None)), problem("padding mask"))
+    swapped = problem("grouped heads")
+    assert swapped.key.shape[1] < swapped.query.shape[1]
+
+    def other_groups(made: Problem) -> torch.Tensor:
+        times = made.query.shape[1] // made.key.shape[1]
+        key, value = made.key.repeat(1, times, 1, 1), made.value.repeat(1, times, 1, 1)
+        return sdpa(replace(made, key=key, value=value))
+
+    if swapped.key.shape[1] > 1:  # with one head for all, both orders are the same
+        with pytest.raises(Wrong):
+            compare_error(other_groups, swapped)
+
+
+def test_an_answer_with_nan_or_of_another_type_is_refused():
+    with pytest.raises(Wrong, match="NaN"):
+        compare_error(lambda made: torch.full_like(made.query, math.nan), problem("dense"))
+    with pytest.raises(Wrong, match="float32"):
+        compare_error(lambda made: sdpa(made).float(), problem("dense"))
+
+
+def test_the_control_is_far_beyond_what_may_pass():
+    sizes = Sizes(1, 2, 2, queries=10, keys=30, head_dim=64)
+    skewed = replace(random_problem(sizes, torch.bfloat16, "cpu", 0), causal=True)
+    assert control(sdpa, skewed)["of_sdpa_error"] > 10
+
+
+def test_grouped_heads_and_strides_are_what_their_names_say():
+    assert not problem("strided").query.is_contiguous()
+    assert problem("one query").query.shape[2] == 1
+    skewed = problem("causal, keys before")
+    assert skewed.query.shape[2] < skewed.key.shape[2]
+    assert problem("padding mask").mask is not None
+
+
+def test_every_query_sees_a_key_and_some_keys_are_hidden():
+    for kind in KINDS:
+        allowed = problem(kind).allowed()
+        if allowed is not None:
+            assert allowed.any(-1).all()
+            assert kind == "one query" or not allowed.all()
+
+
+def test_operations_are_counted_as_for_two_products():
+    made = random_problem(Sizes(2, 3, 3, 4, 4, 64), torch.float16, "cpu", 0)
+    assert made.flops == 4 * 2 * 3 * 4 * 4 * 64
+    assert replace(made, causal=True).flops == 4 * 2 * 3 * (1 + 2 + 3 + 4) * 64
+
+
+def test_errors_are_infinite_where_numbers_are_missing():
+    truth = torch.ones(3, dtype=torch.float64)
+    assert errors(torch.tensor([1.0, math.nan, 1.0]), truth) == (math.inf, math.inf)
+    assert errors(torch.tensor([1.0, 1.0, 2.0]), truth) == (pytest.approx(1 / math.sqrt(3)), 1.0)
+
+
+def test_the_rectangle_is_causal_from_its_lower_right_corner():
+    made = replace(random_problem(Sizes(1, 1, 1, 2, 5, 64), torch.float16, "cpu", 0), causal=True)
+    first_query = replace(made, query=made.query[:, :, :1], key=made.key[:, :, :4], value=made.value[:, :, :4])
+    alone = scaled_dot_product_attention(*(x.double() for x in (first_query.query, first_query.key, first_query.value)))
+    torch.testing.assert_close(exact(made)[:, :, :1], alone)
