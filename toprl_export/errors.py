@@ -16,6 +16,8 @@ EXTRA_OF_MODULE = {
     "onnxscript": "onnx",
     "onnxruntime": "onnx",
     "easy_vqa": "demo",
+    "cuda": "trt",
+    "ml_dtypes": "trt",
     "tensorrt": "trt",
     "tensorrt_rtx": "trt-rtx",
 }

@@ -11,7 +11,13 @@ from packaging.requirements import Requirement
 
 from toprl_export.errors import EXTRA_OF_MODULE, MissingExtraError, UserError, missing_extra, require
 
-DISTRIBUTION_OF_MODULE = {"sklearn": "scikit-learn", "onnx_ir": "onnx-ir", "easy_vqa": "easy-vqa"}
+DISTRIBUTION_OF_MODULE = {
+    "cuda": "cuda-bindings",
+    "tensorrt_rtx": "tensorrt_rtx_cu13",
+    "sklearn": "scikit-learn",
+    "onnx_ir": "onnx-ir",
+    "easy_vqa": "easy-vqa",
+}
 
 
 def test_missing_extra_names_module_and_command():
