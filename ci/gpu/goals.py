@@ -97,9 +97,9 @@ GOALS = (
     ),
     Goal(
         "our walk, unpruned, gives Hugging Face's logits (LLaVA-NeXT-7B shape)",
-        "llava-next", "agreement", "relative_error", "<=", 0.05, case="walk",
+        "llava-next", "agreement", "relative_error", "<=", 0.1, case="walk",
     ),
-    Goal("the same for LLaVA-1.5-7B's", "llava-1.5", "agreement", "relative_error", "<=", 0.05, case="walk"),
+    Goal("the same for LLaVA-1.5-7B's", "llava-1.5", "agreement", "relative_error", "<=", 0.1, case="walk"),
     Goal("mini gives the CPU's logits in fp32, pruned and unpruned", "mini", "agreement", "logit_error", "<=", 1e-3),
     Goal("ONNX Runtime on the GPU: parity", "engines", "parity", "logit_error", "<=", 1e-4, case="onnx cuda fp32"),
     Goal("TensorRT engine: parity in fp32", "engines", "parity", "logit_error", "<=", 1e-3, case="trt fp32"),

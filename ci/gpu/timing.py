@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from ci.gpu.context import NotRun, one_line
+
 Run = Callable[[], object]
 Prepare = Callable[[], Run]
 Times = dict[str, list[float]]
@@ -74,6 +76,33 @@ def take_turns(
             if number >= warmup:
                 times[name].append(spent)
     return times
+
+
+def capture(work: Run, calls: int = 1) -> Run:
+    """Record what ``calls`` calls of ``work`` launch as a CUDA graph, after one beside it that lets libraries settle.
+
+    Raises:
+        NotRun: it does what cannot be recorded.
+    """
+    graph = torch.cuda.CUDAGraph()
+    stream: Any = torch.cuda.Stream
+    beside = stream()
+    try:
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            work()
+        torch.cuda.current_stream().wait_stream(beside)
+        with torch.cuda.graph(graph):
+            output = [work() for _ in range(calls)]
+    except RuntimeError as error:
+        raise NotRun(f"cannot be captured ({one_line(error)})") from error
+
+    def replay() -> object:
+        graph.replay()
+        # What the graph reads and writes must live as long as it.
+        return work, output
+
+    return replay
 
 
 def ratio(times: Times, slow: str, fast: str) -> float:

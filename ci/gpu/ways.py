@@ -1,13 +1,14 @@
 """The attention implementations that a decoder can be run by, under names that transformers knows.
 
-All but "masked" are for prompts of one length without padding, where what the walk's mask says is plain causality:
-kept tokens stay in their order.
+Those that take no mask are for prompts of one length without padding, where what the walk's mask says is plain
+causality: kept tokens stay in their order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -20,12 +21,20 @@ MASKED = "sdpa"
 """Hugging Face's own way with SDPA: the walk hands it a mask, its own forward none."""
 CAUSAL = "toprl_ci_causal"
 KERNEL = "toprl_ci_kernel"
+KERNEL_MASKED = "toprl_ci_kernel_masked"
 FLASH = "toprl_ci_flash_attn"
 OPEN = "toprl_ci_not_causal"
-NAMES = {MASKED: "SDPA, mask", CAUSAL: "SDPA flash", KERNEL: "our kernel", FLASH: "flash-attn"}
+NAMES = {
+    MASKED: "SDPA, mask",
+    CAUSAL: "SDPA, causal",
+    KERNEL: "our kernel",
+    KERNEL_MASKED: "our kernel, mask",
+    FLASH: "flash-attn",
+}
 
-Heads = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-"""Query, key, value ``[b, heads, s, head_dim]`` and scale to ``[b, heads, q, head_dim]``."""
+Heads = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
+"""Query, key, value ``[b, heads, s, head_dim]``, the walk's mask ``bool [b, 1, q, k]`` and scale to
+``[b, heads, q, head_dim]``."""
 
 
 def register_ways() -> dict[str, str]:
@@ -37,7 +46,12 @@ def register_ways() -> dict[str, str]:
     _register(CAUSAL, _causal)
     _register(OPEN, _open)
     missing = {}
-    for name, make in ((KERNEL, _our_kernel), (FLASH, _flash_attn)):
+    makers: dict[str, Callable[[], Heads]] = {
+        KERNEL: partial(_our_kernel, masked=False),
+        KERNEL_MASKED: partial(_our_kernel, masked=True),
+        FLASH: _flash_attn,
+    }
+    for name, make in makers.items():
         try:
             _register(name, make())
         except (ModuleNotFoundError, NotRun) as error:
@@ -62,18 +76,20 @@ def _register(name: str, heads: Heads) -> None:
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float, **_: Any
     ) -> tuple[Tensor, None]:
-        del module, attention_mask
-        return heads(query, key, value, scaling).transpose(1, 2).contiguous(), None
+        del module
+        return heads(query, key, value, attention_mask, scaling).transpose(1, 2).contiguous(), None
 
     AttentionInterface.register(name, attend)
 
 
-def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def _causal(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    del mask
     causal, grouped = query.shape[2] > 1, _grouped(query, key)
     return scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale, enable_gqa=grouped)
 
 
-def _open(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def _open(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    del mask
     return scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=_grouped(query, key))
 
 
@@ -81,13 +97,11 @@ def _grouped(query: Tensor, key: Tensor) -> bool:
     return query.shape[1] != key.shape[1]
 
 
-def _our_kernel() -> Heads:
+def _our_kernel(masked: bool) -> Heads:
     function = import_module("toprl_flash_attention.kernel").flash_attention
 
-    def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        if query.shape[2] == 1:  # one query fills no tile: decoding is left to PyTorch
-            return _causal(query, key, value, scale)
-        answer: Tensor = function(query, key, value, None, scale=scale, causal=True)
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+        answer: Tensor = function(query, key, value, mask if masked else None, scale=scale, causal=not masked)
         return answer
 
     return attend
@@ -96,7 +110,8 @@ def _our_kernel() -> Heads:
 def _flash_attn() -> Heads:
     function = import_module("flash_attn").flash_attn_func
 
-    def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+        del mask
         turned = (x.transpose(1, 2) for x in (query, key, value))
         answer: Tensor = function(*turned, softmax_scale=scale, causal=True)
         return answer.transpose(1, 2)
