@@ -14,7 +14,8 @@ from toprl_export.seeding import numpy_rng, torch_generator
 Attend = Callable[["Problem"], Tensor]
 """Computes ``[b, heads, q, head_dim]``."""
 KINDS = (
-    "dense", "causal", "causal, keys before", "padding mask", "full mask", "grouped heads", "one query", "strided",
+    "dense", "causal", "causal, keys before", "padding mask", "causal and padding", "full mask", "grouped heads",
+    "one query", "strided",
 )  # fmt: skip
 
 
@@ -97,12 +98,15 @@ def problem_of_kind(kind: str, head_dim: int, dtype: torch.dtype, device: str, l
 
 
 def _mask(kind: str, made: Problem, generator: torch.Generator) -> Tensor | None:
-    """Padding at the left of every row, or a random mask in which every query sees at least its own place."""
+    """Padding at the left of every row, or a random mask; every query sees at least one key."""
     batch, _, queries, _ = made.query.shape
     keys, device = made.key.shape[2], made.query.device
-    if kind in ("padding mask", "one query"):
-        pads = torch.randint(0, keys // 2 + 1, (batch, 1), generator=generator, device=device)
-        return (torch.arange(keys, device=device) >= pads)[:, None, None]  # [b, 1, 1, k]
+    if kind in ("padding mask", "causal and padding", "one query"):
+        pads = torch.randint(1, keys // 2 + 1, (batch, 1), generator=generator, device=device)
+        place = torch.arange(keys, device=device)
+        real = place >= pads
+        # The first key stays where causality hides the others from the first query.
+        return (real | (place == 0) if kind.startswith("causal") else real)[:, None, None]  # [b, 1, 1, k]
     if kind == "full mask":
         drawn = torch.rand(batch, 1, queries, keys, generator=generator, device=device) < 0.5
         return drawn | torch.eye(queries, keys, dtype=torch.bool, device=device)

@@ -88,6 +88,11 @@ GOALS = (
     ),
     Goal("compiled kernel (C interface): error, over SDPA's own", "library", "error", "of_sdpa_error", "<=", 2.0),
     Goal(
+        "compiled kernel: speed at head dim 128, over SDPA flash",
+        "library", "head dim 128", "of_sdpa_flash", ">=", 0.7, full_size=True,
+    ),
+    Goal("the same, goal", "library", "head dim 128", "of_sdpa_flash", ">=", 0.9, full_size=True),
+    Goal(
         "LLaVA-NeXT-7B shape, 320 of 2,880 kept, batch 1: time to first token, over the fastest unpruned PyTorch",
         "llava-next", "first token", "speedup", ">=", 2.5, over="best", case="batch 1, 320 kept", full_size=True,
     ),
