@@ -50,6 +50,15 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads (default: all cores)")
 
 
+def add_provider(parser: argparse.ArgumentParser, default: str) -> None:
+    """``--provider``: the engine's name for where it runs (str, or None for ``default``, which is said in words)."""
+    parser.add_argument(
+        "--provider",
+        metavar="NAME",
+        help=f"where the engine runs; for onnx: cpu, cuda, tensorrt or tensorrt-rtx (default: {default})",
+    )
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """``--json``: print one JSON object instead of text (bool)."""
     parser.add_argument("--json", action="store_true", help="print one JSON object")

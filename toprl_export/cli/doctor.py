@@ -21,6 +21,17 @@ DISTRIBUTION = "toprl-export"
 GIB = 2**30
 SUBSTITUTES = {"onnxruntime": "onnxruntime-gpu"}
 """Distributions that serve in place of the one an extra asks for."""
+PROVIDERS = {
+    "CPUExecutionProvider": "cpu",
+    "CUDAExecutionProvider": "cuda",
+    "TensorrtExecutionProvider": "tensorrt",
+    "NvTensorRTRTXExecutionProvider": "tensorrt-rtx",
+}
+"""ONNX Runtime's providers that the engine onnx can use, and their names on the command line."""
+RTX_PLUGIN = "onnxruntime-ep-nv-tensorrt-rtx"
+"""The distribution that brings the last of them as a plugin."""
+TENSORRTS = ("tensorrt", "tensorrt_rtx_cu13", "tensorrt_rtx_cu12", "tensorrt_rtx", "cuda-bindings")
+"""Distributions of TensorRT, of TensorRT for RTX, and of what plans are run with."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,7 @@ def examine() -> dict[str, Any]:
         "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "torch": _torch(),
         "onnxruntime": _onnxruntime(),
+        "tensorrt": {name: version for name in TENSORRTS if (version := _installed(name))},
         "extras": {
             extra: {"ready": all(package.fits for package in packages), "packages": [asdict(p) for p in packages]}
             for extra, packages in extras.items()
@@ -147,7 +159,12 @@ def _onnxruntime() -> dict[str, Any] | None:
         return None
     import onnxruntime
 
-    return {"version": onnxruntime.__version__, "providers": onnxruntime.get_available_providers()}
+    listed = onnxruntime.get_available_providers()
+    names = {PROVIDERS[full] for full in listed if full in PROVIDERS}
+    if _installed(RTX_PLUGIN):
+        names.add("tensorrt-rtx")
+    usable = [name for name in PROVIDERS.values() if name in names]
+    return {"version": onnxruntime.__version__, "providers": listed, "provider_names": usable}
 
 
 def describe(found: dict[str, Any]) -> str:
@@ -157,6 +174,7 @@ def describe(found: dict[str, Any]) -> str:
         f"{found['platform']}, {found['cpu_cores']} CPU cores",
         _describe_torch(found["torch"]),
         _describe_onnxruntime(found["onnxruntime"]),
+        f"TensorRT: {', '.join(f'{name} {version}' for name, version in found['tensorrt'].items()) or 'not installed'}",
         "",
         "extras (pip install 'toprl-export[EXTRA]'):",
     ]
@@ -195,4 +213,4 @@ def _describe_torch(torch: dict[str, Any] | None) -> str:
 def _describe_onnxruntime(onnxruntime: dict[str, Any] | None) -> str:
     if onnxruntime is None:
         return "onnxruntime: not installed"
-    return f"onnxruntime {onnxruntime['version']}: {', '.join(onnxruntime['providers'])}"
+    return f"onnxruntime {onnxruntime['version']}: --provider {', '.join(onnxruntime['provider_names'])}"

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toprl_export.cli.arguments import Subparsers, add_json, add_threads, positive_int
+from toprl_export.cli.arguments import Subparsers, add_json, add_provider, add_threads, positive_int
 from toprl_export.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "--max-new-tokens", type=positive_int, default=16, metavar="N", help="longest answer (default: %(default)s)"
     )
     parser.add_argument("--stream", action="store_true", help="print words as they are made (one prompt only)")
-    parser.add_argument("--provider", metavar="NAME", help="where the engine runs, by its own name for it")
+    add_provider(parser, default="the engine's choice")
     add_threads(parser)
     add_json(parser)
 

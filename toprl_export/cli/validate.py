@@ -11,6 +11,7 @@ from toprl_export.cli.arguments import (
     Subparsers,
     add_config,
     add_json,
+    add_provider,
     add_seed,
     add_threads,
     command_line,
@@ -42,6 +43,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--warmup", type=_not_negative, default=3, metavar="N", help="rounds not timed (default: 3)")
     parser.add_argument("--iterations", type=positive_int, default=20, metavar="N", help="rounds timed (default: 20)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where both run (default: cpu)")
+    add_provider(parser, default="the device's name")
     add_threads(parser)
     add_seed(parser)
     add_json(parser)
@@ -115,6 +117,7 @@ def _validate(args: argparse.Namespace, limits: GateLimits) -> tuple[Report, Pat
         iterations=args.iterations,
         threads=args.threads,
         device=args.device,
+        provider=args.provider,
         seed=args.seed,
     )
     directory: Path = args.report_dir or default_report_dir(args.bundle)

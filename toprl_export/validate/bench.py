@@ -44,6 +44,7 @@ class ValidationOptions:
         throughput_batches: batches at which whole requests per second are measured.
         threads: CPU threads of PyTorch and of the engine alike; None for all cores.
         device: where PyTorch and the engine run, "cpu" or "cuda".
+        provider: the engine's name for where it runs; by default the name of ``device``.
         measure_memory: start one process per contender to measure its peak memory.
         seed: of questions, random pruning and bootstrap.
     """
@@ -56,6 +57,7 @@ class ValidationOptions:
     throughput_batches: tuple[int, ...] = (1, 2, 4)
     threads: int | None = None
     device: str = "cpu"
+    provider: str | None = None
     measure_memory: bool = True
     seed: int = 0
 
@@ -66,6 +68,16 @@ class ValidationOptions:
                 raise UserError(f"{name} is {value}, expected at least 1")
         if self.warmup < 0:
             raise UserError(f"warmup is {self.warmup}, expected at least 0")
+        if self.provider is not None and (self.provider == "cpu") != (self.device == "cpu"):
+            raise UserError(
+                f"the engine would run by {self.provider!r} and the reference on {self.device!r}, which compares "
+                "machines: let both be 'cpu', or add --device cuda"
+            )
+
+    @property
+    def engine_provider(self) -> str:
+        """The provider meant."""
+        return self.provider or self.device
 
     @property
     def thread_count(self) -> int:
@@ -150,7 +162,7 @@ def open_bench(directory: Path, task_name: str | None, options: ValidationOption
             f"({adapter.fingerprint[:12]}…): build it again"
         )
     scorer = _scorer(bundle, task.name).to(adapter.device)
-    threads, provider = options.thread_count, options.device
+    threads, provider = options.thread_count, options.engine_provider
     pruned = engine.open(bundle, SessionOptions(threads, provider))
     unpruned = engine.open(bundle, SessionOptions(threads, provider, unpruned=True))
     tokenizer = Tokenizer.from_file(str(bundle.path("tokenizer")))

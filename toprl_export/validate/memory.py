@@ -23,14 +23,16 @@ CONTENDERS = ("reference", "engine_unpruned", "engine")
 
 
 def peak_memory(
-    bundle_dir: Path, contender: str, keep_counts: Sequence[int], prompt: str, threads: int, device: str
+    bundle_dir: Path, contender: str, keep_counts: Sequence[int], prompt: str, threads: int, device: str, provider: str
 ) -> int:
     """Peak resident bytes of a process that answers ``prompt`` about an empty image.
+
+    The reference runs on ``device``, the engine by ``provider``. Memory of a GPU is not counted.
 
     Raises:
         RuntimeError: the process failed; its error output is in the message.
     """
-    arguments = [str(bundle_dir), contender, ",".join(map(str, keep_counts)), prompt, str(threads), device]
+    arguments = [str(bundle_dir), contender, ",".join(map(str, keep_counts)), prompt, str(threads), device, provider]
     done = subprocess.run(
         [sys.executable, "-m", "toprl_export.validate.memory", "--", *arguments],
         capture_output=True,
@@ -63,17 +65,18 @@ def main() -> None:
     parser.add_argument("prompt")
     parser.add_argument("threads", type=int)
     parser.add_argument("device")
+    parser.add_argument("provider")
     args = parser.parse_args()
     bundle = load_bundle(args.bundle, verify=False)
-    session = _open(bundle, args.contender, args.threads, args.device)
+    session = _open(bundle, args.contender, args.threads, args.device, args.provider)
     time_request(Contender(session, args.keep_counts, agent_index=0), _workload(bundle, args.prompt))
     print(resident_peak())
 
 
-def _open(bundle: Bundle, contender: str, threads: int, device: str) -> EngineSession:
+def _open(bundle: Bundle, contender: str, threads: int, device: str, provider: str) -> EngineSession:
     manifest = bundle.manifest
     if contender != "reference":
-        options = SessionOptions(threads, device, unpruned=contender == "engine_unpruned")
+        options = SessionOptions(threads, provider, unpruned=contender == "engine_unpruned")
         return get_engine(manifest.engine.name).open(bundle, options)
     import torch
 

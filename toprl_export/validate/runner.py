@@ -169,9 +169,8 @@ def _memory(bench: Bench, options: ValidationOptions) -> dict[str, int]:
         for name, contender in contenders.items():
             kind = "engine" if name.isdecimal() else name
             question = bench.samples[0].question
-            peaks[name] = peak_memory(
-                bench.bundle.dir, kind, contender.keep_counts, question, options.thread_count, options.device
-            )
+            places = options.thread_count, options.device, options.engine_provider
+            peaks[name] = peak_memory(bench.bundle.dir, kind, contender.keep_counts, question, *places)
             bar.update()
     return peaks
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toprl_engines.ort.session import token_feeds
+from toprl_engines.feeds import token_feeds
 from toprl_export.bundle import Bundle
 from toprl_export.errors import UserError
 from toprl_export.runtime.prompt import TokenBatch

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,11 +12,11 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
-from toprl_engines.ort.providers import choose_provider, provider_chain, provider_used
+from toprl_engines.feeds import request_feeds
+from toprl_engines.ort.providers import CPU, Target, choose_provider, open_session
+from toprl_engines.ort.settings import provider_settings
 from toprl_export.bundle import Bundle
 from toprl_export.engine import SessionOptions
-from toprl_export.errors import UserError
-from toprl_export.runtime.prompt import TokenBatch
 from toprl_export.runtime.session import EncodedImages, PrefillRequest, PrefillResult
 
 Feed: TypeAlias = "NDArray[Any] | OrtValue"
@@ -39,24 +38,32 @@ class Cache:
 
 
 class Graph:
-    """One ONNX file, loaded. All its outputs are left on the provider's device.
+    """One ONNX file, loaded.
+
+    Keys and values are left on the provider's device; all other outputs are small and come to the host.
 
     Unless ``packed``, weights are used in the file that the operating system maps, which all graphs and processes
     share. A packed graph rearranges them into a copy of its own, with which it is faster.
+
+    Raises:
+        UserError: ``target`` is required and cannot be started.
     """
 
-    def __init__(self, path: Path, provider: str, threads: int | None, packed: bool) -> None:
-        options = onnxruntime.SessionOptions()
-        if not packed:
-            options.add_session_config_entry("session.disable_prepacking", "1")
-        # The graphs of a bundle take turns: without this, one's idle threads spin on the cores the next one needs.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
+    def __init__(self, path: Path, target: Target, threads: int | None, packed: bool) -> None:
+        def options() -> onnxruntime.SessionOptions:
+            made = onnxruntime.SessionOptions()
+            if not packed:
+                made.add_session_config_entry("session.disable_prepacking", "1")
+            # The graphs of a bundle take turns: without this, one's idle threads spin on the cores the next one needs.
+            made.add_session_config_entry("session.force_spinning_stop", "1")
+            made.log_severity_level = 3
+            if threads is not None:
+                made.intra_op_num_threads = threads
+            return made
+
         self.path = path
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=provider_chain(provider))
-        self.device = provider_used(self._session)
+        self._session, self.provider = open_session(path, options, target)
+        self.device = "cpu" if self.provider == CPU else "cuda"
         self.input_names = [value.name for value in self._session.get_inputs()]
         self.output_names = [value.name for value in self._session.get_outputs()]
 
@@ -71,10 +78,13 @@ class Graph:
                 arrays.append(np.asarray(feed, order="C"))
                 binding.bind_cpu_input(name, arrays[-1])
         for name in self.output_names:
-            binding.bind_output(name, self.device)
+            binding.bind_output(name, self.device if name.removeprefix("new_").startswith(CACHES) else "cpu")
         self._session.run_with_iobinding(binding)
         return dict(zip(self.output_names, binding.get_outputs(), strict=True))
 
+
+CACHES = ("key_", "value_")
+"""How names of keys and values begin; those that decode returns have ``new_`` before it."""
 
 PACK_BELOW = 256 << 20
 """Bytes of weights from which on memory counts more than the 6-8 % of prefill time that packing saves."""
@@ -96,17 +106,17 @@ class ONNXRuntimeSession:
         self._pruned = not options.unpruned
         prefill = "prefill" if self._pruned else "prefill_unpruned"
         small = bundle.path("weights").stat().st_size < PACK_BELOW
+
+        def graph(role: str, packed: bool) -> Graph:
+            settings = provider_settings(bundle, provider, role)
+            target = Target(provider, options.provider is not None, settings)
+            return Graph(bundle.path(role), target, options.threads, packed)
+
         self._vision, self._prefill, self._decode = (
-            Graph(bundle.path(role), provider, options.threads, packed)
-            for role, packed in (("vision", small), (prefill, small), ("decode", False))
+            graph(role, packed) for role, packed in (("vision", small), (prefill, small), ("decode", False))
         )
-        if options.provider is not None and self._prefill.device != provider:
-            raise UserError(
-                f"provider {provider!r} was asked for, but ONNX Runtime could not start it and fell back to "
-                f"{self._prefill.device!r}: check the GPU, its driver and CUDA libraries, or use the CPU"
-            )
         names = self._decode.input_names
-        self._cache_inputs = [name for name in names if name.startswith(("key_", "value_"))]
+        self._cache_inputs = [name for name in names if name.startswith(CACHES)]
         self._mask_inputs = [name for name in names if name.startswith("mask_")]
 
     def encode_image(self, pixels: NDArray[np.float32]) -> EncodedImages:
@@ -121,7 +131,8 @@ class ONNXRuntimeSession:
         Raises:
             UserError: keep counts or agent index do not fit the bundle, or the images lack the saliency it reads.
         """
-        outputs = self._prefill.run(self._feeds(request))
+        feeds = request_feeds(self._bundle.manifest, request, self._prefill.input_names, self._pruned)
+        outputs = self._prefill.run(feeds)
         caches = [outputs[name] for name in self._cache_inputs]
         masks = [outputs[name].numpy() for name in self._mask_inputs if name in outputs]
         if not self._pruned:
@@ -146,49 +157,3 @@ class ONNXRuntimeSession:
         cache.position = cache.position + 1
         logits: NDArray[np.float32] = outputs["logits"].numpy()
         return logits
-
-    def _feeds(self, request: PrefillRequest) -> dict[str, NDArray[Any]]:
-        feeds = {**token_feeds(request.tokens), "visual": request.images.visual}
-        if not self._pruned:
-            return feeds
-        self._check(request)
-        steering = {
-            "saliency": request.images.saliency,
-            "agent_index": np.asarray(request.agent_index, dtype=np.int64),
-            "keep_counts": np.asarray(request.keep_counts, dtype=np.int64),
-        }
-        taken = self._prefill.input_names
-        return feeds | {name: feed for name, feed in steering.items() if name in taken and feed is not None}
-
-    def _check(self, request: PrefillRequest) -> None:
-        manifest = self._bundle.manifest
-        plan, counts = manifest.plan, request.keep_counts
-        falling = all(1 <= kept <= before for before, kept in pairwise((plan.visual_tokens, *counts)))
-        if len(counts) != len(plan.stages) or not falling:
-            raise UserError(
-                f"keep counts {list(counts)} do not fit the plan: expected {len(plan.stages)}, "
-                f"none above the one before, from {plan.visual_tokens} down to 1"
-            )
-        if "keep_counts" not in self._prefill.input_names and counts != plan.schedules[0].keep_counts:
-            raise UserError(
-                f"keep counts {list(counts)} differ from the {list(plan.schedules[0].keep_counts)} that were built in: "
-                "use that budget or build without --static-k"
-            )
-        last = max(0, len(manifest.agents) - 1)
-        if not 0 <= request.agent_index <= last:
-            raise UserError(f"agent index {request.agent_index} is not one of 0 to {last}")
-        if "saliency" in self._prefill.input_names and request.images.saliency is None:
-            raise UserError(
-                "the bundle's scorer reads the images' saliency, which is missing: encode them by this session"
-            )
-
-
-def token_feeds(tokens: TokenBatch) -> dict[str, NDArray[Any]]:
-    """The prefill graphs' token inputs by name."""
-    return {
-        "input_ids": tokens.input_ids,
-        "attention_mask": tokens.attention_mask,
-        "position_ids": tokens.position_ids,
-        "visual_index": tokens.visual_index,
-        "text_index": tokens.text_index,
-    }

@@ -5,14 +5,11 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-import numpy as np
-import onnxruntime
 import pytest
 
 from tests.support.onnx_bundle import staged_bundle
 from toprl_engines.ort.engine import ONNXRuntimeEngine
-from toprl_engines.ort.providers import choose_provider, provider_chain
-from toprl_export.engine import BuildRequest, SessionOptions, get_engine
+from toprl_export.engine import BuildRequest, get_engine
 from toprl_export.errors import MissingExtraError, UserError
 
 
@@ -49,34 +46,3 @@ def test_a_missing_runtime_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingExtraError, match=r"toprl-export\[onnx\]"):
         ONNXRuntimeEngine().check()
-
-
-def test_unknown_provider():
-    with pytest.raises(UserError, match=r"provider 'tpu' is not available.*cpu"):
-        choose_provider("tpu")
-
-
-@pytest.fixture
-def cuda_without_a_gpu(monkeypatch) -> None:
-    """As with onnxruntime-gpu on a machine without a GPU: CUDA is listed, and sessions fall back to the CPU."""
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("this ONNX Runtime has CUDA")
-    listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
-
-
-@pytest.mark.usefixtures("cuda_without_a_gpu")
-@pytest.mark.filterwarnings("ignore:Specified provider")
-def test_cuda_that_cannot_start_is_refused_when_asked_for_and_else_left_alone():
-    built = staged_bundle()
-    with pytest.raises(UserError, match="'cuda' was asked for, but ONNX Runtime could not start it"):
-        ONNXRuntimeEngine().open(built.bundle, SessionOptions(threads=1, provider="cuda"))
-    chosen = ONNXRuntimeEngine().open(built.bundle, SessionOptions(threads=1))
-    request = built.request((13, 9, 4))
-    assert np.array_equal(chosen.prefill(request).logits, built.open().prefill(request).logits)
-
-
-def test_the_cpu_is_always_there():
-    assert choose_provider("cpu") == "cpu"
-    assert provider_chain("cpu") == ["CPUExecutionProvider"]
-    assert provider_chain("cuda") == ["CUDAExecutionProvider", "CPUExecutionProvider"]

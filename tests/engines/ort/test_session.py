@@ -82,8 +82,8 @@ def test_large_weights_are_only_mapped_and_small_ones_packed_where_it_pays(monke
     found: dict[str, bool] = {}
 
     class Recording(session_module.Graph):
-        def __init__(self, path, provider, threads, packed):
-            super().__init__(path, provider, threads, packed)
+        def __init__(self, path, target, threads, packed):
+            super().__init__(path, target, threads, packed)
             found[path.stem] = packed
 
     monkeypatch.setattr(session_module, "Graph", Recording)

@@ -1,0 +1,72 @@
+"""The inputs of a bundle's graphs, made from a request and checked; the same for every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toprl_export.errors import UserError
+from toprl_export.manifest import Manifest
+from toprl_export.runtime.prompt import TokenBatch
+from toprl_export.runtime.session import PrefillRequest
+
+
+def token_feeds(tokens: TokenBatch) -> dict[str, NDArray[Any]]:
+    """The prefill graphs' token inputs by name."""
+    return {
+        "input_ids": tokens.input_ids,
+        "attention_mask": tokens.attention_mask,
+        "position_ids": tokens.position_ids,
+        "visual_index": tokens.visual_index,
+        "text_index": tokens.text_index,
+    }
+
+
+def request_feeds(
+    manifest: Manifest, request: PrefillRequest, names: Collection[str], pruned: bool
+) -> dict[str, NDArray[Any]]:
+    """All inputs of a prefill graph by name.
+
+    Args:
+        manifest: of the bundle.
+        request: what is asked.
+        names: the inputs that the graph has.
+        pruned: whether it has stages; without them keep counts and agent are not looked at.
+
+    Raises:
+        UserError: keep counts or agent index do not fit the bundle, or the images lack the saliency it reads.
+    """
+    feeds = {**token_feeds(request.tokens), "visual": request.images.visual}
+    if not pruned:
+        return feeds
+    _check(manifest, request, names)
+    steering = {
+        "saliency": request.images.saliency,
+        "agent_index": np.asarray(request.agent_index, dtype=np.int64),
+        "keep_counts": np.asarray(request.keep_counts, dtype=np.int64),
+    }
+    return feeds | {name: feed for name, feed in steering.items() if name in names and feed is not None}
+
+
+def _check(manifest: Manifest, request: PrefillRequest, names: Collection[str]) -> None:
+    plan, counts = manifest.plan, request.keep_counts
+    falling = all(1 <= kept <= before for before, kept in pairwise((plan.visual_tokens, *counts)))
+    if len(counts) != len(plan.stages) or not falling:
+        raise UserError(
+            f"keep counts {list(counts)} do not fit the plan: expected {len(plan.stages)}, "
+            f"none above the one before, from {plan.visual_tokens} down to 1"
+        )
+    if "keep_counts" not in names and counts != plan.schedules[0].keep_counts:
+        raise UserError(
+            f"keep counts {list(counts)} differ from the {list(plan.schedules[0].keep_counts)} that were built in: "
+            "use that budget or build without --static-k"
+        )
+    last = max(0, len(manifest.agents) - 1)
+    if not 0 <= request.agent_index <= last:
+        raise UserError(f"agent index {request.agent_index} is not one of 0 to {last}")
+    if "saliency" in names and request.images.saliency is None:
+        raise UserError("the bundle's scorer reads the images' saliency, which is missing: encode them by this session")

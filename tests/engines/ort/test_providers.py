@@ -1,0 +1,217 @@
+"""Names of providers, what is installed, and what becomes of a provider that cannot start."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from tests.support.onnx_bundle import staged_bundle
+from toprl_engines.ort import providers
+from toprl_engines.ort.engine import ONNXRuntimeEngine
+from toprl_engines.ort.providers import (
+    PROVIDERS,
+    RTX_PACKAGE,
+    Target,
+    choose_provider,
+    installed_providers,
+    open_session,
+    provider_chain,
+)
+from toprl_export.cli import doctor
+from toprl_export.engine import SessionOptions
+from toprl_export.errors import UserError
+
+FULL = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+@pytest.fixture
+def listed(monkeypatch):
+    """Lets ONNX Runtime say that it was built with others, with or without NVIDIA's plugin beside it."""
+
+    def listing(names: list[str], plugin: bool = False) -> None:
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+        monkeypatch.setattr(providers, "find_spec", lambda name: object() if plugin else None)
+
+    return listing
+
+
+@pytest.mark.parametrize(
+    ("names", "plugin", "found"),
+    [
+        (["AzureExecutionProvider", "CPUExecutionProvider"], False, ("cpu",)),
+        (FULL, False, ("cpu", "cuda", "tensorrt")),
+        (["CPUExecutionProvider"], True, ("cpu", "tensorrt-rtx")),
+        (["NvTensorRTRTXExecutionProvider", "CPUExecutionProvider"], False, ("cpu", "tensorrt-rtx")),
+    ],
+)
+def test_what_is_installed_is_listed_by_our_names(listed, names, plugin, found):
+    listed(names, plugin)
+    assert installed_providers() == found
+
+
+@pytest.mark.parametrize(("names", "chosen"), [(["CPUExecutionProvider"], "cpu"), (FULL, "cuda")])
+def test_without_a_name_cuda_is_taken_where_it_is_installed_and_tensorrt_never(listed, names, chosen):
+    listed(names, plugin=True)
+    assert choose_provider(None) == chosen
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(UserError, match=r"unknown provider 'tensort'; did you mean 'tensorrt'\? known: cpu, cuda"):
+        choose_provider("tensort")
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("cuda", r"toprl-export\[gpu\] in place of \[onnx\]"),
+        ("tensorrt", r"\[gpu\] in place of \[onnx\], and the TensorRT"),
+        ("tensorrt-rtx", "onnxruntime-ep-nv-tensorrt-rtx"),
+    ],
+)
+def test_what_is_not_installed_says_how_to_install_it(listed, name, how):
+    listed(["CPUExecutionProvider"])
+    with pytest.raises(UserError, match=rf"provider '{name}' is not available, this ONNX Runtime offers cpu: .*{how}"):
+        choose_provider(name)
+
+
+def test_each_provider_is_backed_by_what_can_run_the_rest(listed):
+    listed(FULL)
+    options = {"trt_engine_cache_enable": "1"}
+    assert provider_chain("cpu") == [("CPUExecutionProvider", {})]
+    assert provider_chain("cuda") == [("CUDAExecutionProvider", {}), ("CPUExecutionProvider", {})]
+    assert provider_chain("tensorrt", options) == [
+        ("TensorrtExecutionProvider", options),
+        ("CUDAExecutionProvider", {}),
+        ("CPUExecutionProvider", {}),
+    ]
+    listed(["NvTensorRTRTXExecutionProvider", "CPUExecutionProvider"])
+    assert [name for name, _ in provider_chain("tensorrt-rtx")] == [
+        "NvTensorRTRTXExecutionProvider",
+        "CPUExecutionProvider",
+    ]
+
+
+def test_doctor_knows_the_same_names():
+    assert {full: name for name, full in PROVIDERS.items()} == doctor.PROVIDERS
+    assert doctor.RTX_PLUGIN.replace("-", "_") == RTX_PACKAGE
+
+
+@pytest.fixture
+def cuda_without_a_gpu(listed) -> None:
+    """As with onnxruntime-gpu on a machine without a GPU: all are listed, and sessions fall back to the CPU."""
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    listed(FULL)
+
+
+@pytest.mark.usefixtures("cuda_without_a_gpu")
+@pytest.mark.filterwarnings("ignore:Specified provider")
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_provider_that_cannot_start_is_refused_when_asked_for(tmp_path, provider):
+    bundle = staged_bundle().bundle
+    message = rf"'{provider}' was asked for, but ONNX Runtime could not start it \(it fell back to 'cpu'\)"
+    with pytest.raises(UserError, match=message):
+        open_session(bundle.path("decode"), onnxruntime.SessionOptions, Target(provider, required=True))
+
+
+@pytest.mark.usefixtures("cuda_without_a_gpu")
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_cuda_that_was_not_asked_for_leaves_its_place_to_the_cpu():
+    built = staged_bundle()
+    chosen = ONNXRuntimeEngine().open(built.bundle, SessionOptions(threads=1))
+    request = built.request((13, 9, 4))
+    assert np.array_equal(chosen.prefill(request).logits, built.open().prefill(request).logits)
+
+
+@pytest.mark.usefixtures("cuda_without_a_gpu")
+def test_a_provider_that_raises_is_refused_with_its_reason_and_prints_nothing(monkeypatch, capsys):
+    real = onnxruntime.InferenceSession
+
+    def failing(path, options, providers, **rest):
+        if providers != ["CPUExecutionProvider"]:
+            assert rest == {"enable_fallback": 0}
+            raise RuntimeError("CUDA failure 35: driver too old\nmore lines")
+        return real(path, options, providers=providers)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", failing)
+    path = staged_bundle().bundle.path("decode")
+    with pytest.raises(UserError, match=r"could not start it \(CUDA failure 35: driver too old\): check the GPU"):
+        open_session(path, onnxruntime.SessionOptions, Target("cuda", required=True))
+    assert open_session(path, onnxruntime.SessionOptions, Target("cuda", required=False))[1] == "cpu"
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.usefixtures("cuda_without_a_gpu")
+@pytest.mark.parametrize(
+    ("taken", "refused"), [(["CPUExecutionProvider"], True), (["CUDAExecutionProvider", "CPUExecutionProvider"], False)]
+)
+def test_a_provider_that_runs_no_part_of_the_graph_is_no_start(monkeypatch, taken, refused):
+    class Session:
+        def __init__(self, *arguments, **rest):
+            pass
+
+        def get_providers(self):
+            return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+        def get_provider_graph_assignment_info(self):
+            return [SimpleNamespace(ep_name=name) for name in taken]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    target = Target("cuda", required=True)
+    if refused:
+        with pytest.raises(UserError, match="can run no part of the graph"):
+            open_session("graph.onnx", onnxruntime.SessionOptions, target)
+    else:
+        assert open_session("graph.onnx", onnxruntime.SessionOptions, target)[1] == "cuda"
+
+
+def test_nvidias_plugin_is_registered_once_and_given_its_options(monkeypatch, listed):
+    listed(["CPUExecutionProvider"], plugin=True)
+    registered, added = [], []
+    plugin = SimpleNamespace(get_ep_name=lambda: "NvTensorRTRTXExecutionProvider", get_library_path=lambda: "x.so")
+    monkeypatch.setitem(sys.modules, RTX_PACKAGE, plugin)
+    monkeypatch.setattr(
+        onnxruntime, "register_execution_provider_library", lambda name, path: registered.append((name, path))
+    )
+    gpu, other = SimpleNamespace(ep_name="NvTensorRTRTXExecutionProvider"), SimpleNamespace(ep_name="CPU")
+    monkeypatch.setattr(onnxruntime, "get_ep_devices", lambda: [other, gpu])
+
+    class Options:
+        def add_session_config_entry(self, *entry):
+            pass
+
+        def add_provider_for_devices(self, devices, options):
+            added.append((devices, options))
+
+    class Session:
+        def __init__(self, path, options):
+            pass
+
+        def get_providers(self):
+            return ["NvTensorRTRTXExecutionProvider", "CPUExecutionProvider"]
+
+        def get_provider_graph_assignment_info(self):
+            return [gpu]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    providers._register_plugin.cache_clear()
+    for _ in range(2):
+        _, used = open_session("graph.onnx", Options, Target("tensorrt-rtx", True, {"nv_runtime_cache_path": "p"}))
+        assert used == "tensorrt-rtx"
+    providers._register_plugin.cache_clear()
+    assert registered == [("NvTensorRTRTXExecutionProvider", "x.so")]
+    assert added == [([gpu], {"nv_runtime_cache_path": "p"})] * 2
+
+
+def test_nvidias_real_plugin_without_a_gpu_is_refused_in_one_line():
+    pytest.importorskip(RTX_PACKAGE)
+    if any(device.ep_name == PROVIDERS["tensorrt-rtx"] for device in onnxruntime.get_ep_devices()):
+        pytest.skip("there is an RTX GPU")
+    path = staged_bundle().bundle.path("decode")
+    with pytest.raises(UserError, match=r"'tensorrt-rtx' was asked for, .* RTX 30 series or newer") as caught:
+        open_session(path, onnxruntime.SessionOptions, Target("tensorrt-rtx", required=True))
+    assert "\n" not in str(caught.value)
