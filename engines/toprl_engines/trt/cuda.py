@@ -1,0 +1,152 @@
+"""A CUDA device through NVIDIA's own `cuda.bindings`."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toprl_engines.trt.runtime_device import CapturedGraph, CaptureError, Rows
+from toprl_export.errors import ToprlError, UserError, require
+
+GIB = 2**30
+
+
+class CudaError(ToprlError):
+    """A CUDA call failed for a reason that no user can mend."""
+
+
+class CudaDevice:
+    """The first GPU that the process may use, and a stream of its own on it; see `runtime_device.Device`.
+
+    Raises:
+        MissingExtraError: `cuda-bindings` is not installed.
+        UserError: there is no NVIDIA GPU, or its driver is too old.
+    """
+
+    def __init__(self) -> None:
+        self._cuda = require("cuda.bindings.runtime", "trt")
+        self._check_gpu()
+        self._call("cudaSetDevice", 0)
+        facts = self._call("cudaGetDeviceProperties", 0)
+        self.name: str = facts.name.decode().rstrip("\0")
+        self.sm = f"{facts.major}.{facts.minor}"
+        # A stream that does not wait for the default one: TensorRT synchronises the device when given that.
+        self.stream = int(self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking))
+
+    def free_bytes(self) -> int:
+        free, _ = self._call("cudaMemGetInfo")
+        return int(free)
+
+    def allocate(self, size: int, what: str) -> int:
+        status, address = self._cuda.cudaMalloc(size)
+        if status == self._cuda.cudaError_t.cudaErrorMemoryAllocation:
+            raise out_of_memory(what, size, self.free_bytes(), self.name)
+        self._check("cudaMalloc", status)
+        return int(address)
+
+    def release(self, address: int) -> None:
+        self._call("cudaFree", address)
+
+    def pinned(self, size: int) -> NDArray[np.uint8]:
+        address = int(self._call("cudaHostAlloc", size, self._cuda.cudaHostAllocDefault))
+        memory = (ctypes.c_uint8 * size).from_address(address)
+        # Arrays and their views keep `memory` alive, not the allocation: it ends with the last of them.
+        weakref.finalize(memory, self._cuda.cudaFreeHost, address).atexit = False
+        return np.frombuffer(memory, dtype=np.uint8)
+
+    def upload(self, address: int, source: NDArray[Any]) -> None:
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._call("cudaMemcpyAsync", address, source.ctypes.data, source.nbytes, kind, self.stream)
+
+    def download(self, target: NDArray[Any], address: int) -> None:
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._call("cudaMemcpyAsync", target.ctypes.data, address, target.nbytes, kind, self.stream)
+
+    def copy_rows(self, target: Rows, source: Rows, width: int, height: int) -> None:
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        places = target.address, target.pitch, source.address, source.pitch
+        self._call("cudaMemcpy2DAsync", *places, width, height, kind, self.stream)
+
+    def fill_rows(self, target: Rows, value: int, width: int, height: int) -> None:
+        self._call("cudaMemset2DAsync", target.address, target.pitch, value, width, height, self.stream)
+
+    def synchronize(self) -> None:
+        self._call("cudaStreamSynchronize", self.stream)
+
+    def capture(self, work: Callable[[], object]) -> CapturedGraph:
+        cuda = self._cuda
+        self._call("cudaStreamBeginCapture", self.stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+        try:
+            work()
+        except Exception as error:
+            cuda.cudaStreamEndCapture(self.stream)  # or the stream would stay in its capturing state
+            raise CaptureError(str(error)) from error
+        status, graph = cuda.cudaStreamEndCapture(self.stream)
+        if status != cuda.cudaError_t.cudaSuccess:
+            raise CaptureError(self._describe("cudaStreamEndCapture", status))
+        try:
+            status, executable = cuda.cudaGraphInstantiate(graph, 0)
+        finally:
+            cuda.cudaGraphDestroy(graph)
+        if status != cuda.cudaError_t.cudaSuccess:
+            raise CaptureError(self._describe("cudaGraphInstantiate", status))
+        return _CudaGraph(self, executable)
+
+    def launch(self, executable: Any) -> None:
+        """Queue an instantiated graph."""
+        self._call("cudaGraphLaunch", executable, self.stream)
+
+    def discard(self, executable: Any) -> None:
+        """Free an instantiated graph."""
+        self._cuda.cudaGraphExecDestroy(executable)
+
+    def _check_gpu(self) -> None:
+        status, count = self._cuda.cudaGetDeviceCount()
+        errors = self._cuda.cudaError_t
+        if status == errors.cudaErrorInsufficientDriver:
+            raise UserError(
+                "this needs an NVIDIA GPU, and none can be used: its driver is missing or older than the CUDA of "
+                "cuda-bindings; run it on a machine with a GPU, or update the driver"
+            )
+        if status == errors.cudaErrorNoDevice or not count:
+            raise UserError("this needs an NVIDIA GPU, and this process sees none: run it on a machine that has one")
+        self._check("cudaGetDeviceCount", status)
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        """What a CUDA function returns after its status: nothing, one value or a tuple."""
+        status, *values = getattr(self._cuda, name)(*arguments)
+        self._check(name, status)
+        return values[0] if len(values) == 1 else tuple(values)
+
+    def _check(self, name: str, status: Any) -> None:
+        if status != self._cuda.cudaError_t.cudaSuccess:
+            raise CudaError(self._describe(name, status))
+
+    def _describe(self, name: str, status: Any) -> str:
+        _, text = self._cuda.cudaGetErrorString(status)
+        return f"{name}: {text.decode() if text else status} on {getattr(self, 'name', 'the GPU')}"
+
+
+class _CudaGraph:
+    """A graph that CUDA has made ready to be launched."""
+
+    def __init__(self, device: CudaDevice, executable: Any) -> None:
+        self._device = device
+        self._executable = executable
+        weakref.finalize(self, device.discard, executable).atexit = False
+
+    def launch(self) -> None:
+        self._device.launch(self._executable)
+
+
+def out_of_memory(what: str, size: int, free: int, gpu: str) -> UserError:
+    """The error for memory that is not there; sizes in bytes."""
+    return UserError(
+        f"{what} need {size / GIB:.2f} GiB of device memory, but {free / GIB:.2f} GiB are free on {gpu}: stop what "
+        "else uses the GPU, or build the bundle with a smaller --max-batch"
+    )

@@ -1,0 +1,186 @@
+"""One built engine, loaded: what goes in and out of it, and contexts that run it."""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from toprl_engines.trt.binding import Binding
+from toprl_engines.trt.runtime_device import Block
+from toprl_export.errors import ToprlError, UserError
+
+_DTYPES: dict[str, Any] = {
+    "FLOAT": np.float32,
+    "HALF": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "BOOL": np.bool_,
+}
+"""NumPy's type for each of TensorRT's that a graph of ours has at its border."""
+
+Shape = tuple[int, ...]
+
+
+class EngineError(ToprlError):
+    """TensorRT refused work that it was built for: a bug of ours or its own, not the user's mistake."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One input or output of an engine.
+
+    Attributes:
+        name: as in the graph.
+        is_input: or else an output.
+        dtype: NumPy's, with `ml_dtypes` for bfloat16.
+        shape: -1 where a size is dynamic.
+        on_host: whether TensorRT reads it from host memory, because shapes follow from its values.
+        smallest: the least sizes of an input that the engine takes; those of ``shape`` for an output.
+        largest: the greatest.
+        values: least and greatest values of an input on the host; None elsewhere.
+    """
+
+    name: str
+    is_input: bool
+    dtype: np.dtype[Any]
+    shape: Shape
+    on_host: bool
+    smallest: Shape
+    largest: Shape
+    values: tuple[Shape, Shape] | None
+
+
+class LoadedEngine:
+    """A ``.plan`` file in the memory of the GPU.
+
+    Args:
+        binding: TensorRT.
+        runtime: its `IRuntime`.
+        logger: the runtime's, with ``errors`` that it was told.
+        path: the file.
+
+    Attributes:
+        name: of the file, without its ending.
+        tensors: inputs and outputs by name.
+        activation_bytes: device memory that a context works in.
+
+    Raises:
+        UserError: TensorRT does not take the file, or has no memory for it.
+    """
+
+    def __init__(self, binding: Binding, runtime: Any, logger: Any, path: Path) -> None:
+        self.name = path.stem
+        self._trt = binding.module
+        self._captures_itself = binding.rtx
+        self._engine = _deserialize(binding, runtime, logger, path)
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        self.tensors = {name: self._describe(name) for name in names}
+        self.activation_bytes = int(self._engine.device_memory_size_v2)
+
+    @property
+    def inputs(self) -> list[TensorInfo]:
+        """In the engine's order."""
+        return [tensor for tensor in self.tensors.values() if tensor.is_input]
+
+    @property
+    def outputs(self) -> list[TensorInfo]:
+        """In the engine's order."""
+        return [tensor for tensor in self.tensors.values() if not tensor.is_input]
+
+    def context(self, activations: Block, repeated: bool = False) -> Context:
+        """A context that works in ``activations``, which it may share with others on the same stream.
+
+        Args:
+            activations: at least ``activation_bytes``.
+            repeated: TensorRT for RTX may capture the work as a CUDA graph, for the same sizes come again and again.
+
+        Raises:
+            UserError: there is too little device memory for what a context keeps beside its activations.
+        """
+        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        if repeated and self._captures_itself:
+            config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        context = self._engine.create_execution_context(config)
+        if context is None:
+            raise UserError(
+                f"TensorRT has no device memory left to run {self.name}: stop what else uses the GPU, or build the "
+                "bundle with a smaller --max-batch"
+            )
+        context.set_device_memory(activations.address, activations.size)
+        return Context(self.name, context, captures_itself=repeated and self._captures_itself)
+
+    def _describe(self, name: str) -> TensorInfo:
+        engine, trt = self._engine, self._trt
+        is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+        shape = tuple(engine.get_tensor_shape(name))
+        on_host = engine.get_tensor_location(name) == trt.TensorLocation.HOST
+        smallest = largest = shape
+        if is_input and -1 in shape:
+            ranges = engine.get_tensor_profile_shape(name, 0)
+            smallest, largest = tuple(ranges[0]), tuple(ranges[-1])
+        values = None
+        if is_input and on_host:
+            listed = engine.get_tensor_profile_values(0, name)
+            values = (tuple(listed[0]), tuple(listed[-1])) if listed else None
+        dtype = np.dtype(_DTYPES[engine.get_tensor_dtype(name).name])
+        return TensorInfo(name, is_input, dtype, shape, on_host, smallest, largest, values)
+
+
+class Context:
+    """One engine made ready for one set of sizes and addresses at a time."""
+
+    def __init__(self, name: str, context: Any, captures_itself: bool) -> None:
+        self._name = name
+        self._context = context
+        self.captures_itself = captures_itself
+
+    def set_shape(self, name: str, shape: Shape) -> None:
+        """Give an input its sizes, which the caller has checked.
+
+        Raises:
+            EngineError: they are outside the engine's profile all the same.
+        """
+        self._check(self._context.set_input_shape(name, shape), f"the shape {shape} of {name}")
+
+    def bind(self, name: str, address: int) -> None:
+        """Say where an input is read from or an output is written to."""
+        self._check(self._context.set_tensor_address(name, address), f"the address of {name}")
+
+    def infer_shapes(self) -> None:
+        """Work out the outputs' sizes, once all inputs have theirs (and those on the host their addresses)."""
+        missing = self._context.infer_shapes()
+        self._check(not missing, f"its inputs without {', '.join(missing)}")
+
+    def shape(self, name: str) -> Shape:
+        """The sizes of an output, after :meth:`infer_shapes`."""
+        shape = tuple(self._context.get_tensor_shape(name))
+        self._check(-1 not in shape, f"{name} without sizes")
+        return shape
+
+    def enqueue(self, stream: int) -> None:
+        """Queue one run."""
+        self._check(self._context.execute_async_v3(stream), "to run")
+
+    def _check(self, taken: bool, what: str) -> None:
+        if not taken:
+            raise EngineError(f"TensorRT refused {what} ({self._name})")
+
+
+def _deserialize(binding: Binding, runtime: Any, logger: Any, path: Path) -> Any:
+    # Mapped, because a plan holds the weights and is read once.
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
+        engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        reason = logger.errors[-1] if logger.errors else "it gave no reason"
+        raise UserError(
+            f"{binding.name} {binding.version} cannot load {path}: {reason}; build the bundle again on this machine"
+        )
+    return engine
