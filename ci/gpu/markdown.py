@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from ci.gpu.record import Case, CheckResult, GpuReport
 
 LOG_LINES = 25
+NAMED = 4
+"""Of so many cases that did not run for one reason, each is named."""
 
 
 def render(report: GpuReport) -> str:
@@ -65,10 +67,17 @@ def _figures(cases: Sequence[Case]) -> str:
 def _not_run(checks: Sequence[CheckResult]) -> str:
     lines = [f"- {check.name}: the whole check: {check.why}" for check in checks if check.status == "not run"]
     for check in checks:
-        lines += [
-            f"- {check.name}, {case.table}, {case.name}: {case.why}" for case in check.cases if case.status == "not run"
-        ]
+        alike: dict[tuple[str, str], list[str]] = {}
+        for case in check.cases:
+            if case.status == "not run":
+                alike.setdefault((case.table, case.why), []).append(case.name)
+        lines += [f"- {check.name}, {table}, {_some(names)}: {why}" for (table, why), names in alike.items()]
     return "\n".join(["## Not run", "", *(lines or ["Everything ran."])])
+
+
+def _some(names: Sequence[str]) -> str:
+    """All names of a few, of many the first and how many more."""
+    return "; ".join(names) if len(names) <= NAMED else f"{names[0]}; and {len(names) - 1} more"
 
 
 def _failed(check: CheckResult) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from torch import Tensor, nn
@@ -98,6 +99,8 @@ def _grouped(query: Tensor, key: Tensor) -> bool:
 
 
 def _our_kernel(masked: bool) -> Heads:
+    if find_spec("triton") is None:
+        raise NotRun("triton is not installed")
     function = import_module("toprl_flash_attention.kernel").flash_attention
 
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:

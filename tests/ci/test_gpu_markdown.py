@@ -42,6 +42,13 @@ def test_the_end_of_the_log_is_shown_where_something_failed_and_only_there():
     assert "quiet" not in page
 
 
+def test_cases_that_did_not_run_for_one_reason_share_a_line():
+    cases = tuple(Case("speed", f"case {number}", "not run", "no triton") for number in range(9))
+    page = render(report(checks=(CheckResult("kernel", "finished", cases=cases),)))
+    assert "- kernel, speed, case 0; and 8 more: no triton" in page
+    assert page.count("no triton") == 1
+
+
 def test_a_check_that_measured_nothing_says_so():
     empty = CheckResult("mini", "finished", cases=(Case("agreement", "one", "not run", "no GPU"),))
     assert "Nothing was measured." in render(report(checks=(empty,)))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from statistics import median
 
 import torch
@@ -24,7 +25,13 @@ CALLS = 8
 
 
 def our_kernel() -> Attend:
-    """`toprl_flash_attention.kernel.flash_attention` as an `Attend`."""
+    """`toprl_flash_attention.kernel.flash_attention` as an `Attend`.
+
+    Raises:
+        NotRun: there is no Triton.
+    """
+    if find_spec("triton") is None:
+        raise NotRun("triton is not installed")
     function = import_module("toprl_flash_attention.kernel").flash_attention
 
     def attend(problem: Problem) -> Tensor:
