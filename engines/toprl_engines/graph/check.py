@@ -22,8 +22,8 @@ def check_graph(path: Path, spec: GraphSpec) -> None:
     A size that tracing fixed silently (a batch of 2 for ever) is an error here.
 
     Raises:
-        GraphError: names, sizes or dynamic sizes differ from ``spec``, or a value name is repeated or starts with
-            an underscore.
+        GraphError: names, types, sizes or dynamic sizes differ from ``spec``, or a value name is repeated or starts
+            with an underscore.
         onnx.checker.ValidationError: the file is not valid ONNX.
     """
     onnx.checker.check_model(str(path), full_check=True)
@@ -41,16 +41,26 @@ def check_graph(path: Path, spec: GraphSpec) -> None:
 def _check_tensors(
     path: Path, kind: str, found: Iterable[onnx.ValueInfoProto], expected: tuple[TensorSpec, ...]
 ) -> None:
-    actual = {value.name: sizes_of(value) for value in found}
+    values = list(found)
+    actual = {value.name: sizes_of(value) for value in values}
     wanted = {tensor.name: tensor.sizes for tensor in expected}
     if list(actual) != list(wanted):
         raise GraphError(f"{path.name}: {kind}s are {', '.join(actual)}, expected {', '.join(wanted)}")
     for name, sizes in wanted.items():
         if actual[name] != sizes:
             raise GraphError(f"{path.name}: {kind} {name} has sizes {list(actual[name])}, expected {list(sizes)}")
+    for value, tensor in zip(values, expected, strict=True):
+        if dtype_of(value) != tensor.dtype:
+            raise GraphError(f"{path.name}: {kind} {value.name} is {dtype_of(value)}, expected {tensor.dtype}")
 
 
 def sizes_of(value: onnx.ValueInfoProto) -> tuple[Size, ...]:
     """Fixed sizes as numbers, dynamic ones by name ("?" where nameless)."""
     dimensions = value.type.tensor_type.shape.dim
     return tuple(int(d.dim_value) if d.HasField("dim_value") else d.dim_param or "?" for d in dimensions)
+
+
+def dtype_of(value: onnx.ValueInfoProto) -> str:
+    """Its type by the name that torch and NumPy share."""
+    name: str = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
+    return name

@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from toprl_engines.attention.function import function_proto, translation_table
 from toprl_engines.attention.op import routed_attention
 from toprl_engines.graph.check import check_graph
 from toprl_engines.graph.passes import clean_names, optimise, rename_sizes
+from toprl_engines.graph.precision import DTYPES, in_precision
 from toprl_engines.graph.signature import GraphSpec, Layout
 from toprl_engines.graph.weights import WeightFile
 from toprl_engines.graph.wrappers import DecodeGraph, PrefillGraph, UnprunedPrefillGraph, VisionGraph
@@ -45,12 +46,14 @@ class ExportJob:
         scorer: a baseline's, or the agents', stacked in the order of their index.
         stage_layers: the layers before which the stages stand, ascending.
         fixed_counts: keep counts to bake in, one per stage, or None to make them an input.
+        precision: of the weights (fp32, fp16 or bf16); scorers and rotary frequencies stay in fp32.
     """
 
     adapter: LVLMAdapter
     scorer: Scorer
     stage_layers: tuple[int, ...]
     fixed_counts: tuple[int, ...] | None = None
+    precision: str = "fp32"
 
     @property
     def layout(self) -> Layout:
@@ -64,6 +67,7 @@ class ExportJob:
             fixed_counts=self.fixed_counts,
             agents=isinstance(self.scorer, StackedActors),
             saliency=self.scorer.needs.saliency,
+            cache_dtype=DTYPES[self.precision],
         )
 
 
@@ -91,6 +95,7 @@ def export_graphs(job: ExportJob, directory: Path, names: Sequence[str] = GRAPHS
     Raises:
         GraphError: a traced graph does not have its declared signature.
     """
+    job = replace(job, adapter=in_precision(job.adapter, job.precision))
     traces = {
         "vision": _trace_vision(job),
         "prefill": _trace_prefill(job),
@@ -188,7 +193,8 @@ def _trace_decode(job: ExportJob) -> _Trace:
     layout, shape = job.layout, job.layout.shape
     one = torch.zeros(_BATCH, 1, dtype=torch.int64)
     lengths = [_PAST + 3 * group for group in layout.groups]
-    caches = [torch.zeros(_BATCH, shape.kv_heads, length, shape.head_dim) for length in lengths]
+    dtype: torch.dtype = getattr(torch, layout.cache_dtype)
+    caches = [torch.zeros(_BATCH, shape.kv_heads, length, shape.head_dim, dtype=dtype) for length in lengths]
     pairs = [cache.clone() for cache in caches for _ in ("key", "value")]
     groups = range(max(layout.groups) + 1)
     masks = [torch.ones(_BATCH, _PAST + 3 * group + 1, dtype=torch.bool) for group in groups]

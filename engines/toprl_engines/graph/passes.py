@@ -62,7 +62,7 @@ def first_half(op: Any, value: ir.Value) -> ir.Value | None:
     source = None if inputs[0] is None else first_half(op, inputs[0])
     if source is None:
         return None
-    if node.op_type in ("Cos", "Sin"):
+    if node.op_type in ("Cast", "Cos", "Sin"):
         return _call(op, node, [source])
     if node.op_type == "Gather" and node.attributes.get_int("axis", 0) == 0:
         return _call(op, node, [source, inputs[1]])

@@ -12,10 +12,11 @@ Size = int | str
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output."""
+    """One input or output; ``dtype`` by the name that torch and NumPy share."""
 
     name: str
     sizes: tuple[Size, ...]
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Layout:
         fixed_counts: keep counts baked into the prefill graph, or None where they are an input.
         agents: whether an input picks one of several agents; a baseline has none.
         saliency: whether the vision graph gives each patch's saliency to the prefill graph.
+        cache_dtype: the type that the graphs compute in. Only caches have it: images, visual embeddings, saliency and
+            logits cross the host in float32.
     """
 
     shape: DecoderShape
@@ -57,6 +60,7 @@ class Layout:
     fixed_counts: tuple[int, ...] | None = None
     agents: bool = True
     saliency: bool = False
+    cache_dtype: str = "float32"
 
     def vision(self, pixels: tuple[int, int]) -> GraphSpec:
         """``pixels``: height and width of the input image."""
@@ -67,12 +71,12 @@ class Layout:
         """Prompt and image to logits, caches, kept indices and masks."""
         steering = [*self._saliency()]
         if self.agents:
-            steering.append(TensorSpec("agent_index", ()))
+            steering.append(TensorSpec("agent_index", (), "int64"))
         if self.fixed_counts is None:
-            steering.append(TensorSpec("keep_counts", (self.stages,)))
+            steering.append(TensorSpec("keep_counts", (self.stages,), "int64"))
         lengths = [self._tokens(group) for group in self.groups]
-        kept = [TensorSpec(f"kept_{stage}", ("batch", self._kept(stage))) for stage in range(self.stages)]
-        masks = [TensorSpec(f"mask_{group}", ("batch", self._tokens(group))) for group in range(self._group_count)]
+        kept = [TensorSpec(f"kept_{stage}", ("batch", self._kept(stage)), "int64") for stage in range(self.stages)]
+        masks = [_mask(group, self._tokens(group)) for group in range(self._group_count)]
         return GraphSpec(
             (*self._tokens_in(), *steering), (self._logits(), *self._caches(("key", "value"), lengths), *kept, *masks)
         )
@@ -81,15 +85,15 @@ class Layout:
         """The same without stages."""
         lengths: list[Size] = ["sequence"] * self.shape.layers
         caches = self._caches(("key", "value"), lengths)
-        return GraphSpec(self._tokens_in(), (self._logits(), *caches, TensorSpec("mask_0", ("batch", "sequence"))))
+        return GraphSpec(self._tokens_in(), (self._logits(), *caches, _mask(0, "sequence")))
 
     def decode(self) -> GraphSpec:
         """One token and the caches to logits and the grown caches."""
         past: list[Size] = [f"past_{group}" for group in self.groups]
         grown: list[Size] = [f"cached_{group}" for group in self.groups]
-        masks = [TensorSpec(f"mask_{group}", ("batch", f"cached_{group}")) for group in range(self._group_count)]
-        token = TensorSpec("token", ("batch", 1))
-        position = TensorSpec("position", ("batch", 1))
+        masks = [_mask(group, f"cached_{group}") for group in range(self._group_count)]
+        token = TensorSpec("token", ("batch", 1), "int64")
+        position = TensorSpec("position", ("batch", 1), "int64")
         return GraphSpec(
             (token, position, *self._caches(("key", "value"), past), *masks),
             (self._logits(), *self._caches(("new_key", "new_value"), grown)),
@@ -111,12 +115,12 @@ class Layout:
     def _tokens_in(self) -> tuple[TensorSpec, ...]:
         n = self.visual_tokens
         return (
-            TensorSpec("input_ids", ("batch", "sequence")),
+            TensorSpec("input_ids", ("batch", "sequence"), "int64"),
             TensorSpec("visual", ("batch", n, self.shape.hidden)),
-            TensorSpec("attention_mask", ("batch", "sequence")),
-            TensorSpec("position_ids", ("batch", "sequence")),
-            TensorSpec("visual_index", ("batch", n)),
-            TensorSpec("text_index", ("batch", "text")),
+            TensorSpec("attention_mask", ("batch", "sequence"), "int64"),
+            TensorSpec("position_ids", ("batch", "sequence"), "int64"),
+            TensorSpec("visual_index", ("batch", n), "int64"),
+            TensorSpec("text_index", ("batch", "text"), "int64"),
         )
 
     def _logits(self) -> TensorSpec:
@@ -125,7 +129,11 @@ class Layout:
     def _caches(self, names: tuple[str, str], lengths: list[Size]) -> list[TensorSpec]:
         heads, width = self.shape.kv_heads, self.shape.head_dim
         return [
-            TensorSpec(f"{name}_{layer}", ("batch", heads, length, width))
+            TensorSpec(f"{name}_{layer}", ("batch", heads, length, width), self.cache_dtype)
             for layer, length in enumerate(lengths)
             for name in names
         ]
+
+
+def _mask(group: int, length: Size) -> TensorSpec:
+    return TensorSpec(f"mask_{group}", ("batch", length), "bool")

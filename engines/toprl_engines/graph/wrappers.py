@@ -15,7 +15,10 @@ from toprl_export.pruning.select import select
 
 
 class VisionGraph(nn.Module):
-    """``pixel_values [b, 3, h, w]`` → visual embeddings ``[b, n, d]`` and, where it is wanted, saliency ``[b, n]``."""
+    """``pixel_values [b, 3, h, w]`` → visual embeddings ``[b, n, d]`` and, where it is wanted, saliency ``[b, n]``.
+
+    All in float32, whatever the tower computes in.
+    """
 
     def __init__(self, adapter: LVLMAdapter, saliency: bool = False) -> None:
         super().__init__()
@@ -24,7 +27,7 @@ class VisionGraph(nn.Module):
         self._saliency = saliency
 
     def forward(self, pixel_values: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        visual = self._adapter.encode_image(pixel_values)
+        visual = self._adapter.encode_image(pixel_values).float()
         # Both run the tower; the equal halves are merged when the graph is optimised.
         return (visual, self._adapter.vision_saliency(pixel_values)) if self._saliency else visual
 

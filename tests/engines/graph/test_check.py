@@ -11,9 +11,9 @@ from toprl_engines.graph.signature import GraphSpec, TensorSpec
 SPEC = GraphSpec((TensorSpec("x", ("batch", 3)),), (TensorSpec("y", ("batch", 3)),))
 
 
-def write(path, inputs="x", sizes="batch", middle="m", output="batch"):
+def write(path, inputs="x", sizes="batch", middle="m", output="batch", dtype="float"):
     text = (
-        f'<ir_version: 10, opset_import: ["" : 23]> g (float[{sizes},3] {inputs}) => (float[{output},3] y) '
+        f'<ir_version: 10, opset_import: ["" : 23]> g ({dtype}[{sizes},3] {inputs}) => ({dtype}[{output},3] y) '
         f"{{ {middle} = Neg ({inputs})  y = Abs ({middle}) }}"
     )
     onnx.save(onnx.parser.parse_model(text), path)
@@ -31,6 +31,7 @@ def test_a_right_graph_passes(tmp_path):
         ({"output": "rows"}, r"output y has sizes \['rows', 3\]"),
         ({"inputs": "z"}, "inputs are z, expected x"),
         ({"middle": "_m"}, "leading underscore: _m"),
+        ({"dtype": "float16"}, "input x is float16, expected float32"),
     ],
 )
 def test_a_wrong_graph_is_refused(tmp_path, change, message):
