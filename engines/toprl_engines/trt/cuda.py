@@ -57,7 +57,7 @@ class CudaDevice:
         memory = (ctypes.c_uint8 * size).from_address(address)
         # Arrays and their views keep `memory` alive, not the allocation: it ends with the last of them.
         weakref.finalize(memory, self._cuda.cudaFreeHost, address).atexit = False
-        return np.frombuffer(memory, dtype=np.uint8)
+        return np.ctypeslib.as_array(memory)
 
     def upload(self, address: int, source: NDArray[Any]) -> None:
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice

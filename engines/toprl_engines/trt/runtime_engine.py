@@ -11,6 +11,8 @@ import ml_dtypes
 import numpy as np
 
 from toprl_engines.trt.binding import Binding
+from toprl_engines.trt.log import BuildLog
+from toprl_engines.trt.refit import refit_engine
 from toprl_engines.trt.runtime_device import Block
 from toprl_export.errors import ToprlError, UserError
 
@@ -62,8 +64,9 @@ class LoadedEngine:
     Args:
         binding: TensorRT.
         runtime: its `IRuntime`.
-        logger: the runtime's, with ``errors`` that it was told.
+        log: the runtime's.
         path: the file.
+        graph: TensorRT's copy of the graph, from which the weights are filled in; None where the plan has them.
 
     Attributes:
         name: of the file, without its ending.
@@ -74,11 +77,13 @@ class LoadedEngine:
         UserError: TensorRT does not take the file, or has no memory for it.
     """
 
-    def __init__(self, binding: Binding, runtime: Any, logger: Any, path: Path) -> None:
+    def __init__(self, binding: Binding, runtime: Any, log: BuildLog, path: Path, graph: Path | None = None) -> None:
         self.name = path.stem
         self._trt = binding.module
         self._captures_itself = binding.rtx
-        self._engine = _deserialize(binding, runtime, logger, path)
+        self._engine = _deserialize(binding, runtime, log, path)
+        if graph is not None:
+            refit_engine(binding, self._engine, graph, log)
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         self.tensors = {name: self._describe(name) for name in names}
         self.activation_bytes = int(self._engine.device_memory_size_v2)
@@ -174,12 +179,12 @@ class Context:
             raise EngineError(f"TensorRT refused {what} ({self._name})")
 
 
-def _deserialize(binding: Binding, runtime: Any, logger: Any, path: Path) -> Any:
+def _deserialize(binding: Binding, runtime: Any, log: BuildLog, path: Path) -> Any:
     # Mapped, because a plan holds the weights and is read once.
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
         engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        reason = logger.errors[-1] if logger.errors else "it gave no reason"
+        reason = " ".join(log.errors[-1].split()) if log.errors else "it gave no reason"
         raise UserError(
             f"{binding.name} {binding.version} cannot load {path}: {reason}; build the bundle again on this machine"
         )

@@ -64,7 +64,7 @@ class VariableGraph:
 
     def run(self, elsewhere: Mapping[str, int] | None = None) -> None:
         """Queue one run; outputs that are written to other places than the last time are given with their addresses."""
-        addresses = self.addresses | (elsewhere or {})
+        addresses = {**self.addresses, **(elsewhere or {})}
         for tensor in self._engine.outputs:
             self._context.bind(tensor.name, addresses[tensor.name])
         self._context.enqueue(self._device.stream)

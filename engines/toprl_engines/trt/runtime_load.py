@@ -9,15 +9,12 @@ from typing import Any
 from toprl_engines.trt.binding import Binding
 from toprl_engines.trt.compatibility import check_compatible
 from toprl_engines.trt.cuda import out_of_memory
+from toprl_engines.trt.log import BuildLog, make_log
+from toprl_engines.trt.plugin import register_plugin
 from toprl_engines.trt.runtime_device import Device
 from toprl_engines.trt.runtime_engine import LoadedEngine
 from toprl_export.bundle import Bundle
 from toprl_export.errors import UserError
-
-PLUGIN = ("FlashAttention", "1", "toprl")
-"""Name, version and namespace by which TensorRT knows the plugin."""
-PLUGIN_ROLE = "plugin"
-"""Of the bundle's shared library with `toprl::FlashAttention`."""
 
 
 def open_engines(bundle: Bundle, roles: Sequence[str], binding: Binding, device: Device) -> list[LoadedEngine]:
@@ -29,54 +26,34 @@ def open_engines(bundle: Bundle, roles: Sequence[str], binding: Binding, device:
     """
     entry = bundle.manifest.engine
     check_compatible(entry, binding, device)
-    logger = _make_logger(binding.module)
     if entry.attention == "plugin":
-        _load_plugin(bundle, binding, logger)
+        register_plugin(binding, _plugin_library(bundle))
     paths = [bundle.path(role) for role in roles]
-    # A plan holds its weights, so that much is needed at least.
-    size = sum(path.stat().st_size for path in paths)
+    weights = [bundle.path("weights")] if entry.weight_stripped else []
+    # A plan, or else the file of weights, is what the GPU must hold at least.
+    size = sum(path.stat().st_size for path in [*paths, *weights])
     if size > device.free_bytes():
         raise out_of_memory("the engines' weights", size, device.free_bytes(), device.name)
-    runtime = binding.module.Runtime(logger)
+    log = make_log(binding.module)
+    runtime = _runtime(binding, log)
     # A plan for later versions brings the part of TensorRT that runs it; the bundle's digests vouch for it.
     runtime.engine_host_code_allowed = entry.version_compatible
-    return [LoadedEngine(binding, runtime, logger, path) for path in paths]
+    graphs = [bundle.path(f"refit_{role}") if entry.weight_stripped else None for role in roles]
+    return [LoadedEngine(binding, runtime, log, *files) for files in zip(paths, graphs, strict=True)]
 
 
-def _make_logger(trt: Any) -> Any:
-    """A TensorRT logger that keeps what is said of errors, in ``errors``, and prints nothing."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc]  # the base is known only at run time
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if int(severity) <= int(trt.ILogger.ERROR):
-                self.errors.append(message.strip())
-
-    return Logger()
+def _plugin_library(bundle: Bundle) -> Path | None:
+    """The library that the bundle brings; None where its plans were built by the plugin's Python route."""
+    listed = [file.path for file in bundle.manifest.files if file.role == "plugin"]
+    return bundle.dir / listed[0] if listed else None
 
 
-def _load_plugin(bundle: Bundle, binding: Binding, logger: Any) -> None:
-    """Make `toprl::FlashAttention` known to TensorRT, once a process."""
-    library = _plugin_path(bundle)
-    registry = binding.module.get_plugin_registry()
-    if registry.get_creator(*PLUGIN) is not None:
-        return
-    if registry.load_library(str(library)) is None:
-        reason = logger.errors[-1] if logger.errors else "it gave no reason"
+def _runtime(binding: Binding, log: BuildLog) -> Any:
+    try:
+        return binding.module.Runtime(log)
+    except TypeError as error:  # what a C++ factory's null pointer becomes
+        reason = " ".join(log.errors[-1].split()) if log.errors else "it gave no reason"
         raise UserError(
-            f"TensorRT cannot load the plugin {library}: {reason}; build it again on this machine with "
-            "engines/flash_attention/build.sh, or build the bundle with --attention native"
-        )
-
-
-def _plugin_path(bundle: Bundle) -> Path:
-    listed = [file.path for file in bundle.manifest.files if file.role == PLUGIN_ROLE]
-    if len(listed) != 1:
-        raise UserError(
-            f"{bundle.dir} was built with the FlashAttention plugin, but lists no library of it: build it again, or "
-            "with --attention native"
-        )
-    return bundle.dir / listed[0]
+            f"{binding.name} {binding.version} cannot start: {reason}; check the GPU, and that its driver is new "
+            "enough for this TensorRT"
+        ) from error

@@ -12,6 +12,7 @@ from tests.support.fake_device import FakeDevice
 from tests.support.fake_tensorrt import fake_binding
 from tests.support.onnx_bundle import staged_bundle
 from tests.support.trt_bundle import PlanLimits, plans_of
+from toprl_engines.trt import runtime_engine, runtime_load
 from toprl_engines.trt.binding import load_binding
 from toprl_engines.trt.session import TensorRTSession
 from toprl_export.bundle import Bundle, file_entries
@@ -87,9 +88,45 @@ def test_native_attention_loads_no_plugin(bundle):
     assert not binding.module.get_plugin_registry().loaded
 
 
-def test_a_bundle_that_needs_the_plugin_but_lists_none(bundle):
-    with pytest.raises(UserError, match="built with the FlashAttention plugin, but lists no library of it"):
-        opened(with_engine(bundle, attention="plugin"), FakeDevice())
+def test_without_a_library_the_plugins_python_route_is_taken(monkeypatch, bundle):
+    taken = []
+    monkeypatch.setattr(runtime_load, "register_plugin", lambda binding, library: taken.append(library))
+    opened(with_engine(bundle, attention="plugin"), FakeDevice())
+    opened(with_plugin(bundle, b"\x7fELF"), FakeDevice())
+    assert taken == [None, bundle.dir / LIBRARY]
+
+
+def test_stripped_plans_get_their_weights_from_the_bundles_graphs(monkeypatch, bundle):
+    listed = [*bundle.manifest.files]
+    for role in ("vision", "prefill", "decode"):
+        (bundle.dir / f"{role}.trt.onnx").write_bytes(b"graph")
+        listed += file_entries(bundle.dir, [(f"refit_{role}", f"{role}.trt.onnx")])
+    filled = []
+
+    def refit(binding, engine, graph, log):
+        assert engine.num_io_tensors and isinstance(log.errors, list)
+        filled.append(graph.name)
+
+    monkeypatch.setattr(runtime_engine, "refit_engine", refit)
+    stripped = with_engine(Bundle(bundle.dir, replace(bundle.manifest, files=tuple(listed))), weight_stripped=True)
+    opened(stripped, FakeDevice())
+    assert filled == ["vision.trt.onnx", "prefill.trt.onnx", "decode.trt.onnx"]
+    opened(bundle, FakeDevice())
+    assert len(filled) == 3
+
+
+def test_a_driver_that_is_too_old_for_tensorrt_is_one_line(bundle):
+    device = FakeDevice()
+    binding = fake_binding(device)
+
+    def runtime(log):
+        log.log(fake_tensorrt.ILogger.ERROR, "CUDA driver version is\ninsufficient")
+        raise TypeError("factory function returned nullptr")
+
+    binding.module.Runtime = runtime
+    message = r"tensorrt 11\.2\.0\.4 cannot start: CUDA driver version is insufficient; check the GPU"
+    with pytest.raises(UserError, match=message):
+        opened(bundle, device, binding)
 
 
 def test_a_plugin_that_cannot_be_loaded(bundle):
