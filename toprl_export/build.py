@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from toprl_export.bundle import (
     TOKENIZER_NAME,
     AgentEntry,
     Bundle,
+    Compiled,
     EngineEntry,
     Manifest,
     ModelEntry,
@@ -28,6 +29,7 @@ from toprl_export.engine import (
     PRECISIONS,
     BuildRequest,
     BuildResult,
+    ConfigurableEngine,
     Engine,
     get_engine,
 )
@@ -40,6 +42,7 @@ from toprl_export.models.shape import DecoderShape
 from toprl_export.pruning.baselines.plans import baseline_plan, baseline_scorer
 from toprl_export.pruning.plan import PruningPlan, Schedule, solve_schedule
 from toprl_export.registry import unknown_name
+from toprl_export.tensorrt_options import TensorRTOptions
 from toprl_export.trainer import DEFAULT_BUDGETS_KEPT
 
 BYTES_PER_WEIGHT = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -72,6 +75,7 @@ def build(
     baseline: str | None = None,
     stage_layers: Sequence[int] | None = None,
     static_k: bool = False,
+    options: TensorRTOptions | None = None,
     output_dir: Path,
     overwrite: bool = False,
     command: str = "python",
@@ -88,6 +92,7 @@ def build(
         baseline: name of an untrained method to build in the place of agents; it serves every task.
         stage_layers: where a baseline without stages of its own prunes; by default where agents do.
         static_k: bake the one budget into the graph.
+        options: what only the engine trt knows.
         output_dir: where the bundle goes; written whole or not at all.
         overwrite: replace an earlier bundle of other inputs.
         command: how the build was asked for; recorded.
@@ -99,7 +104,15 @@ def build(
     """
     check_replaceable(output_dir.resolve(), overwrite=True, marker=MANIFEST_NAME)
     prepared = prepare(
-        model, agents, budgets_kept, engine, precision, static_k, baseline=baseline, stage_layers=stage_layers
+        model,
+        agents,
+        budgets_kept,
+        engine,
+        precision,
+        static_k,
+        baseline=baseline,
+        stage_layers=stage_layers,
+        options=options,
     )
     return up_to_date(prepared, output_dir) or write_bundle(prepared, output_dir, overwrite, command)
 
@@ -114,12 +127,14 @@ def prepare(
     *,
     baseline: str | None = None,
     stage_layers: Sequence[int] | None = None,
+    options: TensorRTOptions | None = None,
 ) -> PreparedBuild:
     """Load everything a build needs and check that it fits together; see :func:`build`."""
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
     _check_source(agents, baseline, stage_layers)
     chosen_engine = get_engine(engine)
+    own_options = _options_of(chosen_engine, options)
     loaded = tuple(load_agent(directory) for directory in agents)
     _check_together(loaded)
     adapter: LVLMAdapter
@@ -131,7 +146,7 @@ def prepare(
         plan = _plan_of_baseline(baseline, adapter, budgets_kept, stage_layers)
     for agent in loaded:
         agent.check_fits(adapter)
-    request = BuildRequest(adapter, loaded, plan, precision, static_k=static_k, baseline=baseline)
+    request = BuildRequest(adapter, loaded, plan, precision, static_k=static_k, baseline=baseline, options=own_options)
     chosen_engine.check_request(request)
     return PreparedBuild(chosen_engine, request, tuple(agents))
 
@@ -156,7 +171,8 @@ def write_bundle(prepared: PreparedBuild, output_dir: Path, overwrite: bool, com
         UserError: see :func:`build`; or the disk is full.
     """
     with staged_directory(output_dir, overwrite, MANIFEST_NAME) as staging:
-        result = prepared.engine.build(prepared.request, staging)
+        earlier = output_dir.resolve() if (output_dir / MANIFEST_NAME).is_file() else None
+        result = prepared.engine.build(replace(prepared.request, earlier=earlier), staging)
         write_text_atomic(staging / TOKENIZER_NAME, prepared.request.adapter.tokenizer.to_str(pretty=True))
         own_files = [("tokenizer", TOKENIZER_NAME), *_copy_agents(prepared, staging)]
         write_manifest(staging, _manifest(prepared, result, staging, own_files, command))
@@ -206,6 +222,7 @@ def input_digest(prepared: PreparedBuild, toolchain: dict[str, str]) -> str:
         "precision": request.precision,
         "opset": request.opset,
         "static_k": request.static_k,
+        "options": None if request.options is None else request.options.identity,
         "toolchain": toolchain,
     }
     return _text_digest(json.dumps(inputs, sort_keys=True))
@@ -226,6 +243,18 @@ def _check_source(agents: Sequence[Path], baseline: str | None, stage_layers: Se
             f"the baseline {baseline} runs in PyTorch only, where `compare` measures it: "
             f"choose one of {', '.join(BUILDABLE_BASELINES)}"
         )
+
+
+def _options_of(engine: Engine, options: TensorRTOptions | None) -> TensorRTOptions | None:
+    """The engine's own, complete; None for an engine that has none."""
+    if isinstance(engine, ConfigurableEngine):
+        return engine.resolve(options or TensorRTOptions())
+    if options is not None and options.given_flags:
+        raise UserError(
+            f"{', '.join(options.given_flags)} belong to --engine {options.engine}, which {engine.name!r} does not "
+            f"know: leave them out, or use --engine {options.engine}"
+        )
+    return None
 
 
 def _plan_of_baseline(
@@ -297,7 +326,13 @@ def _manifest(
         ),
         baseline=request.baseline,
         plan=request.plan,
-        engine=EngineEntry(prepared.engine.name, request.precision, result.opset, result.toolchain),
+        engine=EngineEntry(
+            prepared.engine.name,
+            request.precision,
+            result.opset,
+            result.toolchain,
+            **vars(result.compiled or Compiled()),
+        ),
         files=files,
         image_processor=adapter.image_processor,
         prompt=adapter.prompt_format,

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from toprl_export.errors import UserError
 from toprl_export.pruning.baselines.plans import BASELINES
 from toprl_export.registry import Registry
+from toprl_export.tensorrt_options import TensorRTOptions
 
 if TYPE_CHECKING:
     from toprl_export.agent import Agent
-    from toprl_export.bundle import Bundle
+    from toprl_export.bundle import Bundle, Compiled
     from toprl_export.models.adapter import LVLMAdapter
     from toprl_export.pruning.plan import PruningPlan
     from toprl_export.pruning.scorer import Scorer
@@ -38,6 +39,8 @@ class BuildRequest:
         opset: of the ONNX graphs.
         static_k: bake the plan's one budget into the graph.
         baseline: name of the untrained method that prunes; None with agents.
+        options: what only the engine knows; None for an engine without options of its own.
+        earlier: a bundle that the result will take the place of, from which an engine may reuse its own caches.
 
     Raises:
         UserError: there are agents and a baseline, or neither; the agents' plan names another scorer; or ``static_k``
@@ -51,6 +54,8 @@ class BuildRequest:
     opset: int = DEFAULT_OPSET
     static_k: bool = False
     baseline: str | None = None
+    options: TensorRTOptions | None = None
+    earlier: Path | None = None
 
     def __post_init__(self) -> None:
         if bool(self.agents) == (self.baseline is not None):
@@ -83,11 +88,13 @@ class BuildResult:
         toolchain: versions of the distributions that shape the result, by the names and versions that
             ``importlib.metadata`` knows: when one changes, a rebuild is no longer up to date.
         opset: of the ONNX graphs.
+        compiled: what plans depend on; None for an engine without plans.
     """
 
     files: tuple[tuple[str, str], ...]
     toolchain: dict[str, str]
     opset: int
+    compiled: Compiled | None = None
 
 
 @dataclass(frozen=True)
@@ -156,6 +163,23 @@ class Engine(Protocol):
         Returns:
             a product and its sum count as two; None where the engine cannot count.
         """
+        ...
+
+
+@runtime_checkable
+class ConfigurableEngine(Engine, Protocol):
+    """An engine with options of its own; others refuse them."""
+
+    def resolve(self, options: TensorRTOptions) -> TensorRTOptions:
+        """``options`` with every choice made that was left to the engine, as far as this machine decides it.
+
+        Raises:
+            UserError: what was chosen is not there.
+        """
+        ...
+
+    def preview(self, request: BuildRequest) -> dict[str, Any]:
+        """What :meth:`build` would do, as a JSON object of texts, numbers, lists and objects; nothing is written."""
         ...
 
 

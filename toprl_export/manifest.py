@@ -16,12 +16,11 @@ from toprl_export.models.shape import DecoderShape
 from toprl_export.pruning.plan import PruningPlan
 from toprl_export.runtime.preprocess import ImageProcessor
 from toprl_export.runtime.prompt import PromptFormat
+from toprl_export.tensorrt_options import ATTENTIONS
 
 MANIFEST_FORMAT = "toprl-export/bundle"
 MANIFEST_VERSION = 3
 VERDICTS = ("passed", "failed")
-ATTENTIONS = ("plugin", "native")
-"""Who computes attention in a compiled plan."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,7 @@ class Compiled:
         attention: "plugin" where attention layers call `toprl::FlashAttention`, "native" where they are TensorRT's own.
         version_compatible: later versions of the binding can load them too.
         hardware_compatible: other GPUs from Ampere on can run them too.
+        weight_stripped: they lack their weights, which are filled in from the bundle's graphs when they are loaded.
     """
 
     binding: str | None = None
@@ -85,6 +85,7 @@ class Compiled:
     attention: str | None = None
     version_compatible: bool = False
     hardware_compatible: bool = False
+    weight_stripped: bool = False
 
     def __post_init__(self) -> None:
         if self.attention not in (None, *ATTENTIONS):
@@ -276,6 +277,7 @@ def _engine(entry: Fields) -> EngineEntry:
         attention=entry.text_or_none("attention"),
         version_compatible=entry.flag("version_compatible"),
         hardware_compatible=entry.flag("hardware_compatible"),
+        weight_stripped=entry.flag("weight_stripped"),
     )
 
 

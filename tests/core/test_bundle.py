@@ -48,6 +48,7 @@ compiled = st.builds(
     attention=st.sampled_from([None, "plugin", "native"]),
     version_compatible=st.booleans(),
     hardware_compatible=st.booleans(),
+    weight_stripped=st.booleans(),
 )
 
 

@@ -21,7 +21,8 @@ from toprl_export.cli.arguments import (
     budgets,
     command_line,
 )
-from toprl_export.engine import BUILDABLE_BASELINES, GRAPHS, PRECISIONS
+from toprl_export.cli.tensorrt_flags import add_tensorrt, plan_lines, tensorrt_options
+from toprl_export.engine import BUILDABLE_BASELINES, GRAPHS, PRECISIONS, ConfigurableEngine
 from toprl_export.trainer import DEFAULT_BUDGETS_KEPT
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help=f"{', '.join(PRECISIONS)}; the engine onnx builds fp32 today (default: %(default)s)",
     )
     parser.add_argument("--static-k", action="store_true", help="bake the one budget into the graph")
+    add_tensorrt(parser)
     add_output_dir(parser)
     add_overwrite(parser)
     add_dry_run(parser)
@@ -93,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
         args.static_k,
         baseline=args.baseline,
         stage_layers=args.stage_layers,
+        options=tensorrt_options(args),
     )
     current = up_to_date(prepared, output_dir)
     if not current:
@@ -111,10 +114,10 @@ def run(args: argparse.Namespace) -> int:
 
 def preview(prepared: PreparedBuild, output_dir: Path) -> dict[str, Any]:
     """What would be built, as a JSON object."""
-    request = prepared.request
+    request, engine = prepared.request, prepared.engine
     return {
         "bundle": str(output_dir),
-        "engine": prepared.engine.name,
+        "engine": engine.name,
         "precision": request.precision,
         "opset": request.opset,
         "graphs": list(GRAPHS),
@@ -123,6 +126,7 @@ def preview(prepared: PreparedBuild, output_dir: Path) -> dict[str, Any]:
         "baseline": request.baseline,
         "plan": request.plan.to_json(),
         "weight_bytes": prepared.weight_bytes,
+        "plans": engine.preview(request) if isinstance(engine, ConfigurableEngine) else None,
     }
 
 
@@ -164,7 +168,8 @@ def _preview(found: dict[str, Any]) -> str:
     for schedule in plan["schedules"]:
         counts = ", ".join(map(str, schedule["keep_counts"]))
         lines.append(f"  budget     {schedule['budget_kept']} kept: {counts} (average {schedule['average_kept']:.1f})")
-    return "\n".join([*lines, f"  weights    about {found['weight_bytes'] / 1e6:.1f} MB"])
+    lines.append(f"  weights    about {found['weight_bytes'] / 1e6:.1f} MB")
+    return "\n".join(lines if found["plans"] is None else [*lines, *plan_lines(found["plans"])])
 
 
 def _describe(bundle: Bundle) -> str:

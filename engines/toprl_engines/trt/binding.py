@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import sys
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 from packaging.version import Version
@@ -38,6 +39,12 @@ class Binding:
     def rtx(self) -> bool:
         """Whether this is TensorRT for RTX, whose builder needs no GPU."""
         return self.name == "tensorrt_rtx"
+
+
+def distribution_of(binding: Binding) -> tuple[str, ...]:
+    """The installed distribution that the binding's package came by, as ``importlib.metadata`` knows it; none where it
+    came by an archive."""
+    return tuple(sorted(set(metadata.packages_distributions().get(binding.name, ())))[:1])
 
 
 def installed_bindings() -> tuple[str, ...]:

@@ -51,7 +51,7 @@ def runs_on(entry: EngineEntry, sm: str) -> bool:
         return True
     if entry.target_sms:
         return sm in entry.target_sms
-    if entry.gpu is not None:
+    if entry.gpu is not None and entry.binding != "tensorrt_rtx":
         return sm == entry.gpu.sm
     return sm in PORTABLE_SMS or Version(sm) >= PORTABLE_FROM
 
@@ -83,6 +83,6 @@ def _targets(entry: EngineEntry) -> str:
         return f"compute capability {AMPERE} and newer"
     if entry.target_sms:
         return f"compute capability {', '.join(entry.target_sms)}"
-    if entry.gpu is not None:
+    if entry.gpu is not None and entry.binding != "tensorrt_rtx":
         return f"{entry.gpu.name} (compute capability {entry.gpu.sm})"
     return f"compute capability {', '.join(PORTABLE_SMS)}, {PORTABLE_FROM} and newer"

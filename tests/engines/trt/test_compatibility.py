@@ -35,7 +35,7 @@ PORTABLE = EngineEntry("trt", "fp16", 23, {}, binding="tensorrt_rtx", binding_ve
         (replace(ON_ADA, version_compatible=True), replace(FULL, version="11.6.1"), ["8.9"]),
         (PORTABLE, RTX, ["8.0", "8.6", "8.9", "12.0", "12.1"]),
         (replace(PORTABLE, target_sms=("7.5", "8.9")), RTX, ["7.5", "8.9"]),
-        (replace(ON_ADA, binding="tensorrt_rtx", binding_version="1.7.1"), RTX, ["8.9"]),
+        (replace(ON_ADA, binding="tensorrt_rtx", binding_version="1.7.1"), RTX, ["8.0", "8.6", "8.9", "12.0"]),
     ],
 )
 def test_plans_are_taken_where_they_were_built_for(entry, binding, sms):

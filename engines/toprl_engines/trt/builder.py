@@ -1,0 +1,157 @@
+"""One graph's copy in, one plan out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toprl_engines.trt.binding import Binding
+from toprl_engines.trt.interrupt import deferred_interrupt
+from toprl_engines.trt.layers import inspected_layers, listed_layers, network_layers
+from toprl_engines.trt.log import BuildLog, make_log
+from toprl_engines.trt.settings import BuilderSettings
+from toprl_export.build_report import GraphBuild, InputRange, LayerEntry
+from toprl_export.errors import UserError
+
+
+class TimingCache:
+    """How fast which kernel was for what, so that the builder does not measure it again. Grows with every build."""
+
+    def __init__(self, content: bytes = b"") -> None:
+        self.content = content
+
+
+@dataclass(frozen=True)
+class PlanBuilder:
+    """Builds plans that share their settings and timing cache.
+
+    Attributes:
+        binding: TensorRT.
+        settings: see `BuilderSettings`.
+        cache: of timings; None where nothing is timed, as by TensorRT for RTX.
+    """
+
+    binding: Binding
+    settings: BuilderSettings
+    cache: TimingCache | None
+
+    def build(self, graph: Path, profile: tuple[InputRange, ...], plan: Path) -> GraphBuild:
+        """Parse ``graph``, build it for ``profile`` and write ``plan``.
+
+        Raises:
+            UserError: TensorRT cannot; the message holds the last error of its log.
+            KeyboardInterrupt: Ctrl-C was pressed, which the builder minds between two steps.
+        """
+        trt, log = self.binding.module, make_log(self.binding.module)
+        start = time.perf_counter()
+        with deferred_interrupt() as interrupted:
+            builder = self._builder(log)
+            network = self._network(builder, graph, log)
+            config = builder.create_builder_config()
+            self.settings.configure(trt, config)
+            config.add_optimization_profile(self._profile(builder, profile))
+            config.progress_monitor = _monitor(trt, interrupted)
+            self._load_cache(config)
+            serialized = builder.build_serialized_network(network, config)
+        if serialized is None:
+            raise self._failure(graph, log)
+        plan.write_bytes(memoryview(serialized))
+        self._save_cache(config)
+        return GraphBuild(
+            profile=profile,
+            network=network_layers(network),
+            network_layers=network.num_layers,
+            engine=listed_layers(log.listing) or self._inspected(log, serialized),
+            seconds=time.perf_counter() - start,
+            plan_bytes=serialized.nbytes,
+            activation_bytes=log.activation_bytes,
+            warnings=tuple(dict.fromkeys(log.warnings)),
+        )
+
+    def _builder(self, log: BuildLog) -> Any:
+        try:
+            return self.binding.module.Builder(log)
+        except TypeError as error:  # what a C++ factory's null pointer becomes
+            raise UserError(
+                f"{self.binding.name} {self.binding.version} cannot start ({_last(log)}): it needs an NVIDIA GPU and a "
+                "driver for its CUDA version; TensorRT for RTX (--tensorrt-binding tensorrt_rtx) builds without one"
+            ) from error
+
+    def _network(self, builder: Any, graph: Path, log: BuildLog) -> Any:
+        trt = self.binding.module
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = trt.OnnxParser(network, log)
+        if not parser.parse_from_file(str(graph)):
+            errors = [parser.get_error(index).desc() for index in range(parser.num_errors)] or log.errors
+            reason = _one_line(errors[-1]) if errors else "it gave no reason"
+            raise UserError(
+                f"{self.binding.name} {self.binding.version} cannot read {graph.name}: {reason}; "
+                "use another version of it, or --engine onnx"
+            )
+        return network
+
+    def _profile(self, builder: Any, ranges: tuple[InputRange, ...]) -> Any:
+        profile = builder.create_optimization_profile()
+        for one in ranges:
+            tell = profile.set_shape_input if one.values else profile.set_shape
+            tell(one.name, one.least, one.usual, one.most)
+        return profile
+
+    def _load_cache(self, config: Any) -> None:
+        if self.cache is not None:
+            # A cache of another GPU or version is left aside with a warning.
+            config.set_timing_cache(config.create_timing_cache(self.cache.content), ignore_mismatch=False)
+
+    def _save_cache(self, config: Any) -> None:
+        if self.cache is not None:
+            self.cache.content = bytes(config.get_timing_cache().serialize())
+
+    def _inspected(self, log: BuildLog, serialized: Any) -> tuple[LayerEntry, ...]:
+        """The built layers by the engine inspector; none where there is no GPU to load the plan on."""
+        trt = self.binding.module
+        engine = trt.Runtime(log).deserialize_cuda_engine(serialized)
+        if engine is None:
+            return ()
+        inspector = engine.create_engine_inspector()
+        return inspected_layers(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+    def _failure(self, graph: Path, log: BuildLog) -> UserError:
+        reason = _last(log)
+        if any(sign in reason.lower() for sign in ("out of memory", "outofmemory", "insufficient memory")):
+            fix = "stop what else uses the GPU, set --workspace-gib, or lower --max-batch or --max-text"
+        elif "no kernel image" in reason or "CUDA driver version" in reason:
+            fix = "update the driver, or build for this GPU with another TensorRT"
+        else:
+            fix = "try --attention native, or another version of TensorRT"
+        return UserError(f"{self.binding.name} {self.binding.version} cannot build {graph.name}: {reason}; {fix}")
+
+
+def _monitor(trt: Any, interrupted: Callable[[], bool]) -> Any:
+    """Lets the builder stop soon after Ctrl-C."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the base is known only at run time
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            del phase_name, parent_phase, num_steps
+
+        def phase_finish(self, phase_name: str) -> None:
+            del phase_name
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            del phase_name, step
+            return not interrupted()
+
+    return Monitor()
+
+
+def _last(log: BuildLog) -> str:
+    return _one_line(log.errors[-1]) if log.errors else "it gave no reason"
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())[:400]

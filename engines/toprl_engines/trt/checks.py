@@ -1,0 +1,65 @@
+"""What TensorRT cannot do, said before anything is exported."""
+
+from __future__ import annotations
+
+from toprl_engines.trt.binding import Binding
+from toprl_engines.trt.copies import PLUGIN_HEAD_DIMS
+from toprl_engines.trt.settings import target_of
+from toprl_export.engine import BuildRequest
+from toprl_export.errors import UserError
+from toprl_export.manifest import GpuEntry
+from toprl_export.pruning.plan import check_tensorrt
+from toprl_export.tensorrt_options import TensorRTOptions
+
+
+def check_options(options: TensorRTOptions, binding: Binding, gpu: GpuEntry | None) -> None:
+    """Return when ``binding`` can build as ``options`` ask, on this machine or one with a GPU.
+
+    Raises:
+        UserError: it cannot.
+    """
+    for sm in options.target_sms:
+        if binding.rtx:
+            target_of(binding.module, sm)
+        elif gpu is None or sm != gpu.sm:
+            raise UserError(
+                f"tensorrt builds for the GPU at hand alone{f', {gpu.sm}' if gpu else ''}, not for {sm}: leave "
+                "--target-sm out, or use --tensorrt-binding tensorrt_rtx"
+            )
+    if not binding.rtx:
+        return
+    if options.version_compatible:
+        raise UserError(
+            "--version-compatible needs TensorRT's lean runtime, which TensorRT for RTX lacks: leave it out, or use "
+            "--tensorrt-binding tensorrt"
+        )
+    if options.hardware_compatible:
+        raise UserError(
+            "TensorRT for RTX builds for all its GPUs from Ampere on by itself: leave --hardware-compatible out"
+        )
+    if (options.weight_stripped or options.refittable) and gpu is None:
+        raise UserError(
+            "--weight-stripped and --refittable make TensorRT for RTX compile on a GPU, and this machine has none: "
+            "leave them out, or build on a machine with one"
+        )
+
+
+def check_build(request: BuildRequest, options: TensorRTOptions) -> None:
+    """Return when plans can be built from ``request``.
+
+    Raises:
+        UserError: they cannot.
+    """
+    check_tensorrt(request.plan)
+    if options.attention != "plugin":
+        return
+    if request.precision == "fp32":
+        raise UserError(
+            "the FlashAttention plugin computes fp16 and bf16, not fp32: use --attention native, or another --precision"
+        )
+    width = request.adapter.shape.head_dim
+    if width not in PLUGIN_HEAD_DIMS:
+        raise UserError(
+            f"the FlashAttention plugin is for heads of {' or '.join(map(str, PLUGIN_HEAD_DIMS))}, and this model's "
+            f"have {width}: use --attention native"
+        )

@@ -1,0 +1,181 @@
+"""``build_report.json``: what TensorRT made of every graph of a bundle."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from toprl_export.fields import Fields
+from toprl_export.files import read_json_versioned, write_json_atomic
+
+REPORT_FORMAT = "toprl-export/trt-build"
+REPORT_VERSION = 1
+REPORT_NAME = "build_report.json"
+KINDS = ("attention native", "attention plugin", "top-k", "gather", "other")
+"""What a layer is for, as far as a reader of the report asks."""
+
+
+@dataclass(frozen=True)
+class InputRange:
+    """What one input may be: its sizes, or its values where shapes inside the graph follow from those.
+
+    Attributes:
+        name: of the input.
+        values: whether the numbers are values, not sizes.
+        least, usual, most: in the order of the input's axes or elements; kernels are chosen for the usual ones.
+    """
+
+    name: str
+    values: bool
+    least: tuple[int, ...]
+    usual: tuple[int, ...]
+    most: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LayerEntry:
+    """One layer.
+
+    Attributes:
+        name: as TensorRT has it.
+        type: as TensorRT has it.
+        kind: one of `KINDS`.
+        tactic: the kernel; empty where TensorRT names none.
+        nodes: nodes of the ONNX graph that a built layer computes or takes part in; empty where TensorRT names none.
+    """
+
+    name: str
+    type: str
+    kind: str
+    tactic: str = ""
+    nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GraphBuild:
+    """One graph.
+
+    Attributes:
+        profile: its inputs' ranges.
+        network: layers as parsed, before TensorRT fuses them, but for those of the kind "other".
+        network_layers: how many there are of all kinds.
+        engine: layers as built, each a kernel or a call of one; empty where TensorRT did not list them.
+        seconds: that building took.
+        plan_bytes: size of the plan.
+        activation_bytes: device memory that running takes beside weights and caches; None where it is not known.
+        warnings: lines of TensorRT's log.
+    """
+
+    profile: tuple[InputRange, ...]
+    network: tuple[LayerEntry, ...]
+    network_layers: int
+    engine: tuple[LayerEntry, ...]
+    seconds: float
+    plan_bytes: int
+    activation_bytes: int | None
+    warnings: tuple[str, ...]
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """Layers of the network by kind, in the order of `KINDS`."""
+        return {**_count(self.network), "other": self.network_layers - len(self.network)}
+
+    @property
+    def engine_kinds(self) -> dict[str, int]:
+        """Layers of the engine by kind, in the order of `KINDS`."""
+        return _count(self.engine)
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """One build.
+
+    Attributes:
+        binding: "tensorrt" or "tensorrt_rtx", and its version.
+        precision: of the weights.
+        attention: "plugin" or "native".
+        flags: what the builder was told, by TensorRT's names.
+        workspace_bytes: the limit that was set; None for TensorRT's own.
+        timing_cache: whether one of an earlier build was there to be used.
+        graphs: by name.
+    """
+
+    binding: str
+    precision: str
+    attention: str
+    flags: tuple[str, ...]
+    workspace_bytes: int | None
+    timing_cache: bool
+    graphs: dict[str, GraphBuild]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``build_report.json``."""
+        content: dict[str, Any] = {"format": REPORT_FORMAT, "version": REPORT_VERSION, **asdict(self)}
+        for name, graph in self.graphs.items():
+            content["graphs"][name] |= {"network_kinds": graph.kinds, "engine_kinds": graph.engine_kinds}
+        return content
+
+    @classmethod
+    def from_json(cls, source: Path, payload: dict[str, Any]) -> BuildReport:
+        """The inverse of :meth:`to_json`; ``source`` names the file in messages.
+
+        Raises:
+            UserError: a field is missing or wrong.
+        """
+        top = Fields(source, payload)
+        graphs = top.nested("graphs")
+        return cls(
+            binding=top.text("binding"),
+            precision=top.text("precision"),
+            attention=top.text("attention"),
+            flags=top.text_list("flags"),
+            workspace_bytes=None if top.raw("workspace_bytes") is None else top.whole("workspace_bytes"),
+            timing_cache=top.flag("timing_cache"),
+            graphs={name: _graph(graphs.nested(name)) for name in graphs.payload},
+        )
+
+
+def write_build_report(directory: Path, report: BuildReport) -> None:
+    """Write ``build_report.json`` into ``directory``."""
+    write_json_atomic(directory / REPORT_NAME, report.to_json())
+
+
+def read_build_report(path: Path) -> BuildReport:
+    """Read a ``build_report.json``.
+
+    Raises:
+        UserError: it is missing, of another format or version, or a field is wrong.
+    """
+    return BuildReport.from_json(path, read_json_versioned(path, REPORT_FORMAT, REPORT_VERSION))
+
+
+def _graph(entry: Fields) -> GraphBuild:
+    return GraphBuild(
+        profile=tuple(
+            InputRange(r.text("name"), r.flag("values"), r.wholes("least"), r.wholes("usual"), r.wholes("most"))
+            for r in entry.nested_list("profile")
+        ),
+        network=_layers(entry, "network"),
+        network_layers=entry.whole("network_layers"),
+        engine=_layers(entry, "engine"),
+        seconds=entry.number("seconds"),
+        plan_bytes=entry.whole("plan_bytes"),
+        activation_bytes=None if entry.raw("activation_bytes") is None else entry.whole("activation_bytes"),
+        warnings=entry.text_list("warnings"),
+    )
+
+
+def _layers(entry: Fields, name: str) -> tuple[LayerEntry, ...]:
+    return tuple(
+        LayerEntry(
+            layer.text("name"), layer.text("type"), layer.text("kind"), layer.text("tactic"), layer.text_list("nodes")
+        )
+        for layer in entry.nested_list(name)
+    )
+
+
+def _count(layers: tuple[LayerEntry, ...]) -> dict[str, int]:
+    found = Counter(layer.kind for layer in layers)
+    return {kind: found[kind] for kind in KINDS}
