@@ -22,6 +22,10 @@ if [ "$engine" != onnx ]; then
     # In 16 bits a logit moves by more, and so does the choice between tokens of nearly equal score.
     precision=fp16 device=cuda gates=(--max-logit-error 0.25 --min-overlap 0.95)
 fi
+building=()
+if [ "$engine" = trt ]; then
+    building=(--max-batch 16) # validate asks so many questions at once
+fi
 gates+=(--min-retention 0.9 --must-beat-random)
 agent='' installed='' training=()
 while [ $# -gt 0 ]; do
@@ -50,7 +54,7 @@ if [ -z "$agent" ]; then
     fi
 fi
 toprl-export build --agent "$agent" --budget-kept "$budget" --engine "$engine" --precision "$precision" \
-    --output-dir "$work/engine"
+    --output-dir "$work/engine" "${building[@]}"
 
 gate=0
 toprl-export validate "$work/engine" --task "$task" --device "$device" --report-dir "$work/report" "${gates[@]}" || gate=$?

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from ci.gpu.distribution import write_distribution
 from ci.gpu.goals import judge_all
-from ci.gpu.markdown import render
+from ci.gpu.markdown import render, verdict_table
 from ci.gpu.plan import CHECKS, KERNEL_CHECK, Check
 from ci.gpu.record import CheckResult, GpuReport, write_text
 from ci.gpu.supervise import run_supervised
@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None, checks: Mapping[str, Check] = C
         for name in settings.only:
             run.check(name)
         report = run.report()
-    print(render(report))
+    print(verdict_table(report))
     print(f"report: {settings.output / 'report.md'}")
     if run.why_not:
         print(f"error: {run.why_not}: use a CUDA machine, or --device cpu --quick", file=sys.stderr)

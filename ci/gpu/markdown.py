@@ -14,7 +14,7 @@ NAMED = 4
 def render(report: GpuReport) -> str:
     """Verdicts first, then what was measured, then what was not."""
     title = "# GPU report" if report.device == "cuda" else "# GPU report: not run on a GPU"
-    parts = [title, _facts(report), "## Goals", _verdicts(report), "## Checks", _checks(report.checks)]
+    parts = [title, _facts(report), "## Goals", verdict_table(report), "## Checks", _checks(report.checks)]
     for check in report.checks:
         parts += [f"## {check.name}", *_tables(check)]
         parts += [_log(check)] if check.status not in ("finished", "not run") or _failed(check) else []
@@ -31,7 +31,8 @@ def _facts(report: GpuReport) -> str:
     return "  \n".join(facts)
 
 
-def _verdicts(report: GpuReport) -> str:
+def verdict_table(report: GpuReport) -> str:
+    """One row per goal."""
     rows = [(one.goal, one.needed, one.found, _mark(one.outcome)) for one in report.verdicts]
     return _table(("goal", "needed", "found", "verdict"), rows)
 

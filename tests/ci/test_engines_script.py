@@ -83,6 +83,7 @@ def test_flags_reach_their_commands(engines, tmp_path):
     assert "--updates 3" in train
     assert "--device cuda" in train
     assert "--engine trt --precision bf16" in build
+    assert "--max-batch 16" in build, "as many questions as validate asks at once"
     assert "--budget-kept 192" in build
     assert "--limit 9" in validate
     assert "--must-beat-random" not in validate, "gates given replace the default ones"

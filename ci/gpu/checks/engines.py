@@ -17,7 +17,7 @@ from toprl_export.models.load import load_model
 from toprl_export.pruning.actor import Actor, ActorConfig
 from toprl_export.pruning.plan import make_plan
 from toprl_export.validate.gates import BudgetLimits, GateLimits
-from toprl_export.validate.report import BudgetReport
+from toprl_export.validate.report import BudgetReport, Parity
 
 TASK = "mini-colour"
 BUDGETS = (192, 64)
@@ -25,30 +25,53 @@ LARGEST_LOGIT_ERROR = {"fp32": 1e-3, "fp16": 0.5, "bf16": 1.0}
 """Beyond rounding in that type, with the engine's choice of tokens replayed in PyTorch."""
 
 
+PLUGIN = Path(__file__).parents[3] / "engines/flash_attention/build/lib/libtoprl_flash_attention_plugin.so"
+"""Where ``engines/flash_attention/build.sh --tensorrt-root DIR`` puts it."""
+ONNX_PROVIDERS = ("cuda", "tensorrt", "tensorrt-rtx")
+
+
 @dataclass(frozen=True)
 class Target:
-    """An engine, the precision of its weights, and the device on which it is validated."""
+    """An engine, its precision, where it runs, and whether TensorRT's attention is our plugin."""
 
     engine: str
     precision: str
-    device: str
+    provider: str
+    plugin: bool = False
 
     @property
     def name(self) -> str:
-        """As it is reported: "onnx cuda fp32", "trt fp16"."""
-        return " ".join([self.engine, *([self.device] if self.engine == "onnx" else []), self.precision])
+        """As it is reported: "onnx cuda fp32", "trt fp16", "trt fp16 plugin"."""
+        parts = [self.engine, self.provider if self.engine == "onnx" else "", self.precision]
+        return " ".join(part for part in (*parts, "plugin" if self.plugin else "") if part)
+
+    @property
+    def device(self) -> str:
+        """Where PyTorch is run beside it."""
+        return "cpu" if self.provider == "cpu" else "cuda"
+
+    @property
+    def folder(self) -> str:
+        """Of the bundle, which all of ONNX Runtime's providers share."""
+        return f"{self.engine}-{self.precision}{'-plugin' if self.plugin else ''}"
+
+
+def targets(device: str) -> tuple[Target, ...]:
+    """What is tried, in order."""
+    on_cpu = Target("onnx", "fp32", "cpu")
+    if device == "cpu":
+        return (on_cpu,)
+    native = (Target("trt", precision, "cuda") for precision in LARGEST_LOGIT_ERROR)
+    plugin = (Target("trt", precision, "cuda", plugin=True) for precision in ("fp16", "bf16"))
+    return (*(Target("onnx", "fp32", provider) for provider in ONNX_PROVIDERS), *native, *plugin, on_cpu)
 
 
 def check_engines(context: Context) -> None:
     """Build and validate each; the agent is untrained, so what it keeps says nothing about accuracy."""
     torch.backends.cudnn.allow_tf32 = False
     agent = untrained_agent(context.scratch / "agent", load_model())
-    targets = [Target("onnx", "fp32", "cpu")]
-    if context.device == "cuda":
-        onnx_gpu = [Target("onnx", "fp32", "cuda")]
-        targets = [*onnx_gpu, *(Target("trt", precision, "cuda") for precision in LARGEST_LOGIT_ERROR), *targets]
-    for target in targets:
-        bundle = context.scratch / f"{target.engine}-{target.precision}"
+    for target in targets(context.device):
+        bundle = context.scratch / target.folder
         if context.measure("build", target.name, partial(build_bundle, target, agent, bundle)):
             _measure(context, target, bundle)
 
@@ -68,7 +91,7 @@ def untrained_agent(directory: Path, adapter: LVLMAdapter) -> Path:
 
 
 def build_bundle(target: Target, agent: Path, directory: Path) -> dict[str, float]:
-    """Build, or find it built for another device.
+    """Build, or find it built for another provider.
 
     Returns:
         seconds and size.
@@ -78,25 +101,26 @@ def build_bundle(target: Target, agent: Path, directory: Path) -> dict[str, floa
     """
     from toprl_export.build import build
     from toprl_export.engine import get_engine
+    from toprl_export.tensorrt_options import TensorRTOptions
 
-    if target.engine == "onnx" and target.device == "cuda":
-        _check_onnxruntime()
     try:
         get_engine(target.engine)
+        if target.engine == "onnx":
+            from toprl_engines.ort.providers import choose_provider
+
+            choose_provider(target.provider)
     except UserError as error:
         raise NotRun(str(error)) from error
+    if target.plugin and not PLUGIN.exists():
+        raise NotRun("no plugin was built: engines/flash_attention/build.sh --tensorrt-root DIR")
+    options = TensorRTOptions(plugin_library=PLUGIN if target.plugin else None) if target.engine == "trt" else None
     start = time.monotonic()
-    bundle = build("mini", [agent], BUDGETS, target.engine, target.precision, output_dir=directory, command="ci/gpu.sh")
+    bundle = build(
+        "mini", [agent], BUDGETS, target.engine, target.precision,
+        options=options, output_dir=directory, command="ci/gpu.sh",
+    )  # fmt: skip
     size = sum(file.size for file in bundle.manifest.files)
     return {"seconds": time.monotonic() - start, "mib": size / 2**20}
-
-
-def _check_onnxruntime() -> None:
-    import onnxruntime
-
-    offered = onnxruntime.get_available_providers()
-    if "CUDAExecutionProvider" not in offered:
-        raise NotRun(f"this ONNX Runtime ({onnxruntime.__version__}) was built without CUDA: {', '.join(offered)}")
 
 
 def _measure(context: Context, target: Target, bundle: Path) -> None:
@@ -105,7 +129,7 @@ def _measure(context: Context, target: Target, bundle: Path) -> None:
     context.prepare("validate", target.name, lambda: budgets.extend(_validate(context, target, bundle)))
     for budget in budgets:
         name = f"{target.name}, {budget.budget_kept} kept"
-        context.measure("parity", name, partial(parity_figures, budget, target.precision))
+        context.measure("parity", name, partial(parity_figures, budget.parity, target.precision))
         context.measure("speed", name, partial(speed_figures, budget))
 
 
@@ -117,8 +141,10 @@ def _validate(context: Context, target: Target, bundle: Path) -> tuple[BudgetRep
         limit=6 if context.quick else 48,
         parity_questions=6 if context.quick else 24,
         iterations=3 if context.quick else 20,
+        batch=4,
         throughput_batches=(1, 4),
         device=target.device,
+        provider=target.provider,
         measure_memory=False,
     )
     nothing = GateLimits(min_retention=BudgetLimits(), max_logit_error=None, min_overlap=None)
@@ -126,13 +152,12 @@ def _validate(context: Context, target: Target, bundle: Path) -> tuple[BudgetRep
     return validate(bundle, options=options, limits=nothing, report_dir=report_dir, command="ci/gpu.sh").budgets
 
 
-def parity_figures(budget: BudgetReport, precision: str) -> dict[str, float]:
+def parity_figures(parity: Parity, precision: str) -> dict[str, float]:
     """How closely the engine follows PyTorch.
 
     Raises:
         Wrong: its logits are no numbers, or further off than rounding explains.
     """
-    parity = budget.parity
     figures = {
         "kept_overlap_worst_stage": min(parity.kept_overlap_per_stage),
         "greedy_agreement": parity.greedy_agreement,
