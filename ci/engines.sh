@@ -3,6 +3,7 @@
 #   --precision TYPE   fp32, fp16 or bf16 (default: fp32 for onnx, fp16 for others)
 #   --device DEVICE    cpu or cuda, of training and validation (default: cpu for onnx, cuda for others)
 #   --agent DIR        take this agent; else OUTPUT/agents/TASK, which is trained where it is missing
+#   --plugin-library F what engines/flash_attention/build.sh made, for trt (default: TensorRT computes attention)
 #   --updates N        of that training (default: the recipe's)
 #   --installed        take the toprl-export on PATH; else .venv is made (EXTRAS says with what, see environment.sh)
 # What follows -- replaces the default gates. Trains, builds and validates; the exit code is that of validate.
@@ -30,11 +31,12 @@ gates+=(--min-retention 0.9 --must-beat-random)
 agent='' installed='' training=()
 while [ $# -gt 0 ]; do
     case $1 in
-    --precision | --device | --agent | --updates) [ $# -ge 2 ] || usage "$1 needs a value" ;;&
+    --precision | --device | --agent | --updates | --plugin-library) [ $# -ge 2 ] || usage "$1 needs a value" ;;&
     --precision) precision=$2; shift 2 ;;
     --device) device=$2; shift 2 ;;
     --agent) agent=$(realpath -m "$2"); shift 2 ;;
     --updates) training+=(--updates "$2"); shift 2 ;;
+    --plugin-library) building+=(--plugin-library "$(realpath -m "$2")"); shift 2 ;;
     --installed) installed=yes; shift ;;
     --) shift; gates=("$@"); break ;;
     *) usage "unknown flag $1" ;;

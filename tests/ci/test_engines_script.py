@@ -77,13 +77,26 @@ def test_a_mistake_or_a_bug_passes_nothing(engines, tmp_path, codes):
 
 
 def test_flags_reach_their_commands(engines, tmp_path):
-    flags = ("--updates", "3", "--precision", "bf16", "--device", "cuda", "--", "--limit", "9")
+    flags = (
+        "--plugin-library",
+        "plugin.so",
+        "--updates",
+        "3",
+        "--precision",
+        "bf16",
+        "--device",
+        "cuda",
+        "--",
+        "--limit",
+        "9",
+    )
     done, (train, build, validate) = engines("easy-vqa", "192", "trt", "out", "--installed", *flags)
     assert done.returncode == 0
     assert "--updates 3" in train
     assert "--device cuda" in train
     assert "--engine trt --precision bf16" in build
     assert "--max-batch 16" in build, "as many questions as validate asks at once"
+    assert f"--plugin-library {tmp_path / 'plugin.so'}" in build
     assert "--budget-kept 192" in build
     assert "--limit 9" in validate
     assert "--must-beat-random" not in validate, "gates given replace the default ones"
