@@ -37,7 +37,7 @@ class MiniTask(Task):
         scene, question = self._draw(rng)
         image = render(scene, load_glyphs(split), rng)
         key = f"{self.name}/{split}/{seed}/{index}"
-        return Sample(image, question.text, question.answer, scene.evidence(), key)
+        return Sample(image, question.text, question.answer, scene.evidence(ASKERS[self.name].about), key)
 
     def question_group(self, split: Split, seed: int, index: int) -> QuestionGroup:
         """See :meth:`Task.question_group`; the first question is drawn like a sample's, the others fit its scene."""
@@ -45,12 +45,12 @@ class MiniTask(Task):
         scene, first = self._draw(rng)
         asked = {first.text: first}
         for _ in range(_GROUP_ATTEMPTS):
-            question = ASKERS[self.name][1](scene, rng)
+            question = ASKERS[self.name].ask(scene, rng)
             if question is not None and self._has_room(asked.values(), question):
                 asked[question.text] = question
         image = render(scene, load_glyphs(split), rng)
         key = f"{self.name}/{split}/{seed}/group/{index}"
-        return QuestionGroup(image, tuple(asked.values()), scene.evidence(), key)
+        return QuestionGroup(image, tuple(asked.values()), scene.evidence(ASKERS[self.name].about), key)
 
     def scene(self, split: Split, seed: int, index: int) -> tuple[Scene, Question]:
         """What sample ``index`` shows and asks, without rendering it."""
@@ -62,11 +62,11 @@ class MiniTask(Task):
         return len(asked) < MAX_GROUP_QUESTIONS and sum(one.answer == question.answer for one in asked) < share
 
     def _draw(self, rng: np.random.Generator) -> tuple[Scene, Question]:
-        sample_scene, ask = ASKERS[self.name]
+        asker = ASKERS[self.name]
         wanted = str(rng.choice(self.balanced_answers)) if self.balanced_answers else None
         while True:
-            scene = sample_scene(rng)
-            question = ask(scene, rng)
+            scene = asker.sample_scene(rng)
+            question = asker.ask(scene, rng)
             if question is not None and wanted in (None, question.answer):
                 return scene, question
 

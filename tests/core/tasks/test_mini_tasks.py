@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import re
 import sys
 from collections import Counter
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from tests.support.scenes import solve
 from toprl_export.errors import MissingExtraError, UserError
 from toprl_export.models.mini.vocabulary import UNKNOWN, build_tokenizer
 from toprl_export.tasks.mini_tasks import MiniTask
 from toprl_export.tasks.registry import TASKS
 from toprl_export.tasks.scenes import scene
 from toprl_export.tasks.scenes.glyphs import load_glyphs
-from toprl_export.tasks.scenes.scene import SceneObject
+from toprl_export.tasks.scenes.scene import Scene, SceneObject
 from toprl_export.tasks.task import Sample
 
 MINI = [name for name in TASKS.names() if name.startswith("mini-")]
@@ -28,35 +30,29 @@ def mini(name: str) -> MiniTask:
     return task
 
 
-def solve(question: str, objects: tuple[SceneObject, ...]) -> str:
-    """Answer from the list of objects alone; fails where there is not exactly one right answer."""
-    digits = [(item.kind, item.row, item.column) for item in objects if item.kind.isdecimal()]
-    if match := re.fullmatch(r"is there a (\w+) in the image\?", question):
-        return {True: "yes", False: "no"}[match[1] in [item.kind for item in objects]]
-    if match := re.fullmatch(r"what colour is the (\d)\?", question):
-        (colour,) = [item.colour for item in objects if item.kind == match[1]]
-        return colour
-    if match := re.fullmatch(r"how many (\w+)s are there\?", question):
-        return str([item.kind for item in objects].count(match[1]))
-    if question == "what number is written in the image?":
-        assert len({column for _, _, column in digits}) == 1, "not in one column"
-        written = sorted((row, digit) for digit, row, _ in digits)
-        assert all(after[0] - before[0] == 2 for before, after in itertools.pairwise(written)), "not written as one"
-        return " ".join(digit for _, digit in written)
-    if match := re.fullmatch(r"which digit is the (largest|smallest)\?", question):
-        return str({"largest": max, "smallest": min}[match[1]](int(digit) for digit, _, _ in digits))
-    match = re.fullmatch(r"which digit is (topmost|lowest)\?", question)
-    assert match, question
-    ranked = sorted(digits, key=lambda digit: digit[1], reverse=match[1] == "lowest")
-    assert abs(ranked[0][1] - ranked[1][1]) >= 2, "no clear margin"
-    return ranked[0][0]
+def everything(drawn: Scene) -> tuple[SceneObject, ...]:
+    return (*drawn.objects, *drawn.clutter)
+
+
+def patches(objects: Iterable[SceneObject]) -> NDArray[np.bool_]:
+    covered = np.zeros((24, 24), dtype=np.bool_)
+    for item in objects:
+        for row, column in itertools.product((0, 1), repeat=2):
+            covered[item.row + row, item.column + column] = True
+    return covered
+
+
+def asked_about(name: str, drawn: Scene) -> list[SceneObject]:
+    """The objects that a task's questions can be about."""
+    wanted = {"mini-exist": (True, False), "mini-count": (False,)}.get(name, (True,))
+    return [item for item in drawn.objects if item.kind.isdecimal() in wanted]
 
 
 @pytest.mark.parametrize("name", MINI)
 def test_answers_follow_from_the_objects(name: str):
     for index in range(400):
         drawn, question = mini(name).scene("held-out", 5, index)
-        assert solve(question.text, drawn.objects) == question.answer
+        assert solve(question.text, everything(drawn)) == question.answer
 
 
 @pytest.mark.parametrize("name", MINI)
@@ -64,7 +60,7 @@ def test_a_sample_shows_and_asks_what_its_scene_says(name: str):
     sample = mini(name).sample("held-out", 5, 3)
     drawn, question = mini(name).scene("held-out", 5, 3)
     assert (sample.question, sample.answer) == (question.text, question.answer)
-    np.testing.assert_array_equal(sample.evidence, drawn.evidence())
+    np.testing.assert_array_equal(sample.evidence, patches(asked_about(name, drawn)))
 
 
 def test_the_independent_answers_can_disagree():
@@ -75,7 +71,7 @@ def test_the_independent_answers_can_disagree():
             _, question = mini(name).scene("held-out", 5, index)
             other, _ = mini(name).scene("held-out", 6, index)
             try:
-                wrong += solve(question.text, other.objects) != question.answer
+                wrong += solve(question.text, everything(other)) != question.answer
             except (AssertionError, ValueError):
                 wrong += 1
         assert wrong > 10, name
@@ -124,7 +120,7 @@ def test_samples_have_the_promised_form_and_only_words_the_model_knows(name: str
 
 
 @pytest.mark.parametrize("name", MINI)
-def test_evidence_covers_exactly_the_objects(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_the_picture_shows_exactly_the_objects_and_the_clutter(name: str, monkeypatch: pytest.MonkeyPatch):
     samples = list(mini(name).samples("held-out", 2, 20))
     scenes = [mini(name).scene("held-out", 2, index)[0] for index in range(20)]
     monkeypatch.setattr(scene, "paint", lambda *_: None)
@@ -132,11 +128,25 @@ def test_evidence_covers_exactly_the_objects(name: str, monkeypatch: pytest.Monk
     for sample, background, drawn in zip(samples, backgrounds, scenes, strict=True):
         differs = (sample.image != background.image).any(axis=-1)
         changed = differs.reshape(24, 8, 24, 8).any(axis=(1, 3))
-        assert not (changed & ~sample.evidence).any()
+        shown = patches(everything(drawn))
+        assert shown.sum() == 4 * len(everything(drawn)), "objects overlap"
+        assert not (changed & ~shown).any()
         # Glyphs are 2×2 patches; the widest corner of a thin digit may stay empty, but never half of its patches.
-        for item in drawn.objects:
+        for item in everything(drawn):
             assert changed[item.row : item.row + 2, item.column : item.column + 2].sum() >= 2
-        assert changed.sum() >= 0.9 * sample.evidence.sum() >= 0.9 * 4 * len(drawn.objects)
+        assert changed.sum() >= 0.9 * shown.sum()
+
+
+@pytest.mark.parametrize("name", MINI)
+def test_clutter_is_of_the_other_kind_and_outnumbers_what_is_asked_about(name: str):
+    scenes = [mini(name).scene("held-out", 3, index)[0] for index in range(100)]
+    cluttered = [drawn for drawn in scenes if drawn.clutter]
+    assert len(cluttered) > 80  # a scene without shapes has none to repeat
+    for drawn in cluttered:
+        assert {item.kind.isdecimal() for item in drawn.clutter} == {name == "mini-count"}
+        assert {item.kind for item in drawn.clutter} <= {item.kind for item in drawn.objects}
+        assert 14 <= len(drawn.clutter) <= 18
+        assert len(drawn.clutter) > len(asked_about(name, drawn))
 
 
 @pytest.mark.parametrize(("name", "answers"), [("mini-exist", 2), ("mini-count", 5)])
@@ -171,8 +181,8 @@ def test_groups_ask_several_answerable_questions_of_one_image(name: str, monkeyp
     for group, (drawn, _) in zip(groups, shown, strict=True):
         texts = [question.text for question in group.questions]
         assert len(set(texts)) == len(texts)
-        assert [solve(text, drawn.objects) for text in texts] == [question.answer for question in group.questions]
-        np.testing.assert_array_equal(group.evidence, drawn.evidence())
+        assert [solve(text, everything(drawn)) for text in texts] == [question.answer for question in group.questions]
+        np.testing.assert_array_equal(group.evidence, patches(asked_about(name, drawn)))
 
 
 @pytest.mark.parametrize(("name", "share"), [("mini-exist", 0.6), ("mini-count", 0.45)])

@@ -18,6 +18,7 @@ Split = Literal["train", "held-out"]
 GLYPH_PIXELS = 16
 DIGITS = tuple("0123456789")
 SHAPES = ("circle", "square", "triangle", "star")
+KINDS = (*DIGITS, *SHAPES)
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (235, 40, 40),
     "green": (40, 210, 60),

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from toprl_export.tasks.scenes.glyphs import DIGITS, SHAPES
-from toprl_export.tasks.scenes.scene import Scene, sample_number_scene, sample_scene
+from toprl_export.tasks.scenes.glyphs import DIGITS, KINDS, SHAPES
+from toprl_export.tasks.scenes.scene import (
+    Scene,
+    clutter_with_digits,
+    clutter_with_shapes,
+    sample_number_scene,
+    sample_scene,
+)
 
 MAX_COUNT = 4
 RELATION_MARGIN = 2
@@ -71,14 +78,35 @@ def ask_compare(scene: Scene, rng: np.random.Generator) -> Question | None:
     return Question(f"which digit is the {'largest' if largest else 'smallest'}?", values[-1] if largest else values[0])
 
 
-Ask = Callable[[Scene, np.random.Generator], "Question | None"]
 SampleScene = Callable[[np.random.Generator], Scene]
+Ask = Callable[[Scene, np.random.Generator], "Question | None"]
 
-ASKERS: dict[str, tuple[SampleScene, Ask]] = {
-    "mini-exist": (sample_scene, ask_exist),
-    "mini-read": (sample_number_scene, ask_read),
-    "mini-colour": (sample_scene, ask_colour),
-    "mini-count": (sample_scene, ask_count),
-    "mini-relation": (sample_scene, ask_relation),
-    "mini-compare": (sample_scene, ask_compare),
+
+class Asker(NamedTuple):
+    """A task's scenes and questions, and the kinds of objects that its answers rest on."""
+
+    sample_scene: SampleScene
+    ask: Ask
+    about: tuple[str, ...]
+
+
+def _among_shapes(rng: np.random.Generator) -> Scene:
+    return clutter_with_shapes(sample_scene(rng), rng)
+
+
+def _among_digits(rng: np.random.Generator) -> Scene:
+    return clutter_with_digits(sample_scene(rng), rng)
+
+
+def _number_among_shapes(rng: np.random.Generator) -> Scene:
+    return clutter_with_shapes(sample_number_scene(rng), rng)
+
+
+ASKERS: dict[str, Asker] = {
+    "mini-exist": Asker(_among_shapes, ask_exist, KINDS),
+    "mini-read": Asker(_number_among_shapes, ask_read, DIGITS),
+    "mini-colour": Asker(_among_shapes, ask_colour, DIGITS),
+    "mini-count": Asker(_among_digits, ask_count, SHAPES),
+    "mini-relation": Asker(_among_shapes, ask_relation, DIGITS),
+    "mini-compare": Asker(_among_shapes, ask_compare, DIGITS),
 }

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from toprl_export.tasks.scenes.glyphs import COLOURS, DIGITS, GLYPH_PIXELS, SHAPES, GlyphBank
+from toprl_export.tasks.scenes.glyphs import COLOURS, DIGITS, GLYPH_PIXELS, KINDS, SHAPES, GlyphBank
 
 IMAGE_PIXELS = 192
 PATCH_PIXELS = 8
 GRID = IMAGE_PIXELS // PATCH_PIXELS
 OBJECT_PATCHES = GLYPH_PIXELS // PATCH_PIXELS
+CLUTTER = (14, 18)
 
 
 @dataclass(frozen=True)
@@ -28,22 +30,24 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is in an image. ``number`` holds the written number's digits where the scene shows one."""
+    """What is in an image. ``number`` holds the written number's digits where the scene shows one.
+
+    ``clutter`` is there to distract: digits where the questions are about shapes, and the other way round. It repeats
+    kinds that ``objects`` show, so that it changes no answer.
+    """
 
     objects: tuple[SceneObject, ...]
     number: str | None = None
+    clutter: tuple[SceneObject, ...] = ()
 
     @property
     def digits(self) -> tuple[SceneObject, ...]:
         """The objects that are digits."""
         return tuple(item for item in self.objects if item.kind in DIGITS)
 
-    def evidence(self) -> NDArray[np.bool_]:
-        """Which patches show an object, ``bool [24, 24]``."""
-        mask = np.zeros((GRID, GRID), dtype=np.bool_)
-        for item in self.objects:
-            mask[item.row : item.row + OBJECT_PATCHES, item.column : item.column + OBJECT_PATCHES] = True
-        return mask
+    def evidence(self, kinds: Collection[str] = KINDS) -> NDArray[np.bool_]:
+        """Which patches show an object of ``kinds`` that is no clutter, ``bool [24, 24]``."""
+        return _covered(item for item in self.objects if item.kind in kinds)
 
 
 def sample_scene(rng: np.random.Generator) -> Scene:
@@ -62,6 +66,31 @@ def sample_number_scene(rng: np.random.Generator) -> Scene:
     written = _place(number, len(number), occupied, rng)
     shapes = [str(kind) for kind in rng.choice(SHAPES, size=rng.integers(2, 7))]
     return Scene((*written, *(_place(kind, 1, occupied, rng)[0] for kind in shapes)), number)
+
+
+def clutter_with_shapes(scene: Scene, rng: np.random.Generator) -> Scene:
+    """Add 14 to 18 shapes of the kinds that are there already."""
+    return _cluttered(scene, [item.kind for item in scene.objects if item.kind in SHAPES], rng)
+
+
+def clutter_with_digits(scene: Scene, rng: np.random.Generator) -> Scene:
+    """Add 14 to 18 digits of the kinds that are there already."""
+    return _cluttered(scene, [item.kind for item in scene.digits], rng)
+
+
+def _cluttered(scene: Scene, kinds: Sequence[str], rng: np.random.Generator) -> Scene:
+    if not kinds:
+        return scene
+    occupied = _covered(scene.objects)
+    chosen = rng.choice(list(kinds), size=rng.integers(CLUTTER[0], CLUTTER[1] + 1))
+    return replace(scene, clutter=tuple(_place(str(kind), 1, occupied, rng)[0] for kind in chosen))
+
+
+def _covered(objects: Iterable[SceneObject]) -> NDArray[np.bool_]:
+    mask = np.zeros((GRID, GRID), dtype=np.bool_)
+    for item in objects:
+        mask[item.row : item.row + OBJECT_PATCHES, item.column : item.column + OBJECT_PATCHES] = True
+    return mask
 
 
 def _place(text: str, height: int, occupied: NDArray[np.bool_], rng: np.random.Generator) -> list[SceneObject]:
@@ -97,7 +126,7 @@ def busy_background(rng: np.random.Generator) -> NDArray[np.uint8]:
 def render(scene: Scene, glyphs: GlyphBank, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Draw ``scene`` over a busy background, ``uint8 [192, 192, 3]``."""
     image = busy_background(rng)
-    for item in scene.objects:
+    for item in (*scene.objects, *scene.clutter):
         paint(image, item, glyphs, rng)
     return image
 

@@ -21,6 +21,8 @@ from toprl_export.tasks.scenes.scene import (
     Scene,
     SceneObject,
     busy_background,
+    clutter_with_digits,
+    clutter_with_shapes,
     paint,
     render,
     sample_number_scene,
@@ -34,6 +36,8 @@ IGNORED = -100
 # The word that a question turns on is at most so many tokens before "assistant:" ends.
 HINTED_TOKENS = 6
 QUESTIONS_PER_NUMBER_SCENE = {"mini-read": 1, "mini-count": 2}
+QUESTIONS_AMONG_DIGITS = {"mini-exist": 3, "mini-count": 4}
+AMONG_DIGITS = 0.3
 
 
 @dataclass(frozen=True)
@@ -118,10 +122,27 @@ def scene_example(
 ) -> Example:
     """A scene with the questions of ``mix``, or one that shows a number where ``mix`` is None."""
     scene = sample_scene(rng) if mix else sample_number_scene(rng)
+    return _example(scene, mix.wanted() if mix else QUESTIONS_PER_NUMBER_SCENE, tasks, glyphs, rng)
+
+
+def cluttered_example(
+    tasks: Sequence[str], glyphs: GlyphBank, rng: np.random.Generator, mix: QuestionMix | None
+) -> Example:
+    """As `scene_example`, among clutter; shapes are counted among digits only, as they are in the task."""
+    if mix is None:
+        return _example(clutter_with_shapes(sample_number_scene(rng), rng), {"mini-read": 1}, tasks, glyphs, rng)
+    if rng.random() < AMONG_DIGITS:
+        return _example(clutter_with_digits(sample_scene(rng), rng), QUESTIONS_AMONG_DIGITS, tasks, glyphs, rng)
+    wanted = {task: count for task, count in mix.wanted().items() if task != "mini-count"}
+    return _example(clutter_with_shapes(sample_scene(rng), rng), wanted, tasks, glyphs, rng)
+
+
+def _example(
+    scene: Scene, wanted: dict[str, int], tasks: Sequence[str], glyphs: GlyphBank, rng: np.random.Generator
+) -> Example:
     image = render(scene, glyphs, rng)
-    wanted = mix.wanted() if mix else QUESTIONS_PER_NUMBER_SCENE
     questions = tuple(_ask(scene, tasks, wanted, rng))
-    return Example(image, scene.objects, scene.evidence(), True, questions)
+    return Example(image, (*scene.objects, *scene.clutter), scene.evidence(), True, questions)
 
 
 def _ask(
@@ -130,7 +151,7 @@ def _ask(
     asked: dict[tuple[str, str], tuple[int, Question]] = {}
     for task, count in wanted.items():
         for _ in range(count):
-            question = ASKERS[task][1](scene, rng)
+            question = ASKERS[task].ask(scene, rng)
             if question is not None:
                 asked[task, question.text] = (tasks.index(task), question)
     return list(asked.values())

@@ -19,6 +19,7 @@ from toprl_export.models.mini.pretrain.batches import (
     Example,
     PackedBatch,
     QuestionMix,
+    cluttered_example,
     easy_vqa_example,
     mosaic_example,
     packed_batch,
@@ -41,6 +42,7 @@ from toprl_export.tasks.scenes.questions import ASKERS
 
 TASKS = (*ASKERS, "easy-vqa")
 AUXILIARY_WEIGHT = 0.3
+THIRD_OR_ALL = (192, PATCHES, PATCHES)
 REPORT_EVERY = 100
 BALANCED = QuestionMix()
 
@@ -53,7 +55,7 @@ class Phase:
 
     ``numbers`` and ``easy_vqa`` are the shares of images that show a number or come from easy-vqa; ``mix`` says what is
     asked about the others; ``picture_pixels`` is how wide easy-vqa's pictures are; ``places``:
-    projected patches must tell their row and column.
+    projected patches must tell their row and column; ``clutter``: scenes are as crowded as the tasks' own.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Phase:
     picture_pixels: int = PICTURE_PIXELS
     mix: QuestionMix = BALANCED
     places: bool = False
+    clutter: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,10 @@ class PretrainRecipe:
         Phase("patches", 500, 32, (), 3e-3, 5e-4),
         Phase("few-tokens", 1300, 24, (96,), 2e-3, 1.8e-3, 0.3, picture_pixels=64),
         Phase("more-tokens", 450, 24, (64, 96, 224), 2e-3, 1e-3, places=True),
-        Phase("all-tokens", 320, 16, (PATCHES,), 1e-3, 1e-5, easy_vqa=0.45, places=True),
+        Phase("clutter", 400, 24, (96, 224), 1.5e-3, 1e-3, easy_vqa=0.4, places=True, clutter=True),
+        Phase("all-tokens", 380, 16, (PATCHES,), 1e-3, 1e-5, easy_vqa=0.4, places=True, clutter=True),
+        # Without steps over a third of the tokens the model forgets how to count where some are missing.
+        Phase("third-or-all", 220, 16, THIRD_OR_ALL, 8e-4, 1e-5, numbers=0.28, places=True, clutter=True),
     )
 
 
@@ -109,7 +115,8 @@ class ExampleStream:
                 example = easy_vqa_example(self._easy_vqa, index, TASKS, self._rng, phase.picture_pixels)
             else:
                 mix = None if draw < phase.easy_vqa + phase.numbers else phase.mix
-                example = scene_example(TASKS, self._glyphs, self._rng, mix)
+                make = cluttered_example if phase.clutter else scene_example
+                example = make(TASKS, self._glyphs, self._rng, mix)
             if example.questions:
                 examples.append(example)
         return examples
