@@ -251,8 +251,8 @@ def _options_of(engine: Engine, options: TensorRTOptions | None) -> TensorRTOpti
         return engine.resolve(options or TensorRTOptions())
     if options is not None and options.given_flags:
         raise UserError(
-            f"{', '.join(options.given_flags)} belong to --engine {options.engine}, which {engine.name!r} does not "
-            f"know: leave them out, or use --engine {options.engine}"
+            f"the engine {engine.name!r} does not know {', '.join(options.given_flags)}: leave that out, or use "
+            f"--engine {options.engine}"
         )
     return None
 

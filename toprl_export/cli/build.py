@@ -66,7 +66,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "--precision",
         default="fp32",
         metavar="TYPE",
-        help=f"{', '.join(PRECISIONS)}; the engine onnx builds fp32 today (default: %(default)s)",
+        help=f"{', '.join(PRECISIONS)}; the engine onnx builds the first two (default: %(default)s)",
     )
     parser.add_argument("--static-k", action="store_true", help="bake the one budget into the graph")
     add_tensorrt(parser)

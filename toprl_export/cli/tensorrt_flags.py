@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -96,16 +97,20 @@ def plan_lines(found: Mapping[str, Any]) -> list[str]:
     if found["workspace_gib"] is not None:
         lines.append(f"  workspace  {found['workspace_gib']:g} GiB")
     for graph, ranges in found["profiles"].items():
-        lines += [f"  {graph}", *_aligned(_range(one) for one in ranges)]
+        lines += [f"  {graph}", *_aligned(ranges)]
     return lines
 
 
-def _range(one: Mapping[str, Any]) -> tuple[str, str]:
-    shown = [("," if one["values"] else "×").join(map(str, one[case])) for case in ("least", "usual", "most")]
-    return f"{one['name']}{' =' if one['values'] else ''}", " … ".join(shown)
+def _aligned(ranges: Iterable[Mapping[str, Any]]) -> list[str]:
+    """One line for each run of inputs that share their range, such as the caches of layers between two stages."""
+    rows = []
+    for shown, group in groupby(ranges, key=_range):
+        names = [one["name"] for one in group]
+        rows.append((names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}", shown))
+    width = max((len(name) for name, _ in rows), default=0)
+    return [f"    {name.ljust(width)}  {shown}" for name, shown in rows]
 
 
-def _aligned(rows: Iterable[tuple[str, str]]) -> list[str]:
-    listed = list(rows)
-    width = max((len(name) for name, _ in listed), default=0)
-    return [f"    {name.ljust(width)}  {shown}" for name, shown in listed]
+def _range(one: Mapping[str, Any]) -> str:
+    sign = "," if one["values"] else "×"
+    return " … ".join(sign.join(map(str, one[case])) for case in ("least", "usual", "most"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from toprl_engines.trt.binding import distribution_of, load_binding
+from toprl_engines.trt.binding import distribution_of, installed_bindings, load_binding
 from toprl_engines.trt.checks import check_build, check_options
 from toprl_engines.trt.gpu import find_gpu
 from toprl_engines.trt.plugin import LIBRARY, register_plugin
@@ -35,12 +35,13 @@ class TensorRTEngine:
     name = "trt"
 
     def check(self) -> None:
-        """Return when a TensorRT is installed.
+        """Return when a TensorRT is installed, whichever of the two.
 
         Raises:
-            UserError: none is, or it cannot be used.
+            MissingExtraError: none is.
         """
-        load_binding()
+        if not installed_bindings():
+            load_binding()
 
     def resolve(self, options: TensorRTOptions) -> TensorRTOptions:
         """``options`` with binding and attention chosen, and full TensorRT's target, which is the GPU at hand.
