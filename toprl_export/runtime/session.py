@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,3 +77,18 @@ class EngineSession(Protocol):
     def decode(self, cache: Any, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Append one token a row, ``[b]``; logits of the next, ``[b, V]``. The cache is advanced in place."""
         ...
+
+
+@runtime_checkable
+class BatchLimited(Protocol):
+    """A session whose engine was built for so many rows at once and no more."""
+
+    @property
+    def max_batch(self) -> int:
+        """The most prompts, or images, of one call."""
+        ...
+
+
+def largest_batch(session: EngineSession, wanted: int) -> int:
+    """``wanted`` rows, or as many as the session takes at once."""
+    return min(wanted, session.max_batch) if isinstance(session, BatchLimited) else wanted

@@ -16,6 +16,7 @@ from toprl_export.models.load import load_model
 from toprl_export.models.reference import Pruning, ReferenceRunner
 from toprl_export.pruning.baselines.make import make_scorer
 from toprl_export.pruning.baselines.random import RandomScorer
+from toprl_export.runtime.session import largest_batch
 from toprl_export.seeding import derive_seed
 from toprl_export.tasks.registry import TASKS
 from toprl_export.validate.answers import Contender, QuestionBatch, question_batches
@@ -135,11 +136,13 @@ class Bench:
         }
 
     def throughput_batches(self, options: ValidationOptions) -> tuple[int, ...]:
-        """The batches asked for that the questions fill."""
-        return tuple(size for size in options.throughput_batches if size <= len(self.samples))
+        """The batches asked for that the questions fill and the engine takes."""
+        largest = largest_batch(self.pruned, len(self.samples))
+        return tuple(size for size in options.throughput_batches if size <= largest)
 
     def batches(self, size: int, limit: int | None = None) -> list[QuestionBatch]:
-        """The questions, or the first ``limit`` of them, in batches."""
+        """The questions, or the first ``limit`` of them, in batches of ``size`` or what the engine takes at once."""
+        size = largest_batch(self.pruned, size)
         return list(question_batches(self.samples[:limit], self.bundle.manifest, self.tokenizer, size))
 
 

@@ -40,22 +40,19 @@ class VariableGraph:
         self._block = Block(device, size, f"inputs and outputs of {engine.name}")
         self.addresses = {name: self._block.address + offset for name, offset in offsets.items()}
         self.addresses |= {name: address for name, address in elsewhere.items() if address is not None}
-        self._on_host: dict[str, NDArray[Any]] = {}
+        self._fed: list[NDArray[Any]] = []
 
     def prepare(self, feeds: Mapping[str, NDArray[Any]], resident: Collection[str] = ()) -> None:
         """Queue the inputs, and work out what comes out. Those named ``resident`` are in their buffers already."""
-        self._on_host.clear()
+        self._fed.clear()
         for tensor in self._engine.inputs:
-            feed = feeds[tensor.name]
+            # Kept: TensorRT reads what is on the host where it is, and a copy may still be under way.
+            feed = np.array(feeds[tensor.name], dtype=tensor.dtype, order="C", copy=None)
+            self._fed.append(feed)
             self._context.set_shape(tensor.name, feed.shape)
-            if tensor.on_host:
-                # Kept, because TensorRT reads it where it is until the run has been queued.
-                kept = self._on_host[tensor.name] = np.array(feed, dtype=tensor.dtype, order="C")
-                self._context.bind(tensor.name, kept.ctypes.data)
-                continue
-            self._context.bind(tensor.name, self.addresses[tensor.name])
-            if tensor.name not in resident:
-                self._device.upload(self.addresses[tensor.name], np.asarray(feed, dtype=tensor.dtype, order="C"))
+            self._context.bind(tensor.name, feed.ctypes.data if tensor.on_host else self.addresses[tensor.name])
+            if not tensor.on_host and tensor.name not in resident:
+                self._device.upload(self.addresses[tensor.name], feed)
         self._context.infer_shapes()
 
     def shape(self, name: str) -> Shape:

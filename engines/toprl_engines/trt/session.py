@@ -102,6 +102,11 @@ class TensorRTSession:
         self._kept = [name for name in prefill.tensors if name.startswith("kept_")]
         self._resident: EncodedImages | None = None
 
+    @property
+    def max_batch(self) -> int:
+        """The most prompts, or images, of one call."""
+        return min(self._limits.batch[1], self._limits.images[1])
+
     def encode_image(self, pixels: NDArray[np.float32]) -> EncodedImages:
         """``float32 [b, 3, h, w]`` to visual embeddings, and to each patch's saliency where the scorer needs it.
 

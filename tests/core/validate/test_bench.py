@@ -1,11 +1,14 @@
-"""What validation can be told about where things run."""
+"""What validation can be told about where things run, and batches that the engine takes."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import pytest
 
 from toprl_export.errors import UserError
-from toprl_export.validate.bench import ValidationOptions
+from toprl_export.validate import bench as bench_module
+from toprl_export.validate.bench import Bench, ValidationOptions
 
 
 @pytest.mark.parametrize(
@@ -20,3 +23,14 @@ def test_the_engine_runs_by_the_provider_named_or_by_that_of_the_device(device, 
 def test_a_cpu_is_not_compared_with_a_gpu(device, provider):
     with pytest.raises(UserError, match=rf"by '{provider}' and the reference on '{device}', which compares machines"):
         ValidationOptions(device=device, provider=provider)
+
+
+@pytest.mark.parametrize(("session", "sizes", "batch"), [({}, (1, 2, 4), 16), ({"max_batch": 2}, (1, 2), 2)])
+def test_batches_are_no_larger_than_the_engine_takes(monkeypatch, session, sizes, batch):
+    samples = tuple(range(20))
+    nothing = SimpleNamespace(manifest=None)
+    bench = Bench(nothing, None, None, None, samples, None, None, None, SimpleNamespace(**session), None)
+    monkeypatch.setattr(bench_module, "question_batches", lambda samples, manifest, tokenizer, size: [size])
+    options = ValidationOptions()
+    assert bench.throughput_batches(options) == sizes
+    assert bench.batches(options.batch) == [batch]

@@ -15,6 +15,7 @@ from tests.support.trt_bundle import PlanLimits, open_plans, plans_of
 from toprl_engines.trt.session import TensorRTSession
 from toprl_export.engine import SessionOptions
 from toprl_export.errors import UserError
+from toprl_export.runtime.session import largest_batch
 
 COUNTS = (13, 9, 4)
 TEXT, NEW_TOKENS = 16, 3
@@ -29,6 +30,11 @@ def session(tmp_path):
 def test_more_images_than_the_engine_was_built_for(session):
     with pytest.raises(UserError, match=r"at most 2 images at once, 3 were given: .* --max-batch 3"):
         session.encode_image(tiny_pixels(3).numpy())
+
+
+def test_the_largest_batch_is_known_to_whoever_asks(session):
+    assert [largest_batch(session, wanted) for wanted in (1, 2, 3)] == [1, 2, 2]
+    assert largest_batch(staged_bundle().open(), 3) == 3
 
 
 def test_more_prompts_than_the_engine_was_built_for(session):
