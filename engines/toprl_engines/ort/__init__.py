@@ -1,1 +1,1 @@
-"""The `onnx` engine: ONNX Runtime on CPU or CUDA."""
+"""The `onnx` engine: ONNX Runtime, on the CPU or by one of its providers for GPUs."""

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 TOOLS = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 """Distributions that shape the exported graphs."""
+PRECISIONS = ("fp32", "fp16")
+"""What ONNX Runtime computes on every device; the CPU computes fp16 in fp32."""
 
 
 class ONNXRuntimeEngine:
-    """ONNX graphs run by ONNX Runtime, on CPU or CUDA."""
+    """ONNX graphs run by ONNX Runtime, on the CPU or by one of its providers for GPUs."""
 
     name = "onnx"
 
@@ -41,8 +43,11 @@ class ONNXRuntimeEngine:
             require(module, "onnx")
         from toprl_engines.graph.export import OPSET
 
-        if request.precision != "fp32":
-            raise UserError(f"precision {request.precision!r} is not supported by the engine 'onnx' yet: use fp32")
+        if request.precision not in PRECISIONS:
+            raise UserError(
+                f"precision {request.precision!r} is not supported by the engine 'onnx', for ONNX Runtime has no "
+                f"kernels of it on a CPU: use {' or '.join(PRECISIONS)}"
+            )
         if request.opset != OPSET:
             raise UserError(f"opset {request.opset} is not supported by the engine 'onnx': use {OPSET}")
 
@@ -56,8 +61,11 @@ class ONNXRuntimeEngine:
         self.check_request(request)
         from toprl_engines.graph.export import GRAPHS, OPSET, WEIGHTS, ExportJob, export_graphs
 
-        counts = request.plan.schedules[0].keep_counts if request.static_k else None
-        export_graphs(ExportJob(request.adapter, request.scorer, request.plan.stage_layers, counts), directory)
+        plan = request.plan
+        counts = plan.schedules[0].keep_counts if request.static_k else None
+        export_graphs(
+            ExportJob(request.adapter, request.scorer, plan.stage_layers, counts, request.precision), directory
+        )
         files = [(name, f"{name}.onnx") for name in GRAPHS]
         toolchain = {tool: metadata.version(tool) for tool in TOOLS}
         return BuildResult((*files, ("weights", WEIGHTS)), toolchain, OPSET)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.support.onnx_bundle import staged_bundle
+from toprl_engines.graph import export
 from toprl_engines.ort.engine import ONNXRuntimeEngine
 from toprl_export.engine import BuildRequest, get_engine
 from toprl_export.errors import MissingExtraError, UserError
@@ -22,7 +23,7 @@ def request_to_build() -> BuildRequest:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: replace(r, precision="fp16"), "precision 'fp16' is not supported"),
+        (lambda r: replace(r, precision="bf16"), "precision 'bf16' is not supported .* use fp32 or fp16"),
         (lambda r: replace(r, opset=20), "opset 20 is not supported .* use 23"),
     ],
 )
@@ -34,8 +35,14 @@ def test_unsupported_requests_are_refused_before_anything_is_written(request_to_
     assert not list(tmp_path.iterdir())
 
 
-def test_what_can_be_built_passes(request_to_build):
-    ONNXRuntimeEngine().check_request(request_to_build)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_what_can_be_built_is_exported_in_its_precision(monkeypatch, request_to_build, tmp_path, precision):
+    jobs = []
+    monkeypatch.setattr(export, "export_graphs", lambda job, directory: jobs.append(job))
+    request = replace(request_to_build, precision=precision)
+    ONNXRuntimeEngine().check_request(request)
+    ONNXRuntimeEngine().build(request, tmp_path)
+    assert [(job.precision, job.stage_layers) for job in jobs] == [(precision, (0, 1, 2))]
 
 
 def test_is_found_by_its_name_where_the_package_is_installed():
