@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from toprl_export.errors import EXTRA_OF_MODULE, MissingExtraError, UserError, missing_extra, require
 
@@ -53,5 +54,5 @@ def test_missing_extra_explains_only_whole_optional_packages():
 @pytest.mark.parametrize(("module", "extra"), EXTRA_OF_MODULE.items())
 def test_the_named_extra_really_brings_the_module(module: str, extra: str):
     requirements = [Requirement(line) for line in metadata.requires("toprl-export") or []]
-    brought = {r.name for r in requirements if r.marker and r.marker.evaluate({"extra": extra})}
-    assert DISTRIBUTION_OF_MODULE.get(module, module) in brought
+    brought = {canonicalize_name(r.name) for r in requirements if r.marker and r.marker.evaluate({"extra": extra})}
+    assert canonicalize_name(DISTRIBUTION_OF_MODULE.get(module, module)) in brought
