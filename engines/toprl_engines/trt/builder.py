@@ -58,6 +58,7 @@ class PlanBuilder:
             serialized = builder.build_serialized_network(network, config)
         if serialized is None:
             raise self._failure(graph, log)
+        self._check_profile(graph, log)
         plan.write_bytes(memoryview(serialized))
         self._save_cache(config)
         return GraphBuild(
@@ -117,6 +118,15 @@ class PlanBuilder:
             return ()
         inspector = engine.create_engine_inspector()
         return inspected_layers(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+    def _check_profile(self, graph: Path, log: BuildLog) -> None:
+        """Such a plan is built with no more than a warning, and fails when it is run."""
+        found = [text for text in log.warnings if text.startswith("Profile ") and "not self-consistent" in text]
+        if found:
+            raise UserError(
+                f"{self.binding.name} cannot run {graph.name} at the sizes asked for: {_one_line(found[0])}; lower "
+                "--max-text or --max-batch, or use --engine onnx"
+            )
 
     def _failure(self, graph: Path, log: BuildLog) -> UserError:
         reason = _last(log)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -10,27 +11,31 @@ from toprl_engines.trt.passes.decomposable_attention import DECOMPOSABLE_ATTENTI
 from toprl_engines.trt.passes.drop_functions import DROP_FUNCTIONS
 from toprl_engines.trt.passes.graph_pass import GraphPass, run_passes
 from toprl_engines.trt.passes.native_attention import native_attention
+from toprl_engines.trt.passes.top_k_limit import check_top_k
 
 PLUGIN_HEAD_DIMS = (64, 128)
 """Widths of a head that the plugin has kernels for."""
 SUFFIX = ".tensorrt.onnx"
 
 
-def write_copy(graph: Path, attention: str) -> Path:
+def write_copy(graph: Path, attention: str, largest: Mapping[str, int] | None = None) -> Path:
     """Write TensorRT's copy beside the canonical ``graph``, whose file of weights it shares.
 
     Args:
         graph: NAME.onnx.
         attention: "plugin" or "native". The plugin is left out where a head's width is not one of its own, as in some
             vision towers.
+        largest: dynamic sizes of the largest request, to check top-k layers by.
 
     Returns:
         NAME.tensorrt.onnx.
 
     Raises:
         GraphError: the graph is not what the exporter writes.
+        UserError: a top-k layer would exceed TensorRT's limit.
     """
     model = onnx.load(graph, load_external_data=False)
+    check_top_k(model, largest or {})
     run_passes(model, passes_for(attention))
     copy = graph.with_name(graph.stem + SUFFIX)
     copy.write_bytes(model.SerializeToString())

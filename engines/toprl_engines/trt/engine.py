@@ -163,7 +163,7 @@ def build_plans(job: PlanJob, cache: TimingCache | None, directory: Path) -> Bui
     from toprl_engines.trt.bundle_files import GRAPH_FOLDER
     from toprl_engines.trt.copies import write_copy
 
-    profiles, folder = job.profiles(), directory / GRAPH_FOLDER
+    profiles, largest, folder = job.profiles(), job.largest_sizes(), directory / GRAPH_FOLDER
     folder.mkdir()
     reused = cache is not None and bool(cache.content)
     builder = PlanBuilder(job.binding, job.settings, cache)
@@ -173,7 +173,7 @@ def build_plans(job: PlanJob, cache: TimingCache | None, directory: Path) -> Bui
         for name in GRAPHS:
             bar.update()
             bar.set_description(f"building {name}")
-            copy = write_copy(folder / f"{name}.onnx", job.attention)
+            copy = write_copy(folder / f"{name}.onnx", job.attention, largest)
             graphs[name] = builder.build(copy, profiles[name], directory / f"{name}.plan")
     return BuildReport(
         binding=f"{job.binding.name} {job.binding.version}",

@@ -58,6 +58,23 @@ def graph_profiles(
     Raises:
         UserError: the model has no room for text beside its visual tokens.
     """
+    cases = _cases(layout, plan, limits, max_length)
+    return {name: tuple(_ranges(spec, layout, cases)) for name, spec in specs.items()}
+
+
+def largest_sizes(layout: Layout, plan: PruningPlan, limits: ProfileLimits, max_length: int) -> dict[str, int]:
+    """Dynamic sizes inside the prefill graphs in the largest request, by name; see `graph_profiles`."""
+    most = _cases(layout, plan, limits, max_length)[-1]
+    kept = dict(enumerate(most.keep_counts))
+    tokens = {stage + layout.first_stage_group: count + most.text for stage, count in kept.items()}
+    return {
+        "sequence": layout.visual_tokens + most.text,
+        **{f"kept_{stage}": count for stage, count in kept.items()},
+        **{f"tokens_{group}": count for group, count in tokens.items()},
+    }
+
+
+def _cases(layout: Layout, plan: PruningPlan, limits: ProfileLimits, max_length: int) -> tuple[_Case, _Case, _Case]:
     n = layout.visual_tokens
     text = min(limits.max_text, max_length - n - 1)
     if text < 1:
@@ -66,12 +83,11 @@ def graph_profiles(
     usual_text = max(1, text // 4)
     fewest = tuple(map(min, zip(*(schedule.keep_counts for schedule in plan.schedules), strict=True)))
     usual, most = _default_counts(plan), (min(n, TENSORRT_TOPK_LIMIT),) * layout.stages
-    cases = (
+    return (
         _Case(1, 1, 0, fewest, fewest),
         _Case(1, usual_text, max(1, new_tokens // 4), usual, usual),
         _Case(limits.max_batch, text, new_tokens, most, (n,) * layout.stages),
     )
-    return {name: tuple(_ranges(spec, layout, cases)) for name, spec in specs.items()}
 
 
 def _ranges(spec: GraphSpec, layout: Layout, cases: tuple[_Case, _Case, _Case]) -> list[InputRange]:
