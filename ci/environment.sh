@@ -27,7 +27,7 @@ prepare_environment() {
         python=$(python_with_venv)
         echo "Preparing .venv (this downloads PyTorch once) …" >&2
         "$python" -m venv .venv
-        .venv/bin/python -m pip install --quiet -c ci/constraints.txt hatchling editables
+        .venv/bin/python -m pip install --quiet -c ci/constraints.txt hatchling editables setuptools
         .venv/bin/python -m pip install --quiet -c ci/constraints.txt --no-build-isolation -e ".[${EXTRAS:-demo,dev}]"
         environment_stamp >"$stamp"
     fi

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +10,11 @@ import onnxruntime
 import pytest
 import torch
 
+from tests.support.half_graphs import half_graphs
 from tests.support.tiny_llava import tiny_adapter, tiny_pixels, tiny_tokens
 from toprl_engines.graph.check import dtype_of
-from toprl_engines.graph.export import ExportJob, export_graphs
 from toprl_engines.graph.precision import in_precision
 from toprl_export.models.reference import Pruning, ReferenceRunner
-from toprl_export.pruning.actor import Actor, ActorConfig, StackedActors
 from toprl_export.pruning.scorer import Scorer, StageInputs
 
 COUNTS = (12, 5)
@@ -49,21 +46,9 @@ def test_tied_weights_stay_tied():
     assert cast.model.lm_head.weight is cast.model.model.language_model.embed_tokens.weight
 
 
-@cache
-def exported(precision: str) -> tuple[ExportJob, Path, tempfile.TemporaryDirectory]:
-    """Graphs of a model of two layers with two agents, once for all tests."""
-    folder = tempfile.TemporaryDirectory(prefix="toprl-half-")
-    adapter = tiny_adapter(layers=2)
-    torch.manual_seed(0)
-    actors = [Actor(ActorConfig(adapter.shape.hidden, 16, 2)) for _ in range(2)]
-    job = ExportJob(adapter, StackedActors(actors), (0, 1), None, precision)
-    export_graphs(job, Path(folder.name), ("vision", "prefill", "decode"))
-    return job, Path(folder.name), folder
-
-
 @pytest.mark.parametrize(("precision", "half"), [("fp16", "float16"), ("bf16", "bfloat16")])
 def test_caches_have_the_type_and_what_the_host_sees_stays_float32(precision, half):
-    _, directory, _ = exported(precision)
+    directory = half_graphs(precision).directory
     types = {}
     for name in ("vision", "prefill", "decode"):
         graph = onnx.load(directory / f"{name}.onnx", load_external_data=False).graph
@@ -78,7 +63,7 @@ def test_caches_have_the_type_and_what_the_host_sees_stays_float32(precision, ha
     ("precision", "half"), [("fp16", onnx.TensorProto.FLOAT16), ("bf16", onnx.TensorProto.BFLOAT16)]
 )
 def test_matrices_are_half_and_actors_are_not(precision, half):
-    _, directory, _ = exported(precision)
+    directory = half_graphs(precision).directory
     graph = onnx.load(directory / "prefill.onnx", load_external_data=False).graph
     matrices = {t.name: t.data_type for t in graph.initializer if len(t.dims) == 2 and min(t.dims) > 2}
     assert set(matrices.values()) == {half}
@@ -89,7 +74,7 @@ def test_matrices_are_half_and_actors_are_not(precision, half):
 
 def test_the_graph_keeps_and_computes_what_torch_does_in_that_type():
     """In fp16, which ONNX Runtime can run on a CPU; the error is below what the type's rounding costs."""
-    job, directory, _ = exported("fp16")
+    job, directory = half_graphs("fp16").job, half_graphs("fp16").directory
     pixels = tiny_pixels(2).numpy()
     tokens = tiny_tokens(job.adapter, 2)
     visual = _run(directory / "vision.onnx", {"pixel_values": pixels})["visual"]
