@@ -96,7 +96,8 @@ def test_the_graph_keeps_and_computes_what_torch_does_in_that_type():
         assert np.array_equal(found[f"kept_{stage}"], half.kept[stage].numpy())
     error = np.abs(found["logits"] - half.logits.numpy()).max()
     rounding = (half.logits - full.logits).abs().max().item()
-    assert error < rounding
+    # Two computations in half precision are each that far from the exact one.
+    assert error < 2 * rounding
     assert found["key_1"].dtype == np.float16
 
 
