@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ PTX_VERSION = 80
 """The oldest that has all the instructions: drivers from CUDA 12.0 on can compile it."""
 SHARED_LIMIT = {80: 99 * 1024, 90: 227 * 1024}
 """Bytes of shared memory a program may use; sm_86 and sm_89 have less than sm_80 and run its code."""
+KERNELS_PER_PROCESS = 8
 _TYPES = {"float": "fp32", "int32": "i32", "int64": "i64"}
 _CODES = {"pointer": "p", "float": "f", "int32": "i", "int64": "l"}
 
@@ -155,7 +157,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--ptxas {options.ptxas} is not a file")  # Triton would quietly use its own
     found = variants(tuple(TILES))
     distinct = {variant.image: variant for variant in found}
-    with ProcessPoolExecutor(max_workers=options.jobs) as pool:
+    # Fresh processes now and then: Triton 3.9 was seen to crash after some forty kernels in one.
+    with ProcessPoolExecutor(options.jobs, get_context("spawn"), max_tasks_per_child=KERNELS_PER_PROCESS) as pool:
         compiled = pool.map(partial(compile_variant, ptxas=options.ptxas), distinct.values())
         images = {}
         for number, (name, image) in enumerate(zip(distinct, compiled, strict=True), start=1):
