@@ -111,10 +111,18 @@ def _compiled(engine: EngineEntry) -> list[tuple[str, str]]:
     flags = [name.replace("_", "-") for name in _COMPILED_FLAGS if getattr(engine, name)]
     return [
         ("plans by", f"{engine.binding} {engine.binding_version}, {', '.join(flags) or 'no special flags'}"),
-        ("built on", f"{gpu.name}, driver {gpu.driver}" if gpu else "a machine without a GPU"),
-        ("built for", f"compute capability {', '.join(engine.target_sms)}" if engine.target_sms else "any it can"),
+        ("plans on", f"{gpu.name}, driver {gpu.driver}" if gpu else "a machine without a GPU"),
+        ("plans for", _targets(engine)),
         ("attention", engine.attention or "-"),
     ]
+
+
+def _targets(engine: EngineEntry) -> str:
+    if engine.hardware_compatible:
+        return "every GPU from Ampere on"
+    if engine.target_sms:
+        return f"compute capability {', '.join(engine.target_sms)}"
+    return f"the GPUs that {engine.binding} builds for by itself"
 
 
 def _build_report(path: Path) -> tuple[dict[str, Any], str]:

@@ -60,10 +60,10 @@ def test_a_bundle_of_plans_says_what_they_are_compiled_for(tmp_path: Path, capsy
     write_manifest(bundle.dir, replace(bundle.manifest, engine=replace(plans, gpu=gpu, target_sms=("8.9",))))
     text, _ = inspected(capsys, bundle.dir)
     assert "plans by    tensorrt 11.4.0, weight-stripped" in text
-    assert "built on    RTX 4090, driver 580.95" in text and "built for   compute capability 8.9" in text
+    assert "plans on    RTX 4090, driver 580.95" in text and "plans for   compute capability 8.9" in text
     assert "attention   plugin" in text
     write_manifest(bundle.dir, replace(bundle.manifest, engine=plans))
-    assert "built on    a machine without a GPU" in inspected(capsys, bundle.dir)[0]
+    assert "plans on    a machine without a GPU" in inspected(capsys, bundle.dir)[0]
 
 
 def test_a_build_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
