@@ -112,6 +112,21 @@ def _parameters(ptx: str) -> int:
     return entry.group(1).count(".param")
 
 
+def compile_all(distinct: dict[str, Variant], jobs: int, ptxas: str | None) -> dict[str, Image]:
+    """Compile kernels, ``jobs`` at a time, and say so."""
+    images: dict[str, Image] = {}
+    waiting = list(distinct)
+    while waiting:
+        # Fresh processes now and then: Triton 3.9 was seen to crash after some forty kernels in one.
+        batch, waiting = waiting[: KERNELS_PER_PROCESS * jobs], waiting[KERNELS_PER_PROCESS * jobs :]
+        with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+            compiled = pool.map(partial(compile_variant, ptxas=ptxas), [distinct[name] for name in batch])
+            for name, image in zip(batch, compiled, strict=True):
+                images[name] = image
+                print(f"[{len(images)}/{len(distinct)}] {name}: {len(image.cubin)} bytes", flush=True)
+    return images
+
+
 def cpp_source(found: tuple[Variant, ...], images: dict[str, Image]) -> Iterator[str]:
     """The lines of kernels.cpp."""
     yield "// Written by toprl_flash_attention.compile."
@@ -156,14 +171,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.ptxas is not None and not Path(options.ptxas).is_file():
         parser.error(f"--ptxas {options.ptxas} is not a file")  # Triton would quietly use its own
     found = variants(tuple(TILES))
-    distinct = {variant.image: variant for variant in found}
-    # Fresh processes now and then: Triton 3.9 was seen to crash after some forty kernels in one.
-    with ProcessPoolExecutor(options.jobs, get_context("spawn"), max_tasks_per_child=KERNELS_PER_PROCESS) as pool:
-        compiled = pool.map(partial(compile_variant, ptxas=options.ptxas), distinct.values())
-        images = {}
-        for number, (name, image) in enumerate(zip(distinct, compiled, strict=True), start=1):
-            images[name] = image
-            print(f"[{number}/{len(distinct)}] {name}: {len(image.cubin)} bytes", flush=True)
+    images = compile_all({variant.image: variant for variant in found}, options.jobs, options.ptxas)
     options.output.mkdir(parents=True, exist_ok=True)
     partial_file = options.output / "kernels.cpp.partial"
     partial_file.write_text("\n".join(cpp_source(found, images)) + "\n", encoding="utf-8")
