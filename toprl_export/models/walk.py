@@ -52,7 +52,8 @@ NOTHING = ScorerNeeds()
 class Prefill:
     """``logits`` of the last position ``[b, V]``; ``hidden`` normed states of the last layer ``[b, s_L, d]``; per layer
     ``keys`` and ``values`` ``[b, kv_heads, s_l, head_dim]``; per stage ``kept`` original visual indices ``[b, k_t]``;
-    per group of layers ``masks`` of valid tokens ``bool [b, s_g]``."""
+    per group of layers ``masks`` of valid tokens ``bool [b, s_g]``. In all of them the visual tokens that are left come
+    first and the text tokens last, wherever the image stands in the prompt."""
 
     logits: Tensor
     hidden: Tensor
@@ -64,55 +65,80 @@ class Prefill:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """The sequence between two stages, in its original order; ``place`` is where each token stood at first."""
+    """The sequence between two stages: the visual tokens still there, then all text tokens, each kind ascending.
 
-    hidden: Tensor  # [b, s, d]
-    cos: Tensor  # [b, s, head_dim]
-    sin: Tensor
-    place: Tensor  # int64 [b, s]
-    valid: Tensor  # bool [b, s]
-    segments: Tensor | None  # int64 [b, s]
-    visual_slot: Tensor  # int64 [b, n_t]: where the visual tokens stand now
-    text_slot: Tensor  # int64 [b, t]
-    visual_origin: Tensor  # int64 [b, n_t]: which of the n visual tokens they are
+    No layer reads this order: attention goes by ``place``, where a token stands in the prompt, and what belongs to a
+    place is looked up by it. So a stage has nothing to sort, and finds its tokens without an index.
+    """
+
+    visual: Tensor  # [b, n_t, d]
+    text: Tensor  # [b, t, d]
+    visual_place: Tensor  # int64 [b, n_t]
+    text_place: Tensor  # int64 [b, t]
+    visual_origin: Tensor | None  # int64 [b, n_t]: which of the n visual tokens they are; None: all
     asked: Tensor  # bool [b, t]: which text tokens are the question's
+    prompt_valid: Tensor  # bool [b, s]: neither padding nor masked out
+    prompt_segments: Tensor | None  # int64 [b, s]
+    prompt_cos: Tensor  # [b, s, head_dim]
+    prompt_sin: Tensor
+
+    @property
+    def place(self) -> Tensor:
+        """``int64 [b, n_t + t]``."""
+        return torch.cat([self.visual_place, self.text_place], dim=1)
+
+    @property
+    def valid(self) -> Tensor:
+        """``bool [b, n_t + t]``."""
+        return self.prompt_valid.gather(1, self.place)
+
+    def hidden(self) -> Tensor:
+        """``[b, n_t + t, d]``."""
+        return torch.cat([self.visual, self.text], dim=1)
+
+    def with_hidden(self, hidden: Tensor) -> _Tokens:
+        """The same tokens with other states, ``[b, n_t + t, d]``."""
+        count = self.visual.shape[1]
+        return replace(self, visual=hidden[:, :count], text=hidden[:, count:])
+
+    def rotary(self) -> tuple[Tensor, Tensor]:
+        """cos and sin of each token, ``[b, n_t + t, head_dim]``."""
+        return gather_tokens(self.prompt_cos, self.place), gather_tokens(self.prompt_sin, self.place)
 
     def mask(self) -> Tensor:
-        """Causal by original place, valid keys only, every token sees itself (Eq. 6); ``bool [b, 1, s, s]``."""
-        return self._allowed(self.place, self.segments)[:, None]
+        """Causal by place, valid keys only, every token sees itself (Eq. 6); ``bool [b, 1, s_t, s_t]``."""
+        return self._allowed(self.place)
 
     def mask_rows(self, slots: Tensor) -> Tensor:
-        """What the tokens at ``slots``, ``int64 [b, q]``, may attend to, ``bool [b, q, s]``."""
-        return self._allowed(
-            self.place.gather(1, slots), None if self.segments is None else self.segments.gather(1, slots)
-        )
+        """What the tokens at ``slots``, ``int64 [b, q]``, may attend to, ``bool [b, q, n_t + t]``."""
+        return self._allowed(self.place.gather(1, slots)).squeeze(1)
 
-    def _allowed(self, place: Tensor, segments: Tensor | None) -> Tensor:
-        allowed = (place[:, :, None] >= self.place[:, None, :]) & self.valid[:, None, :]
-        if self.segments is not None and segments is not None:
-            own = segments[:, :, None] == self.segments[:, None, :]
-            allowed = allowed & (own | (self.segments[:, None, :] == 0))
-        return allowed | (place[:, :, None] == self.place[:, None, :])
+    def _allowed(self, place: Tensor) -> Tensor:
+        """What tokens at ``place``, ``int64 [b, q]``, may attend to, ``bool [b, 1, q, n_t + t]``."""
+        query, key = place[:, None, :, None], self.place[:, None, None]
+        allowed = (query >= key) & self.valid[:, None, None]
+        if self.prompt_segments is not None:
+            own = self.prompt_segments.gather(1, place)[:, None, :, None]
+            theirs = self.prompt_segments.gather(1, self.place)[:, None, None]
+            allowed = allowed & ((own == theirs) | (theirs == 0))
+        return allowed | (query == key)
 
 
 def embed_tokens(decoder: Decoder, tokens: TokenTensors, visual: Tensor) -> _Tokens:
-    """Merge projected visual embeddings ``[b, n, d]`` into the embedded text, in sequence order."""
+    """Projected visual embeddings ``[b, n, d]`` and the embedded text."""
     text = decoder.embed(tokens.input_ids.gather(1, tokens.text_index))  # [b, t, d]
-    order = torch.cat([tokens.visual_index, tokens.text_index], dim=1).argsort(dim=1)
-    hidden = gather_tokens(torch.cat([visual.to(text.dtype), text], dim=1), order)  # [b, s, d]
-    cos, sin = decoder.rotary(hidden, tokens.position_ids)
-    batch, length = tokens.input_ids.shape
+    cos, sin = decoder.rotary(text, tokens.position_ids)
     return _Tokens(
-        hidden=hidden,
-        cos=cos,
-        sin=sin,
-        place=torch.arange(length, device=hidden.device).expand(batch, -1),
-        valid=tokens.attention_mask.bool(),
-        segments=tokens.segments,
-        visual_slot=tokens.visual_index,
-        text_slot=tokens.text_index,
-        visual_origin=torch.arange(visual.shape[1], device=hidden.device).expand(batch, -1),
+        visual=visual.to(text.dtype),
+        text=text,
+        visual_place=tokens.visual_index,
+        text_place=tokens.text_index,
+        visual_origin=None,
         asked=_asked(tokens),
+        prompt_valid=tokens.attention_mask.bool(),
+        prompt_segments=tokens.segments,
+        prompt_cos=cos,
+        prompt_sin=sin,
     )
 
 
@@ -205,7 +231,7 @@ def walk_from(
     if stage_layers and stage_layers[0] < prefix.layer:
         raise ValueError(f"the walk starts at layer {prefix.layer}, behind the stage before layer {stage_layers[0]}")
     ran = _run_layers(decoder, prefix, len(decoder), stage_layers, decide, needs, saliency)
-    hidden = decoder.norm(ran.state.hidden)
+    hidden = decoder.norm(ran.hidden)
     return Prefill(
         logits=decoder.head(hidden[:, -1]).float(),
         hidden=hidden,
@@ -221,6 +247,7 @@ class _Ran(NamedTuple):
 
     state: _Tokens
     rows: Tensor | None
+    hidden: Tensor
     caches: list[LayerCache]
     kept: list[Tensor]
     masks: list[Tensor]
@@ -236,90 +263,83 @@ def _run_layers(
     saliency: Tensor | None,
 ) -> _Ran:
     """The walk itself, from ``start`` up to layer ``stop``, which is not run."""
-    state, rows = start.state, start.rows
+    state, rows, hidden = start.state, start.rows, start.state.hidden()
     caches: list[LayerCache] = []
     kept: list[Tensor] = []
     masks: list[Tensor] = []
-    mask: Tensor | None = None
+    shared: tuple[tuple[Tensor, Tensor], Tensor] | None = None  # what the layers of a group have in common
     own_rows = needs.attention_layer == "next"
     for index in range(start.layer, stop):
         layer = decoder.layer(index)
         if index in stage_layers:
             if index == 0 or own_rows:
-                rows = _attention(layer, state, needs)
+                rows = _attention(layer, state, hidden, needs)
             state = _prune(state, len(kept), decide, rows, needs, saliency)
+            assert state.visual_origin is not None
             kept.append(state.visual_origin)
-            mask = None
-        if mask is None:
-            mask = state.mask()
+            hidden, shared = state.hidden(), None
+        if shared is None:
+            shared = state.rotary(), state.mask()
             masks.append(state.valid)
         if index + 1 in stage_layers and not own_rows:
-            rows = _attention(layer, state, needs)
-        hidden, cache = _run(layer, state.hidden, mask, (state.cos, state.sin), None)
-        state = replace(state, hidden=hidden)
+            rows = _attention(layer, state, hidden, needs)
+        rotary, mask = shared
+        hidden, cache = _run(layer, hidden, mask, rotary, None)
+        state = state.with_hidden(hidden)
         caches.append(cache)
-    return _Ran(state, rows, caches, kept, masks)
+    return _Ran(state, rows, hidden, caches, kept, masks)
 
 
 def _undecided(inputs: StageInputs) -> Decision:
     raise AssertionError(f"a prefix ends before its stage, yet stage {inputs.stage} was reached")
 
 
-def _attention(layer: Any, state: _Tokens, needs: ScorerNeeds) -> Tensor | None:
-    """Attention of the wanted text tokens on every token, ``float32 [b, q, s]``."""
+def _attention(layer: Any, state: _Tokens, hidden: Tensor, needs: ScorerNeeds) -> Tensor | None:
+    """Attention of the wanted text tokens on every token, ``float32 [b, q, n_t + t]``."""
     if needs.attention == "none":
         return None
-    slots = state.text_slot
+    order = torch.arange(state.asked.shape[1], device=hidden.device)
     if needs.attention == "last":
-        order = torch.arange(slots.shape[1], device=slots.device)
-        slots = slots.gather(1, (state.asked * order).argmax(1, keepdim=True))  # [b, 1]
-    return attention_rows(layer, state.hidden, (state.cos, state.sin), slots, state.mask_rows(slots))
+        wanted = (state.asked * order).argmax(1, keepdim=True)  # [b, 1]
+    else:
+        wanted = order.expand(hidden.shape[0], -1)  # [b, t]
+    slots = wanted + state.visual.shape[1]
+    return attention_rows(layer, hidden, state.rotary(), slots, state.mask_rows(slots))
 
 
 def _stage_inputs(
     state: _Tokens, stage: int, rows: Tensor | None, needs: ScorerNeeds, saliency: Tensor | None
 ) -> StageInputs:
-    if rows is not None:
-        rows = rows.gather(2, state.visual_slot[:, None].expand(-1, rows.shape[1], -1))  # [b, q, n_t]
+    batch, count = state.visual_place.shape
+    origin = state.visual_origin
+    if saliency is not None and origin is not None:
+        saliency = saliency.gather(1, origin)  # [b, n_t]
     return StageInputs(
         stage=stage,
-        visual=gather_tokens(state.hidden, state.visual_slot),
-        alive=state.valid.gather(1, state.visual_slot),
-        positions=state.visual_origin,
-        attention=rows,
-        text=gather_tokens(state.hidden, state.text_slot) if needs.text else None,
+        visual=state.visual,
+        alive=state.prompt_valid.gather(1, state.visual_place),
+        positions=torch.arange(count, device=state.visual.device).expand(batch, -1) if origin is None else origin,
+        attention=None if rows is None else rows[:, :, :count],  # [b, q, n_t]
+        text=state.text if needs.text else None,
         asked=state.asked if needs.text or rows is not None else None,
-        saliency=saliency.gather(1, state.visual_origin) if needs.saliency and saliency is not None else None,
+        saliency=saliency if needs.saliency else None,
     )
 
 
 def _prune(
     state: _Tokens, stage: int, decide: Decide, rows: Tensor | None, needs: ScorerNeeds, saliency: Tensor | None
 ) -> _Tokens:
-    """One stage: score the visual tokens, then gather everything that goes on, in sequence order."""
-    decision = decide(_stage_inputs(state, stage, rows, needs, saliency))
-    survivors = state.visual_slot.gather(1, decision.kept)  # [b, k]
-    both = torch.cat([survivors, state.text_slot], dim=1)
-    order = both.argsort(dim=1)  # [b, k+t]: where in `both` the tokens stand in sequence order
-    slots = both.gather(1, order)
-    valid = state.valid.gather(1, both)
-    if decision.alive is not None:
-        valid = torch.cat(
-            [valid[:, : decision.kept.shape[1]] & decision.alive, valid[:, decision.kept.shape[1] :]], dim=1
-        )
-    back = order.argsort(dim=1)  # where each of `both` went
-    count = decision.kept.shape[1]
-    return _Tokens(
-        hidden=gather_tokens(state.hidden, slots),
-        cos=gather_tokens(state.cos, slots),
-        sin=gather_tokens(state.sin, slots),
-        place=state.place.gather(1, slots),
-        valid=valid.gather(1, order),
-        segments=None if state.segments is None else state.segments.gather(1, slots),
-        visual_slot=back[:, :count],
-        text_slot=back[:, count:],
-        visual_origin=state.visual_origin.gather(1, decision.kept),
-        asked=state.asked,
+    """One stage: score the visual tokens, then gather those that go on."""
+    kept, alive = decide(_stage_inputs(state, stage, rows, needs, saliency))
+    place, valid, origin = state.visual_place.gather(1, kept), state.prompt_valid, state.visual_origin
+    if alive is not None:
+        valid = valid.scatter(1, place, valid.gather(1, place) & alive)
+    return replace(
+        state,
+        visual=gather_tokens(state.visual, kept),
+        visual_place=place,
+        visual_origin=kept if origin is None else origin.gather(1, kept),
+        prompt_valid=valid,
     )
 
 

@@ -85,11 +85,13 @@ class Trunk(nn.Module):
 
     def forward(self, inputs: StageInputs) -> Tensor:
         """Features of each token, float32 ``[b, n_t, d₂]``."""
-        hidden = self.enter(self._normed(inputs.visual))  # [b, n_t, d₂]
+        normed, stage = self._normed(inputs.visual), self.stage_embedding[inputs.stage]
         if self.conditioned:
             shift, gate = self._question(inputs).unsqueeze(1).chunk(2, dim=-1)  # [b, 1, d₂] each
-            hidden = hidden * (1 + gate) + shift
-        hidden = functional.gelu(hidden + self.stage_embedding[inputs.stage])
+            entered = self.enter(normed) * (1 + gate) + (shift + stage)  # [b, n_t, d₂]
+        else:
+            entered = functional.linear(normed, self.enter.weight, self.enter.bias + stage)
+        hidden = functional.gelu(entered)
         hidden = functional.gelu(self.middle(hidden))
         return functional.gelu(self.last(hidden))
 
@@ -130,19 +132,23 @@ class Actor(Scorer):
             ValueError: the walk did not give what `needs` asks for.
         """
         logits: Tensor = self.head(self.trunk(inputs))
-        if self.config.residual == "none":
-            return logits
-        if inputs.attention is None:
-            raise ValueError("the actor adds the question's attention, but the walk gave it no attention row")
-        noticed = functional.softplus(self.gain[inputs.stage]) * _standardised_log(
-            inputs.attention[:, -1], inputs.alive
-        )  # [b, n_t]
-        return logits + torch.stack([torch.zeros_like(noticed), noticed], dim=-1)
+        noticed = self._noticed(inputs)
+        return logits if noticed is None else logits + torch.stack([torch.zeros_like(noticed), noticed], dim=-1)
 
     def forward(self, inputs: StageInputs) -> Tensor:
-        """Log-odds of keeping each token, float32 ``[b, n_t]``."""
-        drop, keep = self.logits(inputs).unbind(-1)
-        return keep - drop
+        """Log-odds of keeping each token, float32 ``[b, n_t]``: the difference of its logits, as one product."""
+        weight, bias = self.head.weight.diff(dim=0), self.head.bias.diff(dim=0)  # [1, d₂], [1]
+        odds = functional.linear(self.trunk(inputs), weight, bias).squeeze(-1)
+        noticed = self._noticed(inputs)
+        return odds if noticed is None else odds + noticed
+
+    def _noticed(self, inputs: StageInputs) -> Tensor | None:
+        """What the question's attention adds to the keep logit, float32 ``[b, n_t]``; None without the residual."""
+        if self.config.residual == "none":
+            return None
+        if inputs.attention is None:
+            raise ValueError("the actor adds the question's attention, but the walk gave it no attention row")
+        return functional.softplus(self.gain[inputs.stage]) * _standardised_log(inputs.attention[:, -1], inputs.alive)
 
 
 def _standardised_log(attention: Tensor, alive: Tensor | None) -> Tensor:

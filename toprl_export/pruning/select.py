@@ -27,17 +27,19 @@ def select(scores: Tensor, count: int | SymInt) -> Tensor:
         torch._check(count <= scores.shape[1])  # type: ignore[no-untyped-call]  # as above
         # ONNX TopK breaks ties by the lower index; torch.topk promises nothing, so it is not used to compute.
         chosen = torch.topk(scores, count, dim=1).indices  # [b, count]
-    else:
-        if not 1 <= count <= scores.shape[1]:
-            raise ValueError(f"cannot keep {count} of {scores.shape[1]} tokens")
-        chosen = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :count]  # [b, count]
+        # The smallest of as many as there are: a sort whose operator takes the count that is there already.
+        return torch.topk(chosen, count, dim=1, largest=False).values
+    if not 1 <= count <= scores.shape[1]:
+        raise ValueError(f"cannot keep {count} of {scores.shape[1]} tokens")
+    chosen = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :count]  # [b, count]
     return torch.sort(chosen, dim=1).values
 
 
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
     """Take the tokens ``index`` out of every row of ``x``.
 
-    Rows are flattened and selected at once, which becomes one ONNX ``Gather`` that copies whole rows.
+    Eagerly, rows are flattened and selected at once. Exported, a token's index stands for each of its numbers, a form
+    that shows what is meant, so that an engine can copy whole rows.
 
     Args:
         x: any dtype, ``[b, s, *]``.
@@ -46,6 +48,10 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
     Returns:
         ``[b, k, *]`` of the dtype of ``x``.
     """
+    if torch.compiler.is_exporting():
+        for _ in x.shape[2:]:
+            index = index.unsqueeze(-1)
+        return x.gather(1, index.expand(-1, -1, *x.shape[2:]))
     first = torch.arange(x.shape[0], device=x.device).unsqueeze(1) * x.shape[1]  # [b, 1]
     rows = x.flatten(0, 1).index_select(0, (first + index).flatten())  # [b * k, *]
     return rows.reshape(*index.shape, *x.shape[2:])

@@ -10,6 +10,8 @@ from onnxscript import optimizer
 from onnxscript.rewriter.onnx_fusions import fuse
 from onnxscript.rewriter.pattern import MatchResult, RewriteRuleClassBase, RewriteRuleSet
 
+from toprl_engines.graph.simplify import constant, simplify
+
 
 class RotaryFusion(RewriteRuleClassBase):
     """``x·cos + rotate_half(x)·sin`` → opset-23 `RotaryEmbedding`, also where the tables were gathered by kept token.
@@ -64,12 +66,16 @@ def first_half(op: Any, value: ir.Value) -> ir.Value | None:
         return None
     if node.op_type in ("Cast", "Cos", "Sin"):
         return _call(op, node, [source])
-    if node.op_type == "Gather" and node.attributes.get_int("axis", 0) == 0:
+    if node.op_type == "GatherND" and _gathers_rows(node):
         return _call(op, node, [source, inputs[1]])
-    if node.op_type == "Reshape":
-        shape = _halved_shape(op, inputs[0], inputs[1])
-        return None if shape is None else _call(op, node, [source, shape])
     return None
+
+
+def _gathers_rows(node: ir.Node) -> bool:
+    """Whether it takes whole rows of ``[b, s, d]``, as `RowGather` writes it."""
+    data, index = (value.shape if value is not None else None for value in node.inputs)
+    whole = data is not None and index is not None and len(data) == len(index) == 3 and index[2] == 1
+    return whole and node.attributes.get_int("batch_dims", 0) == 1
 
 
 def _call(op: Any, node: ir.Node, inputs: list[Any]) -> ir.Value:
@@ -83,32 +89,11 @@ def _joins_last_axis(node: ir.Node, value: ir.Value) -> bool:
     return axis == -1 or (value.shape is not None and axis == len(value.shape) - 1)
 
 
-def _halved_shape(op: Any, data: ir.Value | None, shape: ir.Value | None) -> ir.Value | None:
-    """The shape operand of a Reshape that keeps the last axis, with that axis halved."""
-    if data is None or data.shape is None or shape is None:
-        return None
-    width = data.shape[-1]
-    sizes = constant(shape)
-    if sizes is not None:
-        halved = None if sizes[-1] != width else op.Constant(value_ints=[*sizes[:-1], width // 2])
-        return halved
-    node = shape.producer()
-    if node is None or node.op_type != "Concat" or constant(node.inputs[-1]) != [width]:
-        return None
-    joined: ir.Value = op.Concat(*node.inputs[:-1], op.Constant(value_ints=[width // 2]), axis=0)
-    return joined
-
-
-def constant(value: ir.Value | None) -> list[int] | None:
-    """The integers that a value is known to hold, or None."""
-    tensor = None if value is None else ir.convenience.get_const_tensor(value)
-    return None if tensor is None or tensor.size > 16 else [int(number) for number in tensor.numpy().reshape(-1)]
-
-
 def optimise(model: ir.Model) -> None:
-    """Fold constants, fuse, and drop what is repeated or unused; functions stay. In place."""
+    """Fold constants, fuse, simplify, and drop what is repeated or unused; functions stay. In place."""
     optimizer.optimize_ir(model, inline=False)
     fuse(model)
+    simplify(model)
     rotary_rule = RotaryFusion.rule()  # type: ignore[no-untyped-call]  # onnxscript leaves it untyped
     RewriteRuleSet([rotary_rule]).apply_to_model(model)
     optimizer.optimize_ir(model, inline=False)

@@ -66,8 +66,8 @@ def layer_flops(length: int) -> int:
 
 
 def actor_flops(tokens: int) -> int:
-    """128 → 16 → 16 → 16 → 2."""
-    return 2 * tokens * (128 * 16 + 2 * 16 * 16 + 16 * 2)
+    """128 → 16 → 16 → 16 → 1: the log-odds, for which the two logits need not be told apart."""
+    return 2 * tokens * (128 * 16 + 2 * 16 * 16 + 16)
 
 
 HEAD = 2 * 128 * 96

@@ -14,21 +14,18 @@ from toprl_engines.graph.passes import clean_names, optimise, rename_sizes
 
 ROTARY = """
 <ir_version: 10, opset_import: ["" : 23]>
-rotary (float[b,2,s,8] x, float[b,t,4] angles, float[b,t,4] other, int64[r] rows, int64[2] bs)
+rotary (float[b,2,s,8] x, float[b,t,4] angles, float[b,t,4] other, int64[b,s] rows)
     => (float[b,2,s,8] turned)
-<int64[2] flat = {-1, 8}, int64[1] width = {8}, int64[1] one = {1}, int64[1] zero = {0}, int64[1] four = {4},
+<int64[3] spread = {1, 1, 8}, int64[1] inner = {-1}, int64[1] one = {1}, int64[1] zero = {0}, int64[1] four = {4},
  int64[1] last = {3}, int64[1] end = {9223372036854775807}>
 {
     table = Concat <axis = -1> (angles, SECOND)
     cos = Cos (table)
     sin = Sin (table)
-    flat_cos = Reshape (cos, flat)
-    flat_sin = Reshape (sin, flat)
-    kept_cos = Gather (flat_cos, rows)
-    kept_sin = Gather (flat_sin, rows)
-    shape = Concat <axis = 0> (bs, width)
-    c = Reshape (kept_cos, shape)
-    z = Reshape (kept_sin, shape)
+    row = Unsqueeze (rows, inner)
+    everywhere = Expand (row, spread)
+    c = GatherElements <axis = 1> (cos, everywhere)
+    z = GatherElements <axis = 1> (sin, everywhere)
     c4 = Unsqueeze (c, one)
     z4 = Unsqueeze (z, one)
     direct = Mul (x, c4)
@@ -54,8 +51,7 @@ def run(model: ir.Model):
         "x": generator.normal(size=(2, 2, 3, 8)).astype(np.float32),
         "angles": generator.normal(size=(2, 5, 4)).astype(np.float32),
         "other": generator.normal(size=(2, 5, 4)).astype(np.float32),
-        "rows": np.array([0, 2, 4, 5, 6, 9]),
-        "bs": np.array([2, 3]),
+        "rows": np.array([[0, 2, 4], [0, 1, 4]]),
     }
     session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
     taken = {value.name for value in session.get_inputs()}
