@@ -1,4 +1,5 @@
 // One call: check it, plan it, launch its kernels.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <initializer_list>
@@ -13,7 +14,7 @@ namespace toprl {
 namespace {
 
 constexpr std::int64_t kAlignment = 16;  // bytes of addresses, elements of strides
-constexpr std::int64_t kLongest = std::int64_t(1) << 30;
+constexpr std::int64_t kLongest = std::int64_t(1) << 29;  // kernels add two lengths and a tile in 32 bits
 constexpr std::int64_t kMostPrograms = std::numeric_limits<std::int32_t>::max();
 constexpr std::int64_t kLargestRowStride = std::int64_t(1) << 23;  // a tile's rows are counted in 32 bits
 
@@ -34,8 +35,9 @@ int check_sizes(const toprl_fa_params& p) {
     // Programs of a launch, with room for the splits.
     const std::int64_t rows = std::int64_t(p.batch) * p.heads;
     const std::int64_t marks = ceil_div(p.q_len, 64) * ceil_div(p.k_len, 64);
+    const std::int64_t masks = std::max<std::int64_t>(mask_batches(p) * mask_heads(p), 1);  // none in an empty batch
     if (rows > kMostPrograms || rows * ceil_div(p.q_len, 64) > kMostPrograms / 32 ||
-        (p.mask && marks > kMostPrograms / (mask_batches(p) * mask_heads(p))))
+        (p.mask && marks > kMostPrograms / masks))
         return TOPRL_FA_BAD_SIZE;
     return TOPRL_FA_OK;
 }

@@ -27,32 +27,25 @@ void choose_splits(const toprl_fa_params& params, Plan& plan) {
     plan.splits = int(std::max<std::int64_t>(ceil_div(plan.key_tiles, plan.tiles_per_split), 1));
 }
 
-const Variant* find_mark(int sm, const Variant& attend) {
-    for (int i = 0; i < kVariantCount; ++i) {
-        const Variant& v = kVariants[i];
-        if (v.kernel == Kernel::mark_tiles && v.sm == sm && v.block_q == attend.block_q && v.block_k == attend.block_k)
-            return &v;
-    }
-    return nullptr;
+// The row of the table that passes, or null.
+template <typename Test>
+const Variant* find_variant(Test test) {
+    const Variant* const end = kVariants + kVariantCount;
+    const Variant* const found = std::find_if(kVariants, end, test);
+    return found == end ? nullptr : found;
 }
 
 }  // namespace
-
-const Variant* find_variant(Kernel kernel, int sm, Dtype dtype, int head_dim, bool masked, Form form) {
-    for (int i = 0; i < kVariantCount; ++i) {
-        const Variant& v = kVariants[i];
-        if (v.kernel == kernel && v.sm == sm && v.dtype == dtype && v.head_dim == head_dim && v.masked == masked &&
-            v.form == form)
-            return &v;
-    }
-    return nullptr;
-}
 
 Plan make_plan(const toprl_fa_params& params, int sm) {
     const Dtype dtype = params.dtype == TOPRL_FA_FP16 ? Dtype::fp16 : Dtype::bf16;
     const bool masked = params.mask != nullptr;
     const auto find = [&](Kernel kernel, Form form) {
-        return find_variant(kernel, sm, dtype, params.head_dim, masked, form);
+        const bool looks_at_mask = masked && kernel != Kernel::merge_splits;
+        return find_variant([&](const Variant& v) {
+            return v.kernel == kernel && v.sm == sm && v.dtype == dtype && v.head_dim == params.head_dim &&
+                   v.masked == looks_at_mask && v.form == form;
+        });
     };
     Plan plan{};
     const Variant* wide = find(Kernel::attend, Form::wide);
@@ -62,11 +55,14 @@ Plan make_plan(const toprl_fa_params& params, int sm) {
     plan.key_tiles = int(ceil_div(params.k_len, plan.attend->block_k));
     if (form == Form::few) {
         choose_splits(params, plan);
-        if (plan.splits > 1)
-            plan.merge = find_variant(Kernel::merge_splits, sm, dtype, params.head_dim, false, Form::none);
+        if (plan.splits > 1) plan.merge = find(Kernel::merge_splits, Form::none);
     } else {
         plan.query_blocks = int(ceil_div(params.q_len, plan.attend->block_q));
-        if (masked) plan.mark = find_mark(sm, *plan.attend);
+        if (masked)
+            plan.mark = find_variant([&](const Variant& v) {
+                return v.kernel == Kernel::mark_tiles && v.sm == sm && v.block_q == plan.attend->block_q &&
+                       v.block_k == plan.attend->block_k;
+            });
     }
     return plan;
 }

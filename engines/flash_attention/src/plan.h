@@ -21,9 +21,6 @@ struct Plan {
 
 inline std::int64_t ceil_div(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
 
-// The row of the table, or null.
-const Variant* find_variant(Kernel kernel, int sm, Dtype dtype, int head_dim, bool masked, Form form);
-
 // The call's plan on a device whose code is that of `sm` (80 or 90). The sizes must have been checked.
 Plan make_plan(const toprl_fa_params& params, int sm);
 

@@ -37,6 +37,7 @@ REFUSED = [
     ({"kv_heads": 3}, BAD_SIZE),
     ({"q_len": -1}, BAD_SIZE),
     ({"batch": 1 << 30}, BAD_SIZE),
+    ({"k_len": 1 << 30}, BAD_SIZE),  # two of these and a tile would be more than 32 bits hold
     ({"head_dim": 80}, BAD_HEAD_DIM),
     ({"dtype": 2}, BAD_DTYPE),
     ({"scale": 0.0}, BAD_SCALE),
@@ -191,8 +192,10 @@ def test_empty_calls_launch_nothing_or_write_zeros(library):
     no_queries = call((1, 2, 2, 0, 5, 64), query=None, out=None)
     no_keys = call((1, 2, 2, 70, 0, 64), (1, 1, 70, 0), key=None, value=None)
     few_no_keys = call((1, 2, 2, 1, 0, 64))
-    none, (status, (many,)), (few_status, (few,)) = call_core(library, [no_queries, no_keys, few_no_keys])
-    assert none == (OK, [])
+    no_batch = call((0, 2, 2, 70, 5, 64), (0, 1, 70, 5))
+    calls = [no_queries, no_batch, no_keys, few_no_keys]
+    *none, (status, (many,)), (few_status, (few,)) = call_core(library, calls)
+    assert none == [(OK, []), (OK, [])]
     assert (status, few_status) == (OK, OK)
     assert (many.name.split("_sm")[0], many.grid) == ("attend", 4)
     assert (few.name.split("_sm")[0], few.grid) == ("attend_few", 2)
