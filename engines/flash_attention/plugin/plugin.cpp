@@ -55,18 +55,31 @@ toprl_fa_params parameters(nvinfer1::Dims const& query, nvinfer1::Dims const& ke
     return call;
 }
 
-bool fits(std::int64_t size, std::int64_t whole) { return size == 1 || size == whole || size == -1 || whole == -1; }
+// Whether sizes, of which -1 is not yet known, may be equal.
+bool agree(std::int64_t left, std::int64_t right) { return left == right || left == -1 || right == -1; }
 
-// Whether shapes, of which -1 is not yet known, go together.
 bool fit(nvinfer1::Dims const& query, nvinfer1::Dims const& key, nvinfer1::Dims const& value,
          nvinfer1::Dims const* mask) {
     if (query.nbDims != 4 || key.nbDims != 4 || value.nbDims != 4 || (mask && mask->nbDims != 4)) return false;
-    const std::int64_t head_dim = query.d[3];
-    if ((head_dim != 64 && head_dim != 128) || key.d[3] != head_dim || value.d[3] != head_dim) return false;
-    if (query.d[1] < 1 || key.d[1] < 1 || query.d[1] % key.d[1] || key.d[1] != value.d[1]) return false;
+    for (int i = 0; i < 4; ++i)
+        if (!agree(key.d[i], value.d[i])) return false;
+    if ((query.d[3] != 64 && query.d[3] != 128) || key.d[3] != query.d[3] || !agree(key.d[0], query.d[0])) return false;
+    if (query.d[1] < 1 || key.d[1] < 1 || query.d[1] % key.d[1]) return false;
     if (!mask) return true;
-    const bool whole = mask->d[3] == key.d[2] || mask->d[3] == -1 || key.d[2] == -1;
-    return whole && fits(mask->d[0], query.d[0]) && fits(mask->d[1], query.d[1]) && fits(mask->d[2], query.d[2]);
+    for (int i = 0; i < 3; ++i)
+        if (mask->d[i] != 1 && !agree(mask->d[i], query.d[i])) return false;
+    return agree(mask->d[3], key.d[2]);
+}
+
+// 0 where the inputs' shapes go together, else 1 and a line in the log.
+int check(nvinfer1::Dims const& query, nvinfer1::Dims const& key, nvinfer1::Dims const& value,
+          nvinfer1::Dims const* mask) {
+    if (fit(query, key, value, mask)) return 0;
+    log_error(
+        "toprl::FlashAttention: query must be [batch, heads, q, head_dim] with head_dim 64 or 128, key and value "
+        "[batch, kv_heads, k, head_dim] with kv_heads dividing heads, and a mask [batch, heads, q, k], with 1 where "
+        "one of the first three is broadcast");
+    return 1;
 }
 
 }  // namespace
@@ -93,15 +106,12 @@ char const* FlashAttentionPlugin::getPluginNamespace() const noexcept { return k
 std::int32_t FlashAttentionPlugin::configurePlugin(nvinfer1::DynamicPluginTensorDesc const* inputs,
                                                    std::int32_t inputCount, nvinfer1::DynamicPluginTensorDesc const*,
                                                    std::int32_t outputCount) noexcept {
-    nvinfer1::Dims const* mask = inputCount > kMask ? &inputs[kMask].desc.dims : nullptr;
-    const bool counts = (inputCount == kMask || inputCount == kMask + 1) && outputCount == 1;
-    if (!counts || !fit(inputs[0].desc.dims, inputs[1].desc.dims, inputs[2].desc.dims, mask)) {
-        log_error(
-            "toprl::FlashAttention: query, key and value must be [batch, heads, length, head_dim] with head_dim 64 or "
-            "128, and a mask [batch, heads, q, k], with 1 where one of the first three is broadcast");
+    if ((inputCount != kMask && inputCount != kMask + 1) || outputCount != 1) {
+        log_error("toprl::FlashAttention takes query, key, value and optionally a mask, and gives one output");
         return 1;
     }
-    return 0;
+    nvinfer1::Dims const* mask = inputCount > kMask ? &inputs[kMask].desc.dims : nullptr;
+    return check(inputs[0].desc.dims, inputs[1].desc.dims, inputs[2].desc.dims, mask);
 }
 
 std::int32_t FlashAttentionPlugin::getOutputDataTypes(DataType* outputs, std::int32_t, DataType const* inputs,
@@ -141,7 +151,7 @@ std::size_t FlashAttentionPlugin::getWorkspaceSize(nvinfer1::DynamicPluginTensor
 std::int32_t FlashAttentionPlugin::onShapeChange(nvinfer1::PluginTensorDesc const* inputs, std::int32_t inputCount,
                                                  nvinfer1::PluginTensorDesc const*, std::int32_t) noexcept {
     nvinfer1::Dims const* mask = inputCount > kMask ? &inputs[kMask].dims : nullptr;
-    if (!fit(inputs[0].dims, inputs[1].dims, inputs[2].dims, mask)) return 1;
+    if (check(inputs[0].dims, inputs[1].dims, inputs[2].dims, mask)) return 1;
     const toprl_fa_params call = parameters(inputs[0].dims, inputs[1].dims, mask, inputs[0].type, scale_);
     inputs_ = inputCount;
     workspace_size_ = toprl_flash_attention_workspace_size(&call);

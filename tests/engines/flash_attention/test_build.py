@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 import subprocess
@@ -62,6 +63,23 @@ def test_the_core_is_built_without_cuda_and_without_tensorrt(room, tmp_path):
     assert CoreLibrary(tmp_path / "libtoprl_flash_attention.so").supports(90)
 
 
+def test_another_tensorrt_is_taken_the_next_time(room, tmp_path):
+    for name in ("first", "second"):
+        header = tmp_path / name / "include" / "NvInferRuntime.h"
+        header.parent.mkdir(parents=True)
+        header.touch()
+        (header.parent / "cuda_runtime_api.h").touch()
+        subprocess.run(
+            ["cmake", "-S", room, "-B", tmp_path / "build", f"-DTOPRL_KERNELS={room / 'kernels.cpp'}",
+             f"-DTENSORRT_ROOT={tmp_path / name}", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON"],
+            env={**os.environ, "CUDA_HOME": str(tmp_path / name)}, capture_output=True, check=True,
+        )  # fmt: skip
+    commands = json.loads((tmp_path / "build" / "compile_commands.json").read_text())
+    (compiled,) = [entry["command"] for entry in commands if entry["file"].endswith("plugin/plugin.cpp")]
+    assert str(tmp_path / "second") in compiled
+    assert str(tmp_path / "first") not in compiled
+
+
 @pytest.fixture(scope="module")
 def plugin(room, tmp_path_factory):
     """The plugin's library, built against the headers that TENSORRT_ROOT names."""
@@ -86,3 +104,4 @@ def test_the_plugin_becomes_a_layer(plugin):
     from tests.support.attention_plans import plugin_plan
 
     assert plugin_plan(str(plugin)) == "built"
+    assert plugin_plan(str(plugin), head_dim=80).startswith("exit 1")
