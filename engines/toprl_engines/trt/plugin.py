@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 from toprl_engines.trt.binding import Binding
-from toprl_engines.trt.log import make_log
 from toprl_export.errors import UserError
 from toprl_export.tensorrt_options import check_plugin_library
 
@@ -30,15 +30,22 @@ def register_plugin(binding: Binding, library: Path | None) -> None:
         register_python_plugin(binding)
         return
     check_plugin_library(library)
-    log = make_log(binding.module)
+    reason = ""
     try:
-        handle = registry.load_library(str(library.resolve()))
+        registry.load_library(str(library.resolve()))
     except (RuntimeError, OSError) as error:
-        log.errors.append(str(error))
-        handle = None
-    if handle is None or registry.get_creator(*CREATOR) is None:
-        reason = " ".join(log.errors[-1].split()) if log.errors else "it holds no plugin of that name"
+        reason = str(error)
+    if registry.get_creator(*CREATOR) is None:
         raise UserError(
-            f"{binding.name} cannot load the plugin {library}: {reason}; build it again on this machine with "
-            "engines/flash_attention/build.sh, or use --attention native"
+            f"{binding.name} cannot load the plugin {library}: {reason or _what_is_wrong(library)}; build it again on "
+            "this machine with engines/flash_attention/build.sh, or use --attention native"
         )
+
+
+def _what_is_wrong(library: Path) -> str:
+    """Why TensorRT did not take a library; it does not tell itself."""
+    try:
+        ctypes.CDLL(str(library.resolve()))
+    except OSError as error:
+        return str(error)
+    return f"it holds no plugin {CREATOR[2]}::{CREATOR[0]}"

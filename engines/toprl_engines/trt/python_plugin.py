@@ -16,9 +16,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from toprl_engines.trt.binding import Binding
+from toprl_engines.trt.plugin import CREATOR
 from toprl_export.errors import UserError, require
 
-NAME, VERSION, NAMESPACE = "FlashAttention", "1", "toprl"
+NAME, VERSION, NAMESPACE = CREATOR
 MASK = 3
 """Place of the mask among the inputs."""
 
@@ -118,7 +119,8 @@ class TritonCore:
 
 
 def _on_stream(torch: Any, stream: int) -> AbstractContextManager[Any]:
-    context: AbstractContextManager[Any] = torch.cuda.stream(torch.cuda.ExternalStream(stream))
+    # `ExternalStream` would make a new stream of the default one, whose address is 0.
+    context: AbstractContextManager[Any] = torch.cuda.stream(torch.cuda.get_stream_from_external(stream))
     return context
 
 
@@ -172,14 +174,53 @@ def _derived(behaviour: type[Any], *bases: type[Any]) -> type[Any]:
     return type(f"FlashAttention{behaviour.__name__}", (behaviour, *bases), {"__init__": initialise})
 
 
+def _scale_field(trt: Any, *scale: float) -> tuple[Any, Any]:
+    """The field of the scale and the collection of it, which points into the field: both must be kept."""
+    field = trt.PluginField("scale", np.array(scale, np.float32), trt.PluginFieldType.FLOAT32)
+    return field, trt.PluginFieldCollection([field])
+
+
+def _check_shapes(shapes: Sequence[Shape]) -> None:
+    """Return when the inputs' shapes, of which -1 is not yet known, go together.
+
+    Raises:
+        UserError: they do not.
+    """
+    if not _fit(shapes):
+        raise UserError(
+            "toprl::FlashAttention takes query [batch, heads, q, 64 or 128], key and value [batch, kv_heads, k, the "
+            "same] with kv_heads dividing heads, and a mask [batch, heads, q, k] with 1 where one of the first three "
+            f"is broadcast, not {', '.join(str(list(shape)) for shape in shapes)}"
+        )
+
+
+def _fit(shapes: Sequence[Shape]) -> bool:
+    if len(shapes) not in (MASK, MASK + 1) or any(len(shape) != 4 for shape in shapes):
+        return False
+    query, key, value, *masks = shapes
+    if query[3] not in (64, 128) or key[3] != query[3] or min(query[1], key[1]) < 1 or query[1] % key[1]:
+        return False
+    if not _agree(key[0], query[0]) or not all(map(_agree, key, value)):
+        return False
+    broadcast = [
+        size == 1 or _agree(size, whole) for mask in masks for size, whole in zip(mask[:3], query, strict=False)
+    ]
+    return all(broadcast) and all(_agree(mask[3], key[2]) for mask in masks)
+
+
+def _agree(left: int, right: int) -> bool:
+    """Whether sizes, of which -1 is not yet known, may be equal."""
+    return left == right or -1 in (left, right)
+
+
 class _Creator:
     """What makes layers; `_derived` makes it one of TensorRT's."""
 
     def __init__(self, trt: Any, make: Callable[[float], Any]) -> None:
         self._make = make
         self.name, self.plugin_version, self.plugin_namespace = NAME, VERSION, NAMESPACE
-        field = trt.PluginField("scale", np.array([], np.float32), trt.PluginFieldType.FLOAT32)
-        self.field_names = trt.PluginFieldCollection([field])
+        self._field, self._fields = _scale_field(trt)
+        self.field_names = self._fields
 
     def create_plugin(self, name: str, fields: Any, phase: Any) -> Any:
         del name, phase
@@ -197,8 +238,7 @@ class _Layer:
         self._dtypes = {trt.DataType.HALF: "fp16", trt.DataType.BF16: "bf16"}
         self.plugin_name, self.plugin_version, self.plugin_namespace = NAME, VERSION, NAMESPACE
         self.num_outputs = 1
-        field = trt.PluginField("scale", np.array([scale], np.float32), trt.PluginFieldType.FLOAT32)
-        self._fields = trt.PluginFieldCollection([field])
+        self._field, self._fields = _scale_field(trt, scale)
 
     def get_capability_interface(self, kind: Any) -> Any:
         del kind
@@ -231,18 +271,15 @@ class _Layer:
 
     def configure_plugin(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
         del outputs
-        head_dims = {int(tensor.desc.dims[3]) for tensor in inputs[:MASK] if len(tensor.desc.dims) == 4}
-        if len(inputs) not in (MASK, MASK + 1) or len(head_dims) != 1 or not head_dims <= {64, 128}:
-            raise UserError(
-                "toprl::FlashAttention takes query, key and value [batch, heads, length, 64 or 128], and a mask"
-            )
+        _check_shapes([_sizes(tensor.desc.dims) for tensor in inputs])
 
     def get_workspace_size(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
         del outputs
         return self._call([tensor.max for tensor in inputs], inputs[0].desc.type).workspace_size
 
     def on_shape_change(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-        del inputs, outputs
+        del outputs
+        _check_shapes([_sizes(tensor.dims) for tensor in inputs])
 
     def set_tactic(self, tactic: int) -> None:
         del tactic
@@ -264,5 +301,9 @@ class _Layer:
         self._core.attend(call, sources, results[0], workspace, stream)
 
     def _call(self, shapes: Sequence[Any], kind: Any) -> AttentionCall:
-        query, key, _, *mask = [tuple(int(size) for size in shape) for shape in shapes]
+        query, key, _, *mask = map(_sizes, shapes)
         return AttentionCall(self._dtypes[kind], query, key, mask[0] if mask else None, self._scale)
+
+
+def _sizes(dims: Any) -> Shape:
+    return tuple(int(size) for size in dims)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tests.support.flash_attention import build_core
+from toprl_engines.trt import python_plugin
 from toprl_engines.trt.binding import Binding
 from toprl_engines.trt.python_plugin import (
     AttentionCall,
@@ -18,6 +20,21 @@ from toprl_engines.trt.python_plugin import (
 )
 from toprl_export.errors import UserError
 from toprl_flash_attention.library import CoreError
+
+
+class Field:
+    def __init__(self, name, data, type):
+        self.name, self.data, self.type = name, data, type
+
+
+class Fields:
+    """As TensorRT's: what a field points to must be kept alive by who made it."""
+
+    def __init__(self, fields):
+        self.fields = [weakref.ref(field) for field in fields]
+
+    def __iter__(self):
+        return (field() for field in self.fields)
 
 
 class Registry:
@@ -44,9 +61,9 @@ def fake_tensorrt():
         **{name: base(name) for name in names},
         DataType=SimpleNamespace(HALF="half", BF16="bf16", FLOAT="float", BOOL="bool"),
         TensorFormat=SimpleNamespace(LINEAR="linear"),
-        PluginField=lambda name, data, kind: SimpleNamespace(name=name, data=data, type=kind),
+        PluginField=Field,
         PluginFieldType=SimpleNamespace(FLOAT32="float32"),
-        PluginFieldCollection=list,
+        PluginFieldCollection=Fields,
         DimsExprs=list,
         get_plugin_registry=lambda: registry,
     )
@@ -102,6 +119,9 @@ def test_it_is_a_plugin_of_all_capabilities_and_keeps_its_scale(binding):
     for copy in (plugin, plugin.clone()):
         (field,) = copy.get_fields_to_serialize()
         assert (field.name, field.data.tolist(), field.type) == ("scale", [0.125], "float32")
+    creator = make_creator(binding, RecordingCore())
+    (field,) = creator.field_names
+    assert (field.name, field.type) == ("scale", "float32")
 
 
 def test_the_result_is_like_the_query(binding):
@@ -136,12 +156,32 @@ def test_without_a_mask_the_fourth_tensor_is_the_result(binding):
     assert make_plugin(binding, RecordingCore()).supports_format_combination(3, tensors, 3) is True
 
 
-def test_other_heads_are_refused(binding):
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(2, 8, 5, 80)] * 3,  # head dimension
+        [(2, 5, 64)] * 3,
+        SHAPES[:2],
+        ((2, 6, 5, 64), *SHAPES[1:3]),  # heads that the key-value heads do not divide
+        ((3, 8, 5, 64), *SHAPES[1:3]),  # batch
+        (*SHAPES[:2], (2, 4, 8, 64)),  # values that are not as many as the keys
+        (*SHAPES[:3], (2, 1, 5, 8)),
+        (*SHAPES[:3], (2, 1, 4, 9)),
+        (*SHAPES[:3], (2, 1, 5, 1)),  # the last dimension of a mask is whole
+    ],
+)
+def test_shapes_that_do_not_go_together_are_refused(binding, shapes):
     plugin = make_plugin(binding, RecordingCore())
-    plugin.configure_plugin([tensor(*shape) for shape in SHAPES], [])
-    for shapes in ([(2, 8, 5, 80)] * 3, [(2, 5, 64)] * 3, SHAPES[:2]):
+    for ask in (plugin.configure_plugin, plugin.on_shape_change):
         with pytest.raises(UserError, match="64 or 128"):
-            plugin.configure_plugin([tensor(*shape) for shape in shapes], [])
+            ask([tensor(*shape) for shape in shapes], [])
+
+
+def test_shapes_that_go_together_are_taken_known_or_not(binding):
+    plugin = make_plugin(binding, RecordingCore())
+    unknown = [(-1, 8, -1, 64), (-1, 4, -1, 64), (-1, 4, -1, 64), (-1, 1, -1, -1)]
+    for shapes in (SHAPES, SHAPES[:3], (*SHAPES[:3], (1, 8, 1, 9)), unknown):
+        plugin.configure_plugin([tensor(*shape) for shape in shapes], [])
 
 
 def test_the_workspace_grows_with_the_shapes(binding):
@@ -193,6 +233,52 @@ def test_without_triton_or_a_gpu_the_error_says_what_to_do():
     call = AttentionCall("fp16", SHAPES[0], SHAPES[1], None, 0.1)
     with pytest.raises(UserError, match=r"pip install|build\.sh"):
         TritonCore().attend(call, [16, 32, 48], 64, 0, 0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_triton_computes_in_the_memory_it_is_given(kind, masked):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(shape, device="cuda", dtype=getattr(torch, kind)) for shape in SHAPES[:3])
+    mask = torch.rand(SHAPES[3], device="cuda") < 0.5
+    call = AttentionCall(
+        {"float16": "fp16", "bfloat16": "bf16"}[kind], SHAPES[0], SHAPES[1], SHAPES[3] if masked else None, 0.1
+    )
+    out, space = torch.zeros_like(query), torch.zeros(call.workspace_size + 1, dtype=torch.uint8, device="cuda")
+    inputs = [tensor.data_ptr() for tensor in (query, key, value, mask)]
+    TritonCore().attend(call, inputs, out.data_ptr(), space.data_ptr(), stream=0)
+    torch.cuda.synchronize()
+    truth = torch.nn.functional.scaled_dot_product_attention(
+        query.float(), key.float(), value.float(), mask if masked else None, scale=0.1, enable_gqa=True
+    ).nan_to_num()
+    assert (out.float() - truth).abs().max() < 0.03 < truth.abs().max()
+
+
+@pytest.mark.gpu
+def test_the_default_stream_is_not_exchanged():
+    torch = pytest.importorskip("torch")
+    other = torch.cuda.Stream()
+    with torch.cuda.stream(other), python_plugin._on_stream(torch, 0):
+        assert torch.cuda.current_stream().cuda_stream == 0
+    with python_plugin._on_stream(torch, other.cuda_stream):
+        assert torch.cuda.current_stream().cuda_stream == other.cuda_stream
+
+
+@pytest.mark.trt
+def test_tensorrt_reads_the_scale_later_than_it_is_given():
+    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    creator = make_creator(Binding("tensorrt_rtx", trt, trt.__version__), RecordingCore())
+    scales = [place + 0.5 for place in range(100)]
+    plugins = [
+        creator.create_plugin("attention", [SimpleNamespace(name="scale", data=np.array([s]))], None) for s in scales
+    ]
+    other = [np.full(1, -1, np.float32) for _ in range(1000)]
+    found = [float(plugin.get_fields_to_serialize()[0].data[0]) for plugin in plugins]
+    assert (found, len(other)) == (scales, 1000)
+    assert creator.field_names[0].name == "scale"
 
 
 @pytest.mark.trt
