@@ -53,7 +53,7 @@ def compile_variant(variant: Variant, ptxas: str | None = None) -> Image:
     """Compile one kernel; ``ptxas`` is the assembler to use in place of Triton's own.
 
     Raises:
-        ValueError: it needs more shared memory than the devices have.
+        ValueError: it needs more shared memory than the devices have, or scratch memory, for which null is passed.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -76,6 +76,8 @@ def compile_variant(variant: Variant, ptxas: str | None = None) -> Image:
             f"{variant.image} needs {compiled.metadata.shared} bytes of shared memory, "
             f"sm_{variant.sm} code may use {SHARED_LIMIT[variant.sm]}: choose a smaller tile"
         )
+    if compiled.metadata.global_scratch_size or compiled.metadata.profile_scratch_size:
+        raise ValueError(f"{variant.image} needs scratch memory in the device, and the launches pass none")
     ptx = compiled.asm["ptx"]
     arguments = argument_letters([name for name in kernel.arg_names if name not in variant.constants])
     return Image(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import shutil
+import subprocess
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -50,7 +53,7 @@ def compiled(tmp_path, monkeypatch):
         pytest.skip("needs Triton: pip install 'toprl-export[kernels]'")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        yield lambda variant: pool.submit(compile_variant, variant).result()
+        yield lambda *arguments: pool.submit(compile_variant, *arguments).result()
 
 
 @pytest.mark.parametrize(
@@ -69,6 +72,21 @@ def test_kernels_compile_without_a_gpu(compiled, variant, target, instruction):
     assert image.scratch == SCRATCH
     assert len(image.arguments) == len(argument_names(variant.kernel))
     assert image.arguments.startswith("ppppppfiiiii")
+    (declared,) = re.findall(r"\.entry [^(]*\((.*?)\)\s*\.reqntid (\d+)", image.ptx.decode(), re.DOTALL)
+    kinds = {"u64": "p", "f32": "f", "u32": "i"}
+    parameters = [kinds[kind] for kind in re.findall(r"\.param \.(\w+)", declared[0])]
+    assert "".join(parameters) == image.arguments.replace("l", "p") + "p" * SCRATCH
+    assert int(declared[1]) == 32 * variant.tile.warps
+
+
+@pytest.mark.parametrize("sm", [80, 90])
+def test_nvccs_assembler_makes_the_machine_code(compiled, sm):
+    ptxas = shutil.which("ptxas", path=os.pathsep.join([os.environ["PATH"], "/usr/local/cuda/bin"]))
+    if ptxas is None:
+        pytest.skip("needs the ptxas of CUDA's compiler")
+    said = subprocess.run([ptxas, "--version"], capture_output=True, text=True, check=True).stdout
+    image = compiled(the("attend", sm, 64, masked=True, form="narrow"), ptxas)
+    assert re.search(r"release .*", said).group().encode() in image.cubin
 
 
 def test_a_tile_too_large_for_the_gpu_is_refused(compiled):
