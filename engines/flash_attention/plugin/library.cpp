@@ -3,7 +3,6 @@
 
 #include <atomic>
 
-#include "logging.h"
 #include "plugin.h"
 
 namespace toprl {

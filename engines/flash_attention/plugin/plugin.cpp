@@ -3,8 +3,6 @@
 #include <cstring>
 #include <new>
 
-#include "logging.h"
-
 namespace toprl {
 namespace {
 

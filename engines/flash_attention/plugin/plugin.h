@@ -7,6 +7,9 @@
 
 namespace toprl {
 
+// One line in TensorRT's log, at level error; goes nowhere before the library was registered with TensorRT.
+void log_error(char const* text);
+
 // Inputs: query [b, heads, q, head_dim], key and value [b, kv_heads, k, head_dim], all fp16 or all bf16; optionally a
 // boolean mask that broadcasts to [b, heads, q, k], its last dimension whole. Output: like query.
 class FlashAttentionPlugin final : public nvinfer1::IPluginV3,

@@ -137,7 +137,8 @@ def _borrowed(torch: Any, address: int, shape: Shape, kind: str) -> Any:
 def register_python_plugin(binding: Binding, library: Path | None = None) -> None:
     """Make the plugin known to TensorRT in this process. Once is enough.
 
-    Building needs neither Triton nor a GPU; running does, and says so in the error that TensorRT reports.
+    Building with TensorRT for RTX needs neither Triton nor a GPU. Running needs both, as does full TensorRT's builder,
+    which times the layer; what is missing is told in the error that TensorRT prints.
 
     Args:
         binding: which TensorRT.
