@@ -23,8 +23,8 @@ from pathlib import Path
 
 from ci.gpu.distribution import write_distribution
 from ci.gpu.goals import judge_all
-from ci.gpu.markdown import render, verdict_table
-from ci.gpu.plan import CHECKS, KERNEL_CHECK, Check
+from ci.gpu.markdown import check_table, render, verdict_table
+from ci.gpu.plan import CHECKS, Check
 from ci.gpu.record import CheckResult, GpuReport, write_text
 from ci.gpu.supervise import run_supervised
 
@@ -32,7 +32,8 @@ ROOT = Path(__file__).parents[2]
 TOTAL_SECONDS = 460.0
 GRACE = 1.25
 """A check that has not ended by this multiple of its time is stopped."""
-PROBE_SECONDS = 90
+PROBE_SECONDS = 150
+"""Importing torch for the first time can take a minute; without what the probe finds nothing is run."""
 PATIENCE_ON_CPU = 3
 """How many times the seconds planned for a GPU a check may take on a CPU."""
 
@@ -51,18 +52,14 @@ class Settings:
 
 @dataclass
 class Run:
-    """One run: its directory for everything temporary, and what was found so far."""
+    """One run: what its processes are given, and what was found so far."""
 
     settings: Settings
     checks: Mapping[str, Check]
-    work: Path
+    environment: Mapping[str, str]
     started: float = field(default_factory=time.monotonic)
     machine: Mapping[str, str] = field(default_factory=dict)
     results: list[CheckResult] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        """Prepare what the processes are given."""
-        self.environment = _environment(self.work, self.settings.device)
 
     @property
     def why_not(self) -> str:
@@ -105,21 +102,12 @@ class Run:
         return report
 
     def _supervised(self, name: str, seconds: float) -> CheckResult:
-        scratch = self.work / name
-        scratch.mkdir()
-        command = [sys.executable, "-m", "ci.gpu.process", self.checks[name].target]
-        command += ["--cases", str(scratch / "cases.jsonl"), "--scratch", str(scratch)]
-        command += ["--device", self.settings.device, "--seconds", f"{seconds:.1f}"]
-        command += ["--quick"] if self.settings.quick else []
-        command += ["--without-kernel", "it brought its own check down"] if self._kernel_crashed() else []
-        return run_supervised(name, command, ROOT, self.environment, seconds * GRACE, scratch)
-
-    def _kernel_crashed(self) -> bool:
-        """Whether our kernel left a GPU context behind that nothing can be computed in any more."""
-        found = [result for result in self.results if result.name == KERNEL_CHECK]
-        return any(
-            result.status == "failed" or any("CUDA error" in case.why for case in result.cases) for result in found
-        )
+        with tempfile.TemporaryDirectory(prefix="toprl-gpu-", ignore_cleanup_errors=True) as folder:
+            command = [sys.executable, "-m", "ci.gpu.process", self.checks[name].target]
+            command += ["--cases", str(Path(folder, "cases.jsonl")), "--scratch", folder]
+            command += ["--device", self.settings.device, "--seconds", f"{seconds:.1f}"]
+            command += ["--quick"] if self.settings.quick else []
+            return run_supervised(name, command, ROOT, self.environment, seconds * GRACE, Path(folder))
 
 
 def main(arguments: Sequence[str] | None = None, checks: Mapping[str, Check] = CHECKS) -> int:
@@ -127,14 +115,13 @@ def main(arguments: Sequence[str] | None = None, checks: Mapping[str, Check] = C
     settings = _parse(sys.argv[1:] if arguments is None else arguments, checks)
     settings.output.mkdir(parents=True, exist_ok=True)
     write_text(settings.output / "log.txt", "")
-    with tempfile.TemporaryDirectory(prefix="toprl-gpu-") as folder:
-        run = Run(settings, checks, Path(folder))
+    with tempfile.TemporaryDirectory(prefix="toprl-gpu-") as site:
+        run = Run(settings, checks, _environment(Path(site), settings.device))
         run.machine = probe(run.environment)
         for name in settings.only:
             run.check(name)
         report = run.report()
-    print(verdict_table(report))
-    print(f"report: {settings.output / 'report.md'}")
+    print(check_table(report), verdict_table(report), f"report: {settings.output / 'report.md'}", sep="\n\n")
     if run.why_not:
         print(f"error: {run.why_not}: use a CUDA machine, or --device cpu --quick", file=sys.stderr)
         return 2
@@ -161,10 +148,9 @@ def _parse(arguments: Sequence[str], checks: Mapping[str, Check]) -> Settings:
     return Settings(found.output, found.device, found.quick, only, found.seconds, command)
 
 
-def _environment(work: Path, device: str) -> dict[str, str]:
-    """The rooms on ``PYTHONPATH``, entry points where the project is not installed, Triton's interpreter on a CPU."""
-    site = work / "site"
-    site.mkdir()
+def _environment(site: Path, device: str) -> dict[str, str]:
+    """The rooms on ``PYTHONPATH``, entry points where the project is not installed, no TF32, whose error is a thousand
+    times that of fp32, and Triton's interpreter on a CPU."""
     try:
         metadata.version("toprl-export")
     except metadata.PackageNotFoundError:
@@ -173,7 +159,8 @@ def _environment(work: Path, device: str) -> dict[str, str]:
     inherited = os.environ.get("PYTHONPATH")
     path = os.pathsep.join([*map(str, rooms), *([inherited] if inherited else [])])
     interpreted = {"TRITON_INTERPRET": "1"} if device == "cpu" else {}
-    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", **interpreted}
+    fixed = {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "NVIDIA_TF32_OVERRIDE": "0"}
+    return {**os.environ, "PYTHONPATH": path, **fixed, **interpreted}
 
 
 def probe(environment: Mapping[str, str]) -> dict[str, str]:

@@ -15,8 +15,12 @@ Attend = Callable[["Problem"], Tensor]
 """Computes ``[b, heads, q, head_dim]``."""
 KINDS = (
     "dense", "causal", "causal, keys before", "padding mask", "causal and padding", "full mask", "grouped heads",
-    "one query", "strided",
+    "one query", "one query, padding mask", "strided",
 )  # fmt: skip
+HEADS = 8
+LONGEST = 1500
+"""With so many heads, large and small enough that every form of our kernel is tried."""
+PADDED = ("padding mask", "causal and padding", "one query, padding mask")
 
 
 @dataclass(frozen=True)
@@ -80,17 +84,21 @@ def random_problem(sizes: Sizes, dtype: torch.dtype, device: str, seed: int) -> 
     return Problem(query, key, draw(sizes.kv_heads, sizes.keys), None, False, sizes.head_dim**-0.5)
 
 
-def problem_of_kind(kind: str, head_dim: int, dtype: torch.dtype, device: str, longest: int, seed: int) -> Problem:
-    """A problem of one of `KINDS` with random lengths up to ``longest``."""
+def sizes_of_kind(kind: str, head_dim: int, dtype: torch.dtype, longest: int, seed: int) -> Sizes:
+    """Random sizes for one of `KINDS`."""
     rng = numpy_rng(seed, kind, head_dim, str(dtype))
     queries, keys = (int(length) for length in sorted(rng.integers(longest // 3 + 1, longest + 1, 2)))
     if kind in ("causal", "strided"):
         queries = keys
-    if kind == "one query":
+    if kind.startswith("one query"):
         queries = 1
-    heads, kv_heads = (8, int(rng.choice([1, 2, 4]))) if kind == "grouped heads" else (4, 4)
-    batch = int(rng.integers(1, 4))
-    made = random_problem(Sizes(batch, heads, kv_heads, queries, keys, head_dim), dtype, device, seed)
+    kv_heads = int(rng.choice([1, 2, 4])) if kind == "grouped heads" else HEADS
+    return Sizes(int(rng.integers(1, 4)), HEADS, kv_heads, queries, keys, head_dim)
+
+
+def problem_of_kind(kind: str, head_dim: int, dtype: torch.dtype, device: str, longest: int, seed: int) -> Problem:
+    """A problem of one of `KINDS` with random lengths up to ``longest``."""
+    made = random_problem(sizes_of_kind(kind, head_dim, dtype, longest, seed), dtype, device, seed)
     if kind == "strided":
         made = replace(made, query=_strided(made.query), key=_strided(made.key), value=_strided(made.value))
     mask = _mask(kind, made, torch_generator(seed, kind, "mask", device=device))
@@ -101,7 +109,7 @@ def _mask(kind: str, made: Problem, generator: torch.Generator) -> Tensor | None
     """Padding at the left of every row, or a random mask; every query sees at least one key."""
     batch, _, queries, _ = made.query.shape
     keys, device = made.key.shape[2], made.query.device
-    if kind in ("padding mask", "causal and padding", "one query"):
+    if kind in PADDED:
         pads = torch.randint(1, keys // 2 + 1, (batch, 1), generator=generator, device=device)
         place = torch.arange(keys, device=device)
         real = place >= pads
@@ -148,16 +156,18 @@ def exact(problem: Problem) -> Tensor:
 def sdpa(problem: Problem) -> Tensor:
     """PyTorch's own answer."""
     queries, keys = problem.query.shape[2], problem.key.shape[2]
+    # Repeated, because with grouped heads and a mask only its slow form in fp32 is left, which nobody competes with.
+    groups = problem.query.shape[1] // problem.key.shape[1]
+    key, value = (x if groups == 1 else x.repeat_interleave(groups, dim=1) for x in (problem.key, problem.value))
     # PyTorch counts causality from the upper left, which is the same only where the problem is square.
     square = problem.causal and problem.mask is None and queries == keys
     return scaled_dot_product_attention(
         problem.query,
-        problem.key,
-        problem.value,
+        key,
+        value,
         attn_mask=None if square else problem.allowed(),
         is_causal=square,
         scale=problem.scale,
-        enable_gqa=problem.query.shape[1] != problem.key.shape[1],
     )
 
 

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ci.gpu.shapes import Subject
 from ci.gpu.ways import attention
-from toprl_export.models.reference import Pruning
-from toprl_export.models.walk import (
-    NOTHING,
-    Decision,
-    Prefill,
-    TokenTensors,
-    layer_groups,
-    walk_decode,
-    walk_prefill,
-)
+from toprl_export.models.reference import Pruning, forced_decisions
+from toprl_export.models.walk import NOTHING, Decision, TokenTensors, layer_groups, walk_decode, walk_prefill
 from toprl_export.pruning.scorer import StageInputs
 
 
 @dataclass(frozen=True)
 class Filled:
-    """After the prompt: logits of its last position ``[b, V]``, per layer keys and values ``[b, heads, s_l, hd]``, and
-    what else the contender's decoding needs."""
+    """After the prompt: logits of its last position ``[b, V]``, per layer keys and values ``[b, heads, s_l, hd]``; of
+    our walk also what it kept, and per group of layers which cached tokens are valid, ``bool [b, s_g]``."""
 
     logits: Tensor
     keys: tuple[Tensor, ...]
@@ -53,31 +45,16 @@ class Prompt:
         return self.tokens.position_ids[:, -1:]
 
 
-class Contender(Protocol):
-    """What is timed."""
-
-    def prefill(self, prompt: Prompt) -> Filled:
-        """Run the prompt."""
-        ...
-
-    def start(self, filled: Filled) -> Any:
-        """A state to decode from, which decoding may change."""
-        ...
-
-    def step(self, state: Any, token: Tensor, position: Tensor) -> tuple[Tensor, Any]:
-        """One token a row, ``[b, 1]`` both; logits ``[b, V]`` and the state after it."""
-        ...
-
-
 @dataclass(frozen=True)
 class Stock:
-    """Hugging Face's decoder with a ``DynamicCache``, no mask."""
+    """Hugging Face's decoder with a ``DynamicCache``. It is given no mask: SDPA is told only that attention is causal,
+    which leaves PyTorch its fastest kernels."""
 
     subject: Subject
     way: str
 
     def prefill(self, prompt: Prompt) -> Filled:
-        """See `Contender`."""
+        """Run the prompt."""
         from transformers import DynamicCache
 
         cache: Any = DynamicCache()
@@ -86,7 +63,7 @@ class Stock:
         return Filled(logits, keys, values)
 
     def start(self, filled: Filled) -> Any:
-        """See `Contender`."""
+        """A state to decode from, which decoding may change."""
         from transformers import DynamicCache
 
         cache = DynamicCache()
@@ -95,7 +72,7 @@ class Stock:
         return cache
 
     def step(self, state: Any, token: Tensor, position: Tensor) -> tuple[Tensor, Any]:
-        """See `Contender`."""
+        """One token a row, ``[b, 1]`` both; logits ``[b, V]`` and the state after it."""
         return self._forward(state, self.subject.network.get_input_embeddings()(token), position), state
 
     def _forward(self, cache: Any, embedded: Tensor, position: Tensor) -> Tensor:
@@ -108,15 +85,6 @@ class Stock:
 
 
 @dataclass(frozen=True)
-class _State:
-    """Caches, and per group the mask of cached tokens, ``bool [b, s_g]``."""
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    masks: tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
 class Walk:
     """Our walk; ``replay`` keeps the given tokens ``int64 [b, k_t]`` of each stage in the place of the best scored."""
 
@@ -125,37 +93,37 @@ class Walk:
     pruning: Pruning | None = None
     replay: tuple[Tensor, ...] = ()
 
+    @property
+    def stage_layers(self) -> tuple[int, ...]:
+        """Before which tokens are dropped."""
+        return self.pruning.stage_layers if self.pruning else ()
+
     def prefill(self, prompt: Prompt) -> Filled:
-        """See `Contender`."""
+        """Run the prompt."""
+        decoder, needs = self.subject.decoder, self.pruning.scorer.needs if self.pruning else NOTHING
         with attention(self.subject.text_config, self.way):
-            done: Prefill = walk_prefill(
-                self.subject.decoder,
-                prompt.tokens,
-                prompt.visual,
-                self.pruning.stage_layers if self.pruning else (),
-                self._decide,
-                needs=self.pruning.scorer.needs if self.pruning else NOTHING,
-            )
+            done = walk_prefill(decoder, prompt.tokens, prompt.visual, self.stage_layers, self._decide, needs)
         return Filled(done.logits, done.keys, done.values, done.masks, done.kept)
 
-    def start(self, filled: Filled) -> _State:
-        """See `Contender`."""
-        return _State(filled.keys, filled.values, filled.masks)
+    def start(self, filled: Filled) -> Filled:
+        """A state to decode from, which decoding may change."""
+        return filled
 
-    def step(self, state: _State, token: Tensor, position: Tensor) -> tuple[Tensor, _State]:
-        """See `Contender`."""
-        seen = torch.ones_like(token, dtype=torch.bool)
+    def step(self, state: Filled, token: Tensor, position: Tensor) -> tuple[Tensor, Filled]:
+        """One token a row, ``[b, 1]`` both; logits ``[b, V]`` and the state after it."""
+        decoder, seen = self.subject.decoder, torch.ones_like(token, dtype=torch.bool)
         masks = tuple(torch.cat([mask, seen], dim=1) for mask in state.masks)
-        groups = layer_groups(self.pruning.stage_layers if self.pruning else (), len(self.subject.decoder))
+        groups = layer_groups(self.stage_layers, len(decoder))
         with attention(self.subject.text_config, self.way):
-            logits, keys, values = walk_decode(
-                self.subject.decoder, token, position, state.keys, state.values, masks, groups
-            )
-        return logits, _State(keys, values, masks)
+            logits, keys, values = walk_decode(decoder, token, position, state.keys, state.values, masks, groups)
+        return logits, replace(state, keys=keys, values=values, masks=masks)
 
     def _decide(self, inputs: StageInputs) -> Decision:
+        if self.replay:
+            return forced_decisions(self.replay)(inputs)
         assert self.pruning is not None, "a walk without stages asks for no decision"
-        if not self.replay:
-            return self.pruning.decide(inputs)
-        wanted = self.replay[inputs.stage]
-        return Decision(torch.searchsorted(inputs.positions.contiguous(), wanted))
+        return self.pruning.decide(inputs)
+
+
+Contender = Stock | Walk
+"""What is timed."""

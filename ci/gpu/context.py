@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ci.gpu.record import Case, CaseStatus
+from toprl_export.errors import MissingExtraError
 
-Work = Callable[[], Mapping[str, float]]
+Work = Callable[[], Mapping[str, float] | None]
 
 
 class NotRun(Exception):
     """A case cannot run here; the message says why."""
 
 
+MISSING = (NotRun, MissingExtraError, ModuleNotFoundError)
+"""What says that this machine lacks something, not that something is wrong."""
+
+
 class Wrong(Exception):
     """A case ran and what it found is not right; ``figures`` are what it found."""
 
-    def __init__(self, why: str, figures: Mapping[str, float]) -> None:
+    def __init__(self, why: str, figures: Mapping[str, float] | None = None) -> None:
         super().__init__(why)
-        self.figures = figures
+        self.figures = figures or {}
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,6 @@ class Context:
         deadline: of ``time.monotonic``; cases that would begin later are recorded as not run.
         cases: file to which each case is appended as one line of JSON, so that a crash loses only the case it hit.
         scratch: an empty directory of the check's own.
-        without_kernel: why our kernel must not be called, because it brought a process down; empty where it may.
     """
 
     device: str
@@ -46,7 +52,6 @@ class Context:
     deadline: float
     cases: Path
     scratch: Path
-    without_kernel: str = ""
 
     @property
     def seconds_left(self) -> float:
@@ -54,34 +59,22 @@ class Context:
         return self.deadline - time.monotonic()
 
     def measure(self, table: str, name: str, work: Work) -> bool:
-        """Do one piece of work and record its figures, whatever becomes of it.
+        """Do one piece of work and record what it found, whatever becomes of it.
 
         Args:
             table: the case's table.
             name: the case's name.
-            work: returns the figures; raises `NotRun` or `Wrong` where that is what it finds.
+            work: returns figures, or None when it is recorded only where it did not end well; raises one of `MISSING`,
+                or `Wrong`, where that is what it finds.
 
         Returns:
             whether it is ok.
         """
-        if self.seconds_left <= 0:
-            self.record(Case(table, name, "not run", "no time was left for it"))
-            return False
-        self.record(case := _attempt(table, name, work))
-        return case.status == "ok"
-
-    def prepare(self, table: str, name: str, work: Callable[[], object]) -> bool:
-        """Like `measure`, for work that has no figures: recorded only where it is not ok."""
-        if self.seconds_left <= 0:
-            self.record(Case(table, name, "not run", "no time was left for it"))
-            return False
-
-        def silent() -> Mapping[str, float]:
-            work()
-            return {}
-
-        case = _attempt(table, name, silent)
-        if case.status != "ok":
+        if self.seconds_left > 0:
+            case = _attempt(table, name, work)
+        else:
+            case = Case(table, name, "not run", "no time was left for it")
+        if case.figures or case.status != "ok":
             self.record(case)
         return case.status == "ok"
 
@@ -94,19 +87,20 @@ class Context:
 
 
 def _attempt(table: str, name: str, work: Work) -> Case:
-    status: CaseStatus
+    status: CaseStatus = "failed"
+    figures: Mapping[str, float] = {}
     try:
-        return Case(table, name, figures=dict(work()))
-    except (NotRun, ModuleNotFoundError) as error:
-        status, why, figures = "not run", one_line(error), {}
+        return Case(table, name, figures=dict(work() or {}))
+    except MISSING as error:
+        status, why = "not run", one_line(error)
     except Wrong as error:
-        status, why, figures = "failed", one_line(error), dict(error.figures)
+        why, figures = one_line(error), {key: value for key, value in error.figures.items() if math.isfinite(value)}
     except Exception as error:  # noqa: BLE001  # one case's error must not cost the others
         if type(error).__name__ == "OutOfMemoryError":
-            status, why, figures = "not run", "too little device memory", {}
+            status, why = "not run", "too little device memory"
         else:
             traceback.print_exc()
-            status, why, figures = "failed", f"{type(error).__name__}: {one_line(error)}", {}
+            why = f"{type(error).__name__}: {one_line(error)}"
     _free_memory()
     return Case(table, name, status, why, figures)
 
@@ -122,4 +116,5 @@ def _free_memory() -> None:
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # a kernel that reads where it must not leaves a context that does nothing more
+            torch.cuda.empty_cache()

@@ -6,33 +6,40 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 
 PACKAGES = (
     "torch", "transformers", "triton", "numpy", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt",
-    "tensorrt_rtx", "flash-attn", "tokenizers", "safetensors", "pytest",
+    "tensorrt_rtx_cu13", "flash-attn", "tokenizers", "safetensors", "pytest",
 )  # fmt: skip
 
 
 def describe() -> dict[str, str]:
     """Names and values of what is known; the key "gpu" is there where torch finds one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found = {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cores": str(cores),
+        "cores": str(len(os.sched_getaffinity(0))),
         "nvcc": shutil.which("nvcc") or "none",
     }
-    installed = {distribution.name for distribution in metadata.distributions()}
-    found |= {name: metadata.version(name) for name in PACKAGES if name in installed}
-    return found | _gpu()
+    return found | dict(_versions()) | _gpu()
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for package in PACKAGES:
+        try:
+            yield package, metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
 
 
 def _gpu() -> dict[str, str]:
     try:
         import torch
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         return {"why no gpu": f"torch cannot be imported ({error})"}
     if not torch.cuda.is_available():
         return {"why no gpu": f"torch {torch.__version__} finds no CUDA GPU"}
@@ -41,9 +48,17 @@ def _gpu() -> dict[str, str]:
         "gpu": properties.name,
         "sm": f"{properties.major}.{properties.minor}",
         "gpu memory": f"{properties.total_memory / 2**30:.1f} GiB",
-        "multiprocessors": str(properties.multi_processor_count),
+        "driver": _driver(),
         "cuda": str(torch.version.cuda),
     }
+
+
+def _driver() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return "unknown"
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ NAMED = 4
 def render(report: GpuReport) -> str:
     """Verdicts first, then what was measured, then what was not."""
     title = "# GPU report" if report.device == "cuda" else "# GPU report: not run on a GPU"
-    parts = [title, _facts(report), "## Goals", verdict_table(report), "## Checks", _checks(report.checks)]
+    parts = [title, _facts(report), "## Goals", verdict_table(report), "## Checks", check_table(report)]
     for check in report.checks:
         parts += [f"## {check.name}", *_tables(check)]
         parts += [_log(check)] if check.status not in ("finished", "not run") or _failed(check) else []
@@ -37,9 +37,10 @@ def verdict_table(report: GpuReport) -> str:
     return _table(("goal", "needed", "found", "verdict"), rows)
 
 
-def _checks(checks: Sequence[CheckResult]) -> str:
+def check_table(report: GpuReport) -> str:
+    """One row per check."""
     rows = []
-    for check in checks:
+    for check in report.checks:
         counts = [sum(case.status == status for case in check.cases) for status in ("ok", "failed", "not run")]
         rows.append((check.name, _mark(check.status), *map(str, counts), f"{check.seconds:.0f}", check.why))
     return _table(("check", "how it ended", "ok", "failed", "not run", "seconds", ""), rows)

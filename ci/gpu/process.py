@@ -9,7 +9,7 @@ import time
 import traceback
 from pathlib import Path
 
-from ci.gpu.context import Context, NotRun, one_line
+from ci.gpu.context import MISSING, Context, one_line
 from ci.gpu.record import Case
 
 
@@ -22,17 +22,9 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), required=True)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--without-kernel", default="", metavar="WHY")
-    arguments = parser.parse_args()
-    context = Context(
-        device=arguments.device,
-        quick=arguments.quick,
-        deadline=time.monotonic() + arguments.seconds,
-        cases=arguments.cases,
-        scratch=arguments.scratch,
-        without_kernel=arguments.without_kernel,
-    )
-    return run_check(arguments.check, context)
+    found = parser.parse_args()
+    deadline = time.monotonic() + found.seconds
+    return run_check(found.check, Context(found.device, found.quick, deadline, found.cases, found.scratch))
 
 
 def run_check(target: str, context: Context) -> int:
@@ -40,11 +32,10 @@ def run_check(target: str, context: Context) -> int:
     module, _, function = target.partition(":")
     try:
         getattr(importlib.import_module(module), function)(context)
-    except (NotRun, ModuleNotFoundError) as error:
+    except MISSING as error:
         context.record(Case("whole check", function, "not run", one_line(error)))
-    except Exception as error:  # noqa: BLE001  # the process answers by its exit code and the log
+    except Exception:  # noqa: BLE001  # the process answers by its exit code and the log
         traceback.print_exc()
-        print(one_line(error), file=sys.stderr)
         return 1
     return 0
 

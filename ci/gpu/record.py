@@ -49,22 +49,6 @@ class Case:
         if wrong:
             raise UserError(f"case {self.name!r} has no finite {wrong[0]}: {self.figures[wrong[0]]}")
 
-    @classmethod
-    def from_json(cls, fields: Fields) -> Case:
-        """Read one case.
-
-        Raises:
-            UserError: a field is missing, mistyped or impossible.
-        """
-        figures = fields.nested("figures")
-        return cls(
-            fields.text("table"),
-            fields.text("name"),
-            cast(CaseStatus, fields.text("status")),
-            fields.text("why"),
-            {name: figures.number(name) for name in figures.payload},
-        )
-
 
 @dataclass(frozen=True)
 class CheckResult:
@@ -89,22 +73,6 @@ class CheckResult:
     def __post_init__(self) -> None:
         _check_choice(f"check {self.name!r}", self.status, get_args(CheckStatus))
 
-    @classmethod
-    def from_json(cls, fields: Fields) -> CheckResult:
-        """Read one check.
-
-        Raises:
-            UserError: a field is missing, mistyped or impossible.
-        """
-        return cls(
-            fields.text("name"),
-            cast(CheckStatus, fields.text("status")),
-            fields.text("why"),
-            fields.number("seconds"),
-            tuple(Case.from_json(case) for case in fields.nested_list("cases")),
-            fields.text("log"),
-        )
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -117,16 +85,6 @@ class Verdict:
 
     def __post_init__(self) -> None:
         _check_choice(f"goal {self.goal!r}", self.outcome, get_args(Outcome))
-
-    @classmethod
-    def from_json(cls, fields: Fields) -> Verdict:
-        """Read one verdict.
-
-        Raises:
-            UserError: a field is missing, mistyped or impossible.
-        """
-        outcome = cast(Outcome, fields.text("outcome"))
-        return cls(fields.text("goal"), fields.text("needed"), fields.text("found"), outcome)
 
 
 @dataclass(frozen=True)
@@ -156,37 +114,15 @@ class GpuReport:
     @property
     def broken(self) -> bool:
         """Whether something ran and was wrong: a check or a case failed, or a goal was missed."""
-        cases = [case for check in self.checks for case in check.cases]
         return (
             any(check.status in ("failed", "out of time") for check in self.checks)
-            or any(case.status == "failed" for case in cases)
+            or any(case.status == "failed" for check in self.checks for case in check.cases)
             or any(verdict.outcome == "not reached" for verdict in self.verdicts)
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object that :meth:`from_json` reads back."""
+        """The JSON object that `load_report` reads back."""
         return {"format": FORMAT, "version": VERSION, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, fields: Fields) -> GpuReport:
-        """Read what :meth:`to_json` wrote.
-
-        Raises:
-            UserError: another format or version, or a field is missing, mistyped or impossible.
-        """
-        found = (fields.raw("format"), fields.raw("version"))
-        if found != (FORMAT, VERSION):
-            raise UserError(f"the report has format {found[0]!r} version {found[1]!r}, expected {FORMAT!r} {VERSION}")
-        return cls(
-            created=fields.text("created"),
-            command=fields.text("command"),
-            device=fields.text("device"),
-            quick=bool(fields.raw("quick")),
-            seconds=fields.number("seconds"),
-            machine=fields.texts("machine"),
-            checks=tuple(CheckResult.from_json(check) for check in fields.nested_list("checks")),
-            verdicts=tuple(Verdict.from_json(verdict) for verdict in fields.nested_list("verdicts")),
-        )
 
 
 def load_report(path: Path) -> GpuReport:
@@ -196,10 +132,44 @@ def load_report(path: Path) -> GpuReport:
         UserError: it is missing, no JSON, or no report of this format and version.
     """
     try:
-        payload = json.loads(path.read_text(encoding="utf-8"))
+        fields = Fields(path, json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): give the report.json that ci/gpu.sh wrote") from error
-    return GpuReport.from_json(Fields(path, payload))
+    found = (fields.raw("format"), fields.raw("version"))
+    if found != (FORMAT, VERSION):
+        raise UserError(f"{path} has format {found[0]!r} version {found[1]!r}, expected {FORMAT!r} {VERSION}")
+    return GpuReport(
+        created=fields.text("created"),
+        command=fields.text("command"),
+        device=fields.text("device"),
+        quick=fields.flag("quick"),
+        seconds=fields.number("seconds"),
+        machine=fields.texts("machine"),
+        checks=tuple(_read_check(check) for check in fields.nested_list("checks")),
+        verdicts=tuple(_read_verdict(verdict) for verdict in fields.nested_list("verdicts")),
+    )
+
+
+def read_case(fields: Fields) -> Case:
+    """One case.
+
+    Raises:
+        UserError: a field is missing, mistyped or impossible.
+    """
+    figures, status = fields.nested("figures"), cast(CaseStatus, fields.text("status"))
+    numbers = {name: figures.number(name) for name in figures.payload}
+    return Case(fields.text("table"), fields.text("name"), status, fields.text("why"), numbers)
+
+
+def _read_check(fields: Fields) -> CheckResult:
+    status, why = cast(CheckStatus, fields.text("status")), fields.text("why")
+    cases = tuple(read_case(case) for case in fields.nested_list("cases"))
+    return CheckResult(fields.text("name"), status, why, fields.number("seconds"), cases, fields.text("log"))
+
+
+def _read_verdict(fields: Fields) -> Verdict:
+    outcome = cast(Outcome, fields.text("outcome"))
+    return Verdict(fields.text("goal"), fields.text("needed"), fields.text("found"), outcome)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -28,8 +29,7 @@ class Shape:
             learned vector at the end of each row of patches, which is left out here.)
         image_size: pixels of an edge of one crop.
         patch_size: pixels of an edge of one patch.
-        text_before: tokens before the image.
-        text_after: tokens after it.
+        text: tokens beside the image's.
     """
 
     name: str
@@ -46,8 +46,7 @@ class Shape:
     vision_heads: int = 16
     image_size: int = 336
     patch_size: int = 14
-    text_before: int = 35
-    text_after: int = 25
+    text: int = 60
 
     @property
     def visual_tokens(self) -> int:
@@ -63,7 +62,7 @@ def small(shape: Shape) -> Shape:
     """A model of the same kind that any machine runs: 16 patches a crop."""
     return replace(
         shape, layers=4, hidden=128, intermediate=192, heads=2, vocabulary=128, vision_layers=2, vision_hidden=32,
-        vision_intermediate=48, vision_heads=2, image_size=56, text_before=4, text_after=5,
+        vision_intermediate=48, vision_heads=2, image_size=56, text=9,
     )  # fmt: skip
 
 
@@ -99,11 +98,10 @@ class Subject:
         drawn = torch.randn(batch * self.shape.crops, 3, size, size, generator=generator, device=self.device)
         return drawn.to(self.dtype)
 
-    def tokens(self, batch: int) -> TokenTensors:
-        """Random prompts of one length, image in the middle, nothing padded."""
-        shape, device = self.shape, self.device
-        n, first = shape.visual_tokens, shape.text_before
-        length = first + n + shape.text_after
+    def tokens(self, batch: int, first: int = 0) -> TokenTensors:
+        """Random prompts of one length, nothing padded, ``first`` tokens before the image."""
+        shape, device, n = self.shape, self.device, self.shape.visual_tokens
+        length = n + shape.text
         generator = torch_generator(0, "text", device=device)
         ids = torch.randint(3, shape.vocabulary - 1, (batch, length), generator=generator, device=device)
         place = torch.arange(length, device=device).expand(batch, -1)  # [b, s]
@@ -120,6 +118,12 @@ class Subject:
         """What the stock decoder is given: text embedded, image in its place, ``[b, s, d]``."""
         embedded: Tensor = self.network.get_input_embeddings()(tokens.input_ids)
         return embedded.scatter(1, tokens.visual_index[..., None].expand_as(visual), visual.to(embedded.dtype))
+
+    def in_fp32(self) -> Subject:
+        """The same weights, exactly, in fp32."""
+        network = deepcopy(self.network).float()
+        decoder = Decoder(network.model.language_model, network.lm_head)
+        return replace(self, network=network, decoder=decoder, dtype=torch.float32)
 
 
 def random_subject(shape: Shape, device: str, dtype: torch.dtype) -> Subject:
@@ -145,7 +149,7 @@ def mini_subject(device: str) -> Subject:
     shape = Shape(
         "mini", "llava", crops=1, layers=sizes.layers, hidden=sizes.hidden, intermediate=sizes.intermediate,
         heads=sizes.heads, vocabulary=sizes.vocabulary, image_size=vision.image_size, patch_size=vision.patch_size,
-        text_before=3, text_after=8,
+        text=11,
     )  # fmt: skip
     return Subject(shape, adapter.model, adapter.decoder, adapter.encode_image, device, torch.float32)
 
@@ -157,10 +161,11 @@ def _network(shape: Shape, dtype: torch.dtype) -> Any:
         hidden_size=shape.vision_hidden, intermediate_size=shape.vision_intermediate, patch_size=shape.patch_size,
         num_hidden_layers=shape.vision_layers, num_attention_heads=shape.vision_heads, image_size=shape.image_size,
     )  # fmt: skip
+    # 0.02 at 7B, and more in smaller ones, where as little would make all that attention does too small to see.
     text = LlamaConfig(
         hidden_size=shape.hidden, intermediate_size=shape.intermediate, num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads, num_key_value_heads=shape.heads, vocab_size=shape.vocabulary,
-        max_position_embeddings=4096,
+        max_position_embeddings=4096, initializer_range=1.28 * shape.hidden**-0.5,
     )  # fmt: skip
     image_token = shape.vocabulary - 1
     config = {"llava": LlavaConfig, "llava_next": LlavaNextConfig}[shape.family](

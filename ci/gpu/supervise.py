@@ -8,13 +8,15 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from ci.gpu.record import Case, CheckResult
+from ci.gpu.record import Case, CheckResult, read_case
 from toprl_export.errors import UserError
 from toprl_export.fields import Fields
 
 LOG_CHARACTERS = 12_000
+ENDING_SECONDS = 10
 
 
 def run_supervised(
@@ -59,7 +61,7 @@ def read_cases(path: Path) -> tuple[Case, ...]:
     cases = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            cases.append(Case.from_json(Fields(path, json.loads(line))))
+            cases.append(read_case(Fields(path, json.loads(line))))
         except (ValueError, UserError):
             break
     return tuple(cases)
@@ -71,8 +73,7 @@ def _ending(code: int) -> str:
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
     """End the process and its children, which share a session of their own."""
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    process.wait()
+    with suppress(subprocess.TimeoutExpired):  # the driver may hold a process whose kernel never ends
+        process.wait(timeout=ENDING_SECONDS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -17,27 +17,16 @@ Times = dict[str, list[float]]
 """Milliseconds of every round, by contender."""
 
 
-def synchronize(device: str) -> None:
-    """Wait until the device has done all its work."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def wall_ms(run: Run, device: str) -> float:
-    """Milliseconds until ``run`` is done on the device too: what a caller waits."""
-    synchronize(device)
-    start = time.perf_counter()
-    run()
-    synchronize(device)
-    return (time.perf_counter() - start) * 1e3
-
-
-def device_ms(run: Run, device: str) -> float:
-    """Milliseconds between two events on the device around ``run``; on a CPU those of the wall clock."""
+def elapsed_ms(run: Run, device: str) -> float:
+    """Milliseconds that ``run`` takes: on a GPU from one event before it to one behind all that it has launched, which
+    is also what a caller waits; on a CPU by the wall clock."""
     if device != "cuda":
-        return wall_ms(run, device)
+        began = time.perf_counter()
+        run()
+        return (time.perf_counter() - began) * 1e3
     event: Any = torch.cuda.Event
     start, end = event(enable_timing=True), event(enable_timing=True)
+    torch.cuda.synchronize()
     start.record()
     run()
     end.record()
@@ -46,19 +35,13 @@ def device_ms(run: Run, device: str) -> float:
 
 
 def take_turns(
-    contenders: Mapping[str, Prepare],
-    device: str,
-    clock: Callable[[Run, str], float],
-    rounds: tuple[int, int],
-    seconds: float,
-    warmup: int = 0,
+    contenders: Mapping[str, Prepare], device: str, rounds: tuple[int, int], seconds: float, warmup: int
 ) -> Times:
     """Time every contender once a round.
 
     Args:
         contenders: by name; each is asked anew, before the clock starts, for what is to be timed.
         device: "cuda" or "cpu".
-        clock: `wall_ms` or `device_ms`.
         rounds: the least and the most.
         seconds: after which no further round begins, once the least are done.
         warmup: rounds before, which are not counted.
@@ -70,9 +53,7 @@ def take_turns(
         if number >= warmup + least and time.monotonic() - started > seconds:
             break
         for name, prepare in contenders.items():
-            run = prepare()
-            synchronize(device)
-            spent = clock(run, device)
+            spent = elapsed_ms(prepare(), device)
             if number >= warmup:
                 times[name].append(spent)
     return times
@@ -110,6 +91,6 @@ def ratio(times: Times, slow: str, fast: str) -> float:
     return median(a / b for a, b in zip(times[slow], times[fast], strict=True))
 
 
-def fastest(times: Times, names: list[str]) -> str:
+def fastest(times: Times, names: Sequence[str]) -> str:
     """Whichever of ``names`` has the smallest median."""
     return min(names, key=lambda name: median(times[name]))

@@ -1,7 +1,7 @@
 """The attention implementations that a decoder can be run by, under names that transformers knows.
 
-Those that take no mask are for prompts of one length without padding, where what the walk's mask says is plain
-causality: kept tokens stay in their order.
+Those that take no mask are for prompts that begin with the image, where what the walk's mask says is plain causality:
+tokens stand in their order, kept ones too, and none is padded.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from ci.gpu.context import NotRun
+from ci.gpu.context import MISSING, NotRun
 
 MASKED = "sdpa"
 """Hugging Face's own way with SDPA: the walk hands it a mask, its own forward none."""
@@ -32,30 +33,38 @@ NAMES = {
     KERNEL_MASKED: "our kernel, mask",
     FLASH: "flash-attn",
 }
+HALF_ONLY = (KERNEL, KERNEL_MASKED, FLASH)
+TAKE_MASKS = (MASKED, KERNEL_MASKED)
 
 Heads = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 """Query, key, value ``[b, heads, s, head_dim]``, the walk's mask ``bool [b, 1, q, k]`` and scale to
 ``[b, heads, q, head_dim]``."""
 
 
-def register_ways() -> dict[str, str]:
+def register_ways(dtype: torch.dtype) -> dict[str, str]:
     """Make every way known to transformers.
+
+    Args:
+        dtype: of the model that is to be run.
 
     Returns:
         why each of those that cannot be used here is not there, by its name.
     """
-    _register(CAUSAL, _causal)
-    _register(OPEN, _open)
-    missing = {}
     makers: dict[str, Callable[[], Heads]] = {
+        CAUSAL: lambda: partial(_sdpa, causal=True),
+        OPEN: lambda: partial(_sdpa, causal=False),
         KERNEL: partial(_our_kernel, masked=False),
         KERNEL_MASKED: partial(_our_kernel, masked=True),
         FLASH: _flash_attn,
     }
+    missing = {}
     for name, make in makers.items():
+        if dtype == torch.float32 and name in HALF_ONLY:
+            missing[name] = "it takes fp16 and bf16, the model is fp32"
+            continue
         try:
             _register(name, make())
-        except (ModuleNotFoundError, NotRun) as error:
+        except MISSING as error:
             missing[name] = str(error)
     return missing
 
@@ -71,6 +80,18 @@ def attention(config: Any, way: str) -> Iterator[None]:
         config._attn_implementation = former
 
 
+def load_kernel() -> Callable[..., Tensor]:
+    """`toprl_flash_attention.kernel.flash_attention`.
+
+    Raises:
+        NotRun: there is no Triton.
+    """
+    if find_spec("triton") is None:
+        raise NotRun("triton is not installed")
+    function: Callable[..., Tensor] = import_module("toprl_flash_attention.kernel").flash_attention
+    return function
+
+
 def _register(name: str, heads: Heads) -> None:
     from transformers import AttentionInterface
 
@@ -83,29 +104,18 @@ def _register(name: str, heads: Heads) -> None:
     AttentionInterface.register(name, attend)
 
 
-def _causal(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, *, causal: bool) -> Tensor:
     del mask
-    causal, grouped = query.shape[2] > 1, _grouped(query, key)
-    return scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale, enable_gqa=grouped)
-
-
-def _open(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    del mask
-    return scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=_grouped(query, key))
-
-
-def _grouped(query: Tensor, key: Tensor) -> bool:
-    return query.shape[1] != key.shape[1]
+    grouped = query.shape[1] != key.shape[1]
+    wanted = causal and query.shape[2] > 1
+    return scaled_dot_product_attention(query, key, value, is_causal=wanted, scale=scale, enable_gqa=grouped)
 
 
 def _our_kernel(masked: bool) -> Heads:
-    if find_spec("triton") is None:
-        raise NotRun("triton is not installed")
-    function = import_module("toprl_flash_attention.kernel").flash_attention
+    function = load_kernel()
 
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-        answer: Tensor = function(query, key, value, mask if masked else None, scale=scale, causal=not masked)
-        return answer
+        return function(query, key, value, mask if masked else None, scale=scale, causal=not masked)
 
     return attend
 

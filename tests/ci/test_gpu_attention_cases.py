@@ -9,15 +9,26 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from ci.gpu.attention_cases import KINDS, Problem, Sizes, errors, exact, problem_of_kind, random_problem, sdpa
-from ci.gpu.checks.kernel import compare_error, control
-from ci.gpu.context import Wrong
-
-LONGEST = 40
+from ci.gpu.attention_cases import (
+    KINDS,
+    LONGEST,
+    PADDED,
+    Problem,
+    Sizes,
+    errors,
+    exact,
+    problem_of_kind,
+    random_problem,
+    sdpa,
+    sizes_of_kind,
+)
+from ci.gpu.checks.kernel import compare_error, compare_speed, control
+from ci.gpu.context import Context, Wrong
+from toprl_flash_attention.tiles import choose_form, table_of
 
 
 def problem(kind: str, head_dim: int = 64, dtype: torch.dtype = torch.bfloat16) -> Problem:
-    return problem_of_kind(kind, head_dim, dtype, "cpu", LONGEST, seed=KINDS.index(kind))
+    return problem_of_kind(kind, head_dim, dtype, "cpu", 40, seed=KINDS.index(kind))
 
 
 def by_hand(made: Problem) -> torch.Tensor:
@@ -93,7 +104,7 @@ def test_the_control_is_far_beyond_what_may_pass():
 
 def test_grouped_heads_and_strides_are_what_their_names_say():
     assert not problem("strided").query.is_contiguous()
-    assert problem("one query").query.shape[2] == 1
+    assert problem("one query").query.shape[2] == problem("one query, padding mask").query.shape[2] == 1
     skewed = problem("causal, keys before")
     assert skewed.query.shape[2] < skewed.key.shape[2]
     assert problem("padding mask").mask is not None
@@ -104,7 +115,27 @@ def test_every_query_sees_a_key_and_some_keys_are_hidden():
         allowed = problem(kind).allowed()
         if allowed is not None:
             assert allowed.any(-1).all()
-            assert kind == "one query" or not allowed.all()
+            assert not allowed.all()
+
+
+@pytest.mark.parametrize("sm", [80, 90])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_every_form_of_the_kernel_is_tried_with_a_mask_and_without(sm, dtype, head_dim):
+    table, tried = table_of(sm), set()
+    for seed, kind in enumerate(KINDS):
+        sizes, masked = sizes_of_kind(kind, head_dim, dtype, LONGEST, seed), kind in (*PADDED, "full mask")
+        wide, narrow = table[head_dim, masked, "wide"], table[head_dim, masked, "narrow"]
+        tried.add((masked, choose_form(sizes.batch, sizes.heads, sizes.kv_heads, sizes.queries, wide, narrow)))
+    assert tried == {(masked, form) for masked in (False, True) for form in ("wide", "narrow", "few")}
+
+
+def test_a_fast_kernel_with_a_wrong_answer_is_refused(tmp_path):
+    context = Context("cpu", True, math.inf, tmp_path / "cases.jsonl", tmp_path)
+    made = replace(problem("causal"), mask=None)
+    assert compare_speed(sdpa, made, context)["of_sdpa"] > 0
+    with pytest.raises(Wrong, match="answers differ"):
+        compare_speed(lambda given: sdpa(replace(given, causal=False)), made, context)
 
 
 def test_operations_are_counted_as_for_two_products():

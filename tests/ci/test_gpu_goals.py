@@ -62,6 +62,16 @@ def test_what_could_not_run_is_said_plainly():
     assert MOST.judge([], "cuda", False).found == "the check error was left out"
 
 
+def test_some_cases_of_a_process_that_crashed_reach_nothing_unless_the_best_counts():
+    cases = (Case("race", "fine", figures={"speedup": 3.0}),)
+    crashed = CheckResult("speed", "failed", "its process ended with SIGSEGV", cases=cases)
+    verdict = LEAST.judge([crashed], "cuda", quick=False)
+    assert verdict.outcome == "not reached"
+    assert "SIGSEGV" in verdict.found
+    best = Goal("fast", "speed", "race", "speedup", ">=", 2.5, over="best")
+    assert best.judge([crashed], "cuda", quick=False).outcome == "reached"
+
+
 def test_small_shapes_or_a_cpu_reach_nothing():
     found = check("speed", "race", ("case", {"speedup": 99.0}))
     assert LEAST.judge([found], "cuda", quick=False).outcome == "reached"

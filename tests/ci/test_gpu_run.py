@@ -14,7 +14,7 @@ import pytest
 
 from ci.gpu import __main__ as gpu
 from ci.gpu.distribution import write_distribution
-from ci.gpu.plan import KERNEL_CHECK, Check
+from ci.gpu.plan import Check
 from ci.gpu.record import load_report
 from ci.gpu.supervise import run_supervised
 
@@ -103,20 +103,6 @@ def test_a_check_for_which_no_time_is_left_is_not_run(tmp_path):
     assert run(tmp_path, checks(one="mixed"), "--seconds", "0") == 0
     (check,) = load_report(tmp_path / "out" / "report.json").checks
     assert (check.status, check.why) == ("not run", "no time was left for it")
-
-
-def test_a_kernel_that_crashed_is_not_called_again(tmp_path, monkeypatch):
-    commands = {}
-    supervised = gpu.run_supervised
-
-    def spy(name, command, *rest):
-        commands[name] = command
-        return supervised(name, command, *rest)
-
-    monkeypatch.setattr(gpu, "run_supervised", spy)
-    run(tmp_path, {**checks(**{KERNEL_CHECK: "killed"}), **checks(next="fine")})
-    assert "--without-kernel" not in commands[KERNEL_CHECK]
-    assert "--without-kernel" in commands["next"]
 
 
 def test_entry_points_are_found_without_installing(tmp_path):

@@ -23,11 +23,8 @@ TASK = "mini-colour"
 BUDGETS = (192, 64)
 LARGEST_LOGIT_ERROR = {"fp32": 1e-3, "fp16": 0.5, "bf16": 1.0}
 """Beyond rounding in that type, with the engine's choice of tokens replayed in PyTorch."""
-
-
 PLUGIN = Path(__file__).parents[3] / "engines/flash_attention/build/lib/libtoprl_flash_attention_plugin.so"
 """Where ``engines/flash_attention/build.sh --tensorrt-root DIR`` puts it."""
-ONNX_PROVIDERS = ("cuda", "tensorrt", "tensorrt-rtx")
 
 
 @dataclass(frozen=True)
@@ -46,29 +43,23 @@ class Target:
         return " ".join(part for part in (*parts, "plugin" if self.plugin else "") if part)
 
     @property
-    def device(self) -> str:
-        """Where PyTorch is run beside it."""
-        return "cpu" if self.provider == "cpu" else "cuda"
-
-    @property
     def folder(self) -> str:
         """Of the bundle, which all of ONNX Runtime's providers share."""
         return f"{self.engine}-{self.precision}{'-plugin' if self.plugin else ''}"
 
 
 def targets(device: str) -> tuple[Target, ...]:
-    """What is tried, in order."""
-    on_cpu = Target("onnx", "fp32", "cpu")
+    """What is tried, in order; ONNX Runtime's TensorRT providers, which build for minutes, come last."""
+    onnx = {provider: Target("onnx", "fp32", provider) for provider in ("cpu", "cuda", "tensorrt", "tensorrt-rtx")}
     if device == "cpu":
-        return (on_cpu,)
+        return (onnx["cpu"],)
     native = (Target("trt", precision, "cuda") for precision in LARGEST_LOGIT_ERROR)
     plugin = (Target("trt", precision, "cuda", plugin=True) for precision in ("fp16", "bf16"))
-    return (*(Target("onnx", "fp32", provider) for provider in ONNX_PROVIDERS), *native, *plugin, on_cpu)
+    return (onnx["cuda"], *native, *plugin, onnx["cpu"], onnx["tensorrt"], onnx["tensorrt-rtx"])
 
 
 def check_engines(context: Context) -> None:
     """Build and validate each; the agent is untrained, so what it keeps says nothing about accuracy."""
-    torch.backends.cudnn.allow_tf32 = False
     agent = untrained_agent(context.scratch / "agent", load_model())
     for target in targets(context.device):
         bundle = context.scratch / target.folder
@@ -97,23 +88,25 @@ def build_bundle(target: Target, agent: Path, directory: Path) -> dict[str, floa
         seconds and size.
 
     Raises:
-        NotRun: the engine is unknown, or what it needs is not installed here.
+        NotRun: the engine is unknown, or what it needs is not there.
     """
     from toprl_export.build import build
-    from toprl_export.engine import get_engine
+    from toprl_export.engine import ConfigurableEngine, get_engine
     from toprl_export.tensorrt_options import TensorRTOptions
 
+    if target.plugin and not PLUGIN.exists():
+        raise NotRun("no plugin was built: engines/flash_attention/build.sh --tensorrt-root DIR")
+    options = TensorRTOptions(plugin_library=PLUGIN if target.plugin else None) if target.engine == "trt" else None
     try:
-        get_engine(target.engine)
+        engine = get_engine(target.engine)
+        if isinstance(engine, ConfigurableEngine) and options is not None:
+            engine.resolve(options)
         if target.engine == "onnx":
             from toprl_engines.ort.providers import choose_provider
 
             choose_provider(target.provider)
     except UserError as error:
         raise NotRun(str(error)) from error
-    if target.plugin and not PLUGIN.exists():
-        raise NotRun("no plugin was built: engines/flash_attention/build.sh --tensorrt-root DIR")
-    options = TensorRTOptions(plugin_library=PLUGIN if target.plugin else None) if target.engine == "trt" else None
     start = time.monotonic()
     bundle = build(
         "mini", [agent], BUDGETS, target.engine, target.precision,
@@ -126,7 +119,11 @@ def build_bundle(target: Target, agent: Path, directory: Path) -> dict[str, floa
 def _measure(context: Context, target: Target, bundle: Path) -> None:
     """Validate, then one case per budget in each table."""
     budgets: list[BudgetReport] = []
-    context.prepare("validate", target.name, lambda: budgets.extend(_validate(context, target, bundle)))
+
+    def validate() -> None:
+        budgets.extend(_validate(context, target, bundle))
+
+    context.measure("validate", target.name, validate)
     for budget in budgets:
         name = f"{target.name}, {budget.budget_kept} kept"
         context.measure("parity", name, partial(parity_figures, budget.parity, target.precision))
@@ -143,7 +140,7 @@ def _validate(context: Context, target: Target, bundle: Path) -> tuple[BudgetRep
         iterations=3 if context.quick else 20,
         batch=4,
         throughput_batches=(1, 4),
-        device=target.device,
+        device="cpu" if target.provider == "cpu" else "cuda",
         provider=target.provider,
         measure_memory=False,
     )

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -16,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ci.gpu.attention_cases import Attend, Problem, Sizes, problems, random_problem
-from ci.gpu.checks.kernel import HEADS, SPEED_LENGTHS, TOKENS, compare_error, compare_speed
+from ci.gpu.attention_cases import LONGEST, Attend, Problem, problems
+from ci.gpu.checks.kernel import compare_error, compare_speed, square_problems
 from ci.gpu.context import Context, NotRun, one_line
 
 BUILD = Path(__file__).parents[3] / "engines" / "flash_attention" / "build.sh"
@@ -32,18 +31,11 @@ def check_library(context: Context) -> None:
     binding = import_module("toprl_flash_attention.library")
     if not context.measure("build", "kernels and C library", partial(build_library, context)):
         return
-    loaded: list[Any] = []
-    if not context.prepare("build", "load", lambda: loaded.append(binding.CoreLibrary(context.scratch / LIBRARY))):
-        return
-    attend = library_attention(loaded[0], binding.contiguous_params)
-    for name, problem in problems(context.device, 200 if context.quick else 1500):
+    attend = library_attention(binding.CoreLibrary(context.scratch / LIBRARY), binding.contiguous_params)
+    for name, problem in problems(context.device, 200 if context.quick else LONGEST):
         context.measure("error", name, partial(compare_error, attend, problem))
-    lengths, tokens = ((128,), 128) if context.quick else (SPEED_LENGTHS, TOKENS)
-    for length in lengths:
-        sizes = Sizes(tokens // length, HEADS, HEADS, length, length, 128)
-        timed = replace(random_problem(sizes, torch.bfloat16, context.device, length), causal=True)
-        name = f"{sizes.batch}×{HEADS}×{length}, causal, bfloat16"
-        context.measure("head dim 128", name, partial(compare_speed, attend, timed, context))
+    for name, problem in square_problems(context, 128, torch.bfloat16):
+        context.measure("head dim 128", name, partial(compare_speed, attend, problem, context))
 
 
 def build_library(context: Context) -> dict[str, float]:
