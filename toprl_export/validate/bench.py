@@ -46,7 +46,7 @@ class ValidationOptions:
         threads: CPU threads of PyTorch and of the engine alike; None for all cores.
         device: where PyTorch and the engine run, "cpu" or "cuda".
         provider: the engine's name for where it runs; by default the name of ``device``.
-        measure_memory: start one process per contender to measure its peak memory.
+        measure_memory: start one process per contender to measure its peak memory, where all run on the CPU.
         seed: of questions, random pruning and bootstrap.
     """
 

@@ -207,8 +207,8 @@ def _method(report: Report) -> str:
         f"Times: {settings.warmup} rounds of warm-up, {settings.iterations} rounds in which every contender answers "
         f"the same question in turn ({settings.prompt_tokens} prompt tokens, {settings.generated_tokens} generated), "
         f"{device.threads} CPU threads each. Speedups are ratios of the medians.",
-        "Peak memory is the highest resident size of a fresh process that loads one contender and answers one "
-        "request, its libraries included.",
+        "Peak memory, told where all run on the CPU, is the highest resident size of a fresh process that loads one "
+        "contender and answers one request, its libraries included.",
         "Logit errors are the largest absolute difference of the prefill's last-position logits.",
     ]
     facts = {

@@ -22,17 +22,13 @@ from toprl_export.validate.latency import Workload, time_request
 CONTENDERS = ("reference", "engine_unpruned", "engine")
 
 
-def peak_memory(
-    bundle_dir: Path, contender: str, keep_counts: Sequence[int], prompt: str, threads: int, device: str, provider: str
-) -> int:
-    """Peak resident bytes of a process that answers ``prompt`` about an empty image.
-
-    The reference runs on ``device``, the engine by ``provider``. Memory of a GPU is not counted.
+def peak_memory(bundle_dir: Path, contender: str, keep_counts: Sequence[int], prompt: str, threads: int) -> int:
+    """Peak resident bytes of a process that answers ``prompt`` about an empty image on the CPU.
 
     Raises:
         RuntimeError: the process failed; its error output is in the message.
     """
-    arguments = [str(bundle_dir), contender, ",".join(map(str, keep_counts)), prompt, str(threads), device, provider]
+    arguments = [str(bundle_dir), contender, ",".join(map(str, keep_counts)), prompt, str(threads)]
     done = subprocess.run(
         [sys.executable, "-m", "toprl_export.validate.memory", "--", *arguments],
         capture_output=True,
@@ -64,19 +60,17 @@ def main() -> None:
     parser.add_argument("keep_counts", type=lambda text: tuple(map(int, text.split(","))))
     parser.add_argument("prompt")
     parser.add_argument("threads", type=int)
-    parser.add_argument("device")
-    parser.add_argument("provider")
     args = parser.parse_args()
     bundle = load_bundle(args.bundle, verify=False)
-    session = _open(bundle, args.contender, args.threads, args.device, args.provider)
+    session = _open(bundle, args.contender, args.threads)
     time_request(Contender(session, args.keep_counts, agent_index=0), _workload(bundle, args.prompt))
     print(resident_peak())
 
 
-def _open(bundle: Bundle, contender: str, threads: int, device: str, provider: str) -> EngineSession:
+def _open(bundle: Bundle, contender: str, threads: int) -> EngineSession:
     manifest = bundle.manifest
     if contender != "reference":
-        options = SessionOptions(threads, provider, unpruned=contender == "engine_unpruned")
+        options = SessionOptions(threads, "cpu", unpruned=contender == "engine_unpruned")
         return get_engine(manifest.engine.name).open(bundle, options)
     import torch
 
@@ -84,7 +78,7 @@ def _open(bundle: Bundle, contender: str, threads: int, device: str, provider: s
     from toprl_export.validate.stock import StockSession
 
     torch.set_num_threads(threads)
-    return StockSession(load_model(manifest.model.id, device=device, revision=manifest.model.revision))
+    return StockSession(load_model(manifest.model.id, revision=manifest.model.revision))
 
 
 def _workload(bundle: Bundle, prompt: str) -> Workload:

@@ -66,14 +66,14 @@ def validate(
 
     Raises:
         UserError: the bundle does not verify or does not fit its model, there is no such task, a gate names a budget
-            that the bundle lacks, or the report cannot be written there.
+            that the bundle lacks, the GPU has too little memory, or the report cannot be written there.
     """
     options, limits = options or ValidationOptions(), limits or GateLimits()
     target = report_dir or default_report_dir(bundle)
     _check_takes_report(target)
-    bench = open_bench(bundle, task, options)
-    limits.check_budgets(bench.budgets_kept)
-    with _torch_threads(options.thread_count):
+    with _torch_threads(options.thread_count), _fp32_without_tf32(), _memory_missed():
+        bench = open_bench(bundle, task, options)
+        limits.check_budgets(bench.budgets_kept)
         measured = _measure(bench, options)
     report = assemble(bench, options, measured, limits, command)
     _check_takes_report(target)  # measuring takes long enough for files to appear there
@@ -160,8 +160,8 @@ def _time(bench: Bench, options: ValidationOptions) -> tuple[dict[str, Timings],
 
 
 def _memory(bench: Bench, options: ValidationOptions) -> dict[str, int]:
-    """Peak bytes by the names of `Bench.latency_contenders`; empty when it is not to be measured."""
-    if not options.measure_memory:
+    """Peak bytes by the names of `Bench.latency_contenders`; empty when it is not to be measured, or not of a CPU."""
+    if not options.measure_memory or options.device != "cpu":
         return {}
     peaks = {}
     contenders = bench.latency_contenders()
@@ -169,8 +169,7 @@ def _memory(bench: Bench, options: ValidationOptions) -> dict[str, int]:
         for name, contender in contenders.items():
             kind = "engine" if name.isdecimal() else name
             question = bench.samples[0].question
-            places = options.thread_count, options.device, options.engine_provider
-            peaks[name] = peak_memory(bench.bundle.dir, kind, contender.keep_counts, question, *places)
+            peaks[name] = peak_memory(bench.bundle.dir, kind, contender.keep_counts, question, options.thread_count)
             bar.update()
     return peaks
 
@@ -184,6 +183,30 @@ def _torch_threads(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _fp32_without_tf32() -> Iterator[None]:
+    """Let PyTorch on a GPU not round the factors of fp32 products to TF32, as by itself it does in convolutions."""
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, convolution.allow_tf32
+    matmul.allow_tf32 = convolution.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, convolution.allow_tf32 = before
+
+
+@contextmanager
+def _memory_missed() -> Iterator[None]:
+    """Make one line of PyTorch's want of device memory; engines have lines of their own."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            "the GPU has too little memory for the reference model in PyTorch beside the bundle's engine, pruned and "
+            "unpruned: stop what else uses it, or take one with more"
+        ) from error
 
 
 def _progress(what: str, total: int) -> tqdm[NoReturn]:

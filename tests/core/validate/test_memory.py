@@ -34,4 +34,4 @@ def test_a_child_does_not_inherit_the_peak():
 
 def test_a_failed_process_is_told(tmp_path):
     with pytest.raises(RuntimeError, match=r"(?s)memory of engine failed.*expected a bundle"):
-        peak_memory(tmp_path, "engine", (1,), "a question", 1, "cpu", "cpu")
+        peak_memory(tmp_path, "engine", (1,), "a question", 1)

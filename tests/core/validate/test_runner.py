@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
 from tests.support import torch_engine
 from tests.support.tiny_bundle import TASK, tiny_bundle
@@ -140,6 +142,42 @@ def test_the_bundle_is_stamped_and_revalidated(bundle: Path, break_engine):
     assert second.verdict == "failed"
     assert second.report_sha256 != first.report_sha256
     assert again.subject == report.subject  # the stamp is no part of what was measured
+
+
+@pytest.fixture
+def tf32_in_convolutions() -> Iterator[None]:
+    """As PyTorch has it by itself."""
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, True
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.usefixtures("no_memory", "tf32_in_convolutions")
+def test_while_it_measures_pytorch_computes_fp32_in_fp32(bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    measure, seen = runner._measure, []
+
+    def measured(*arguments):
+        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return measure(*arguments)
+
+    monkeypatch.setattr(runner, "_measure", measured)
+    validate(bundle, options=QUICK_OPTIONS)
+    assert seen == [(False, False)] and torch.backends.cudnn.allow_tf32
+
+
+def test_the_memory_of_processes_that_use_a_gpu_is_not_measured():
+    """Each would load everything a second time beside what is on the GPU."""
+    assert runner._memory(SimpleNamespace(), ValidationOptions(device="cuda")) == {}
+
+
+def test_too_little_device_memory_is_one_line(bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    def fails(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 13 GiB\nmore")
+
+    monkeypatch.setattr(bench, "load_model", fails)
+    assert main(["validate", str(bundle), *QUICK]) == 2
+    printed = capsys.readouterr().err
+    assert "too little memory for the reference model" in printed and len(printed.splitlines()) == 1
 
 
 @pytest.mark.usefixtures("no_memory")
