@@ -26,6 +26,10 @@ PROVIDERS = {
 }
 """ONNX Runtime's names by ours."""
 
+_ALWAYS = {CUDA: {"use_tf32": "0"}}
+"""CUDA would round the factors of fp32 products to TF32. So do both TensorRTs, whose providers have no option against
+it."""
+
 RTX_PACKAGE = "onnxruntime_ep_nv_tensorrt_rtx"
 """NVIDIA's package that brings the provider for TensorRT for RTX as a plugin."""
 
@@ -89,7 +93,8 @@ def provider_chain(name: str, settings: Mapping[str, str] | None = None) -> list
     """Providers with their options, each for what those before it cannot run: TensorRT's is backed by CUDA."""
     behind = [CUDA] if name in (TENSORRT, TENSORRT_RTX) and CUDA in installed_providers() else []
     chain = list(dict.fromkeys([name, *behind, CPU]))
-    return [(PROVIDERS[one], dict(settings or {}) if one == name else {}) for one in chain]
+    own = {name: settings or {}}
+    return [(PROVIDERS[one], {**_ALWAYS.get(one, {}), **own.get(one, {})}) for one in chain]
 
 
 def provider_used(session: onnxruntime.InferenceSession) -> str:

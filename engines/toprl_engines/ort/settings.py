@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def provider_settings(bundle: Bundle, provider: str, role: str) -> dict[str, str]:
-    """Options for one graph; none for the CPU and CUDA.
+    """Options for one graph that follow from its bundle; none for the CPU and CUDA.
 
     Both TensorRTs keep the engines that they build, and are told the range of every size, or else each new size
     (that is each generated token) would make them build another engine.

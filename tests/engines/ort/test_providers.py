@@ -78,14 +78,14 @@ def test_what_is_not_installed_says_how_to_install_it(listed, name, how):
         choose_provider(name)
 
 
-def test_each_provider_is_backed_by_what_can_run_the_rest(listed):
+def test_each_provider_is_backed_by_what_can_run_the_rest_and_cuda_computes_fp32_in_fp32(listed):
     listed(FULL)
-    options = {"trt_engine_cache_enable": "1"}
+    options, cuda = {"trt_engine_cache_enable": "1"}, ("CUDAExecutionProvider", {"use_tf32": "0"})
     assert provider_chain("cpu") == [("CPUExecutionProvider", {})]
-    assert provider_chain("cuda") == [("CUDAExecutionProvider", {}), ("CPUExecutionProvider", {})]
+    assert provider_chain("cuda") == [cuda, ("CPUExecutionProvider", {})]
     assert provider_chain("tensorrt", options) == [
         ("TensorrtExecutionProvider", options),
-        ("CUDAExecutionProvider", {}),
+        cuda,
         ("CPUExecutionProvider", {}),
     ]
     listed(["NvTensorRTRTXExecutionProvider", "CPUExecutionProvider"])

@@ -38,7 +38,7 @@ def ranges(settings: dict[str, str], prefix: str) -> dict[str, dict[str, list[in
 
 
 @pytest.mark.parametrize("provider", ["cpu", "cuda"])
-def test_cpu_and_cuda_need_no_options(bundle, provider):
+def test_for_cpu_and_cuda_nothing_follows_from_the_bundle(bundle, provider):
     assert provider_settings(bundle, provider, "prefill") == {}
     assert not cache_dir(bundle).exists()
 
