@@ -11,7 +11,7 @@ from typing import Any
 from toprl_engines.trt.binding import Binding
 from toprl_engines.trt.interrupt import deferred_interrupt
 from toprl_engines.trt.layers import inspected_layers, listed_layers, network_layers
-from toprl_engines.trt.log import BuildLog, make_log
+from toprl_engines.trt.log import BuildLog, lacks_memory, last_error, make_log
 from toprl_engines.trt.settings import BuilderSettings
 from toprl_export.build_report import GraphBuild, InputRange, LayerEntry
 from toprl_export.errors import UserError
@@ -56,6 +56,7 @@ class PlanBuilder:
             config.progress_monitor = _monitor(trt, interrupted)
             self._load_cache(config)
             serialized = builder.build_serialized_network(network, config)
+            layers = () if serialized is None else listed_layers(log.listing) or self._inspected(log, serialized)
         if serialized is None:
             raise self._failure(graph, log)
         self._check_profile(graph, log)
@@ -65,7 +66,7 @@ class PlanBuilder:
             profile=profile,
             network=network_layers(network),
             network_layers=network.num_layers,
-            engine=listed_layers(log.listing) or self._inspected(log, serialized),
+            engine=layers,
             seconds=time.perf_counter() - start,
             plan_bytes=serialized.nbytes,
             activation_bytes=log.activation_bytes,
@@ -77,8 +78,8 @@ class PlanBuilder:
             return self.binding.module.Builder(log)
         except TypeError as error:  # what a C++ factory's null pointer becomes
             raise UserError(
-                f"{self.binding.name} {self.binding.version} cannot start ({_last(log)}): it needs an NVIDIA GPU and a "
-                "driver for its CUDA version; TensorRT for RTX (--tensorrt-binding tensorrt_rtx) builds without one"
+                f"{self.binding.name} {self.binding.version} cannot start ({last_error(log)}): it needs an NVIDIA GPU "
+                "and a driver for its CUDA version; TensorRT for RTX (--tensorrt-binding tensorrt_rtx) builds without"
             ) from error
 
     def _network(self, builder: Any, graph: Path, log: BuildLog) -> Any:
@@ -86,10 +87,9 @@ class PlanBuilder:
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, log)
         if not parser.parse_from_file(str(graph)):
-            errors = [parser.get_error(index).desc() for index in range(parser.num_errors)] or log.errors
-            reason = _one_line(errors[-1]) if errors else "it gave no reason"
+            log.errors += [parser.get_error(index).desc() for index in range(parser.num_errors)]
             raise UserError(
-                f"{self.binding.name} {self.binding.version} cannot read {graph.name}: {reason}; "
+                f"{self.binding.name} {self.binding.version} cannot read {graph.name}: {last_error(log)}; "
                 "use another version of it, or --engine onnx"
             )
         return network
@@ -103,17 +103,24 @@ class PlanBuilder:
 
     def _load_cache(self, config: Any) -> None:
         if self.cache is not None:
-            # A cache of another GPU or version is left aside with a warning.
-            config.set_timing_cache(config.create_timing_cache(self.cache.content), ignore_mismatch=False)
+            # One of another GPU or version is not taken.
+            for content in (self.cache.content, b""):
+                timings = config.create_timing_cache(content)
+                if timings is not None and config.set_timing_cache(timings, ignore_mismatch=False):
+                    return
 
     def _save_cache(self, config: Any) -> None:
-        if self.cache is not None:
-            self.cache.content = bytes(config.get_timing_cache().serialize())
+        timings = None if self.cache is None else config.get_timing_cache()
+        if self.cache is not None and timings is not None:
+            self.cache.content = bytes(timings.serialize())
 
     def _inspected(self, log: BuildLog, serialized: Any) -> tuple[LayerEntry, ...]:
         """The built layers by the engine inspector; none where there is no GPU to load the plan on."""
         trt = self.binding.module
-        engine = trt.Runtime(log).deserialize_cuda_engine(serialized)
+        runtime = trt.Runtime(log)
+        # Or else a plan for later versions, which brings code along, would not be loaded; this one is our own.
+        runtime.engine_host_code_allowed = True
+        engine = runtime.deserialize_cuda_engine(serialized)
         if engine is None:
             return ()
         inspector = engine.create_engine_inspector()
@@ -123,14 +130,15 @@ class PlanBuilder:
         """Such a plan is built with no more than a warning, and fails when it is run."""
         found = [text for text in log.warnings if text.startswith("Profile ") and "not self-consistent" in text]
         if found:
+            reason = " ".join(found[0].split())
             raise UserError(
-                f"{self.binding.name} cannot run {graph.name} at the sizes asked for: {_one_line(found[0])}; lower "
-                "--max-text or --max-batch, or use --engine onnx"
+                f"{self.binding.name} cannot run {graph.name} at the sizes asked for: {reason}; lower --max-text or "
+                "--max-batch, or use --engine onnx"
             )
 
     def _failure(self, graph: Path, log: BuildLog) -> UserError:
-        reason = _last(log)
-        if any(sign in reason.lower() for sign in ("out of memory", "outofmemory", "insufficient memory")):
+        reason = last_error(log)
+        if lacks_memory(reason):
             fix = "stop what else uses the GPU, set --workspace-gib, or lower --max-batch or --max-text"
         elif "no kernel image" in reason or "CUDA driver version" in reason:
             fix = "update the driver, or build for this GPU with another TensorRT"
@@ -157,11 +165,3 @@ def _monitor(trt: Any, interrupted: Callable[[], bool]) -> Any:
             return not interrupted()
 
     return Monitor()
-
-
-def _last(log: BuildLog) -> str:
-    return _one_line(log.errors[-1]) if log.errors else "it gave no reason"
-
-
-def _one_line(message: str) -> str:
-    return " ".join(message.split())[:400]

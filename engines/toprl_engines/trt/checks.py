@@ -53,6 +53,11 @@ def check_build(request: BuildRequest, options: TensorRTOptions) -> None:
     check_tensorrt(request.plan)
     if options.attention != "plugin":
         return
+    if options.version_compatible:
+        raise UserError(
+            "a plan for later versions of TensorRT runs by a runtime of its own, which does not know the plugin: use "
+            "--attention native, or leave --version-compatible out"
+        )
     if request.precision == "fp32":
         raise UserError(
             "the FlashAttention plugin computes fp16 and bf16, not fp32: use --attention native, or another --precision"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -18,14 +17,13 @@ PLUGIN_HEAD_DIMS = (64, 128)
 SUFFIX = ".tensorrt.onnx"
 
 
-def write_copy(graph: Path, attention: str, largest: Mapping[str, int] | None = None) -> Path:
+def write_copy(graph: Path, attention: str) -> Path:
     """Write TensorRT's copy beside the canonical ``graph``, whose file of weights it shares.
 
     Args:
         graph: NAME.onnx.
         attention: "plugin" or "native". The plugin is left out where a head's width is not one of its own, as in some
             vision towers.
-        largest: dynamic sizes of the largest request, to check top-k layers by.
 
     Returns:
         NAME.tensorrt.onnx.
@@ -35,7 +33,7 @@ def write_copy(graph: Path, attention: str, largest: Mapping[str, int] | None = 
         UserError: a top-k layer would exceed TensorRT's limit.
     """
     model = onnx.load(graph, load_external_data=False)
-    check_top_k(model, largest or {})
+    check_top_k(model)
     run_passes(model, passes_for(attention))
     copy = graph.with_name(graph.stem + SUFFIX)
     copy.write_bytes(model.SerializeToString())

@@ -117,7 +117,7 @@ class TensorRTEngine:
         """
         from toprl_engines.trt.session import TensorRTSession
 
-        return TensorRTSession(bundle, options, binding=load_binding(bundle.manifest.engine.binding))
+        return TensorRTSession(bundle, options)
 
     def graph_flops(
         self, bundle: Bundle, batch: int, prompt_length: int, keep_counts: tuple[int, ...] | None
@@ -163,7 +163,7 @@ def build_plans(job: PlanJob, cache: TimingCache | None, directory: Path) -> Bui
     from toprl_engines.trt.bundle_files import GRAPH_FOLDER
     from toprl_engines.trt.copies import write_copy
 
-    profiles, largest, folder = job.profiles(), job.largest_sizes(), directory / GRAPH_FOLDER
+    profiles, folder = job.profiles(), directory / GRAPH_FOLDER
     folder.mkdir()
     reused = cache is not None and bool(cache.content)
     builder = PlanBuilder(job.binding, job.settings, cache)
@@ -173,7 +173,7 @@ def build_plans(job: PlanJob, cache: TimingCache | None, directory: Path) -> Bui
         for name in GRAPHS:
             bar.update()
             bar.set_description(f"building {name}")
-            copy = write_copy(folder / f"{name}.onnx", job.attention, largest)
+            copy = write_copy(folder / f"{name}.onnx", job.attention)
             graphs[name] = builder.build(copy, profiles[name], directory / f"{name}.plan")
     return BuildReport(
         binding=f"{job.binding.name} {job.binding.version}",

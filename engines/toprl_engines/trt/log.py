@@ -50,6 +50,16 @@ def make_log(trt: Any) -> BuildLog:
     return log
 
 
+def last_error(log: BuildLog) -> str:
+    """What failed last, on one line."""
+    return " ".join(log.errors[-1].split())[:400] if log.errors else "it gave no reason"
+
+
+def lacks_memory(reason: str) -> bool:
+    """Whether TensorRT failed for want of device memory."""
+    return any(sign in reason.lower() for sign in ("out of memory", "outofmemory", "insufficient memory"))
+
+
 _ACTIVATIONS = "Total Activation Memory:"
 _EXPECTED = "Int64 binding"
 """What TensorRT warns of at every int64 input and output, which sessions feed as such."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from toprl_engines.graph.export import ExportJob
 from toprl_engines.graph.signature import GraphSpec
 from toprl_engines.trt.binding import Binding
-from toprl_engines.trt.profiles import ProfileLimits, graph_profiles, largest_sizes
+from toprl_engines.trt.profiles import ProfileLimits, graph_profiles
 from toprl_engines.trt.settings import BuilderSettings
 from toprl_export.build_report import InputRange
 from toprl_export.engine import BuildRequest
@@ -43,7 +43,7 @@ class PlanJob:
     @property
     def settings(self) -> BuilderSettings:
         """What the builder is told."""
-        return BuilderSettings.of(self.options, self.request.precision, self.binding)
+        return BuilderSettings.of(self.options, self.binding)
 
     @property
     def keeps_graphs(self) -> bool:
@@ -63,18 +63,7 @@ class PlanJob:
             "decode": layout.decode(),
             "prefill_unpruned": layout.prefill_unpruned(),
         }
-        return graph_profiles(specs, layout, self.request.plan, self._limits, self._max_length)
-
-    def largest_sizes(self) -> dict[str, int]:
-        """Dynamic sizes inside the prefill graphs in the largest request, by name."""
-        return largest_sizes(self.export.layout, self.request.plan, self._limits, self._max_length)
-
-    @property
-    def _limits(self) -> ProfileLimits:
         options = self.options
-        return ProfileLimits(options.max_batch, options.max_text, options.max_new_tokens)
-
-    @property
-    def _max_length(self) -> int:
-        length: int = self.request.adapter.model.config.get_text_config().max_position_embeddings
-        return length
+        limits = ProfileLimits(options.max_batch, options.max_text, options.max_new_tokens)
+        max_length: int = adapter.model.config.get_text_config().max_position_embeddings
+        return graph_profiles(specs, layout, self.request.plan, limits, max_length)

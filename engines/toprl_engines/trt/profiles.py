@@ -62,18 +62,6 @@ def graph_profiles(
     return {name: tuple(_ranges(spec, layout, cases)) for name, spec in specs.items()}
 
 
-def largest_sizes(layout: Layout, plan: PruningPlan, limits: ProfileLimits, max_length: int) -> dict[str, int]:
-    """Dynamic sizes inside the prefill graphs in the largest request, by name; see `graph_profiles`."""
-    most = _cases(layout, plan, limits, max_length)[-1]
-    kept = dict(enumerate(most.keep_counts))
-    tokens = {stage + layout.first_stage_group: count + most.text for stage, count in kept.items()}
-    return {
-        "sequence": layout.visual_tokens + most.text,
-        **{f"kept_{stage}": count for stage, count in kept.items()},
-        **{f"tokens_{group}": count for group, count in tokens.items()},
-    }
-
-
 def _cases(layout: Layout, plan: PruningPlan, limits: ProfileLimits, max_length: int) -> tuple[_Case, _Case, _Case]:
     n = layout.visual_tokens
     text = min(limits.max_text, max_length - n - 1)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from toprl_engines.trt.binding import Binding
-from toprl_engines.trt.log import BuildLog
+from toprl_engines.trt.log import BuildLog, last_error
 from toprl_export.errors import UserError
 
 
@@ -26,7 +26,6 @@ def refit_engine(binding: Binding, engine: Any, graph: Path, log: BuildLog) -> N
     refitter = trt.Refitter(engine, log)
     if trt.OnnxParserRefitter(refitter, log).refit_from_file(str(graph)) and refitter.refit_cuda_engine():
         return
-    reason = " ".join(log.errors[-1].split()) if log.errors else "it gave no reason"
     raise UserError(
-        f"{binding.name} cannot fill the weights of {graph} into its plan: {reason}; build the bundle again"
+        f"{binding.name} cannot fill the weights of {graph} into its plan: {last_error(log)}; build the bundle again"
     )

@@ -18,20 +18,18 @@ class BuilderSettings:
 
     Attributes:
         flags: names of TensorRT's builder flags to set.
-        cleared: names of those to clear, which are set by default.
         workspace_bytes: limit of a layer's intermediate results; None for TensorRT's own.
         hardware_compatible: let all GPUs from Ampere on run the plans.
         target_sms: compute capabilities to build for; empty for what the binding does by itself.
     """
 
     flags: tuple[str, ...] = ()
-    cleared: tuple[str, ...] = ()
     workspace_bytes: int | None = None
     hardware_compatible: bool = False
     target_sms: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, options: TensorRTOptions, precision: str, binding: Binding) -> BuilderSettings:
+    def of(cls, options: TensorRTOptions, binding: Binding) -> BuilderSettings:
         """What ``options`` come to."""
         wanted = {
             "STRIP_PLAN": options.weight_stripped,
@@ -41,8 +39,6 @@ class BuilderSettings:
         workspace = options.workspace_gib
         return cls(
             flags=tuple(name for name, on in wanted.items() if on),
-            # With TF32 the products of fp32 matrices would have ten bits of mantissa.
-            cleared=("TF32",) if precision == "fp32" else (),
             workspace_bytes=None if workspace is None else round(workspace * GIB),
             hardware_compatible=options.hardware_compatible,
             target_sms=options.target_sms if binding.rtx else (),
@@ -53,7 +49,7 @@ class BuilderSettings:
         """For people and the report, by TensorRT's names."""
         level = ("HARDWARE_COMPATIBLE AMPERE_PLUS",) if self.hardware_compatible else ()
         targets = tuple(f"COMPUTE_CAPABILITY {sm}" for sm in self.target_sms)
-        return ("STRONGLY_TYPED", *self.flags, *(f"no {name}" for name in self.cleared), *level, *targets)
+        return ("STRONGLY_TYPED", "no TF32", *self.flags, *level, *targets)
 
     def configure(self, trt: Any, config: Any) -> None:
         """Tell them to a builder configuration of the module ``trt``."""
@@ -61,8 +57,9 @@ class BuilderSettings:
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         for name in self.flags:
             config.set_flag(getattr(trt.BuilderFlag, name))
-        for name in self.cleared:
-            config.clear_flag(getattr(trt.BuilderFlag, name))
+        # With it products of fp32 would have ten bits of mantissa, and what is in fp32 in a plan of half precision (the
+        # scorers) is so for its precision.
+        config.clear_flag(trt.BuilderFlag.TF32)
         if self.workspace_bytes is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, self.workspace_bytes)
         if self.hardware_compatible:

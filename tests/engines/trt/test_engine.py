@@ -105,6 +105,7 @@ PLUGIN = TensorRTOptions(attention="plugin")
     [
         ({"opset": 20}, "opset 20 is not supported by the engine 'trt': use 23"),
         ({"precision": "fp32", "options": PLUGIN}, "computes fp16 and bf16, not fp32: use --attention native"),
+        ({"options": replace(PLUGIN, version_compatible=True)}, "does not know the plugin: use --attention native"),
     ],
 )
 def test_requests_that_cannot_be_built_are_refused_and_nothing_is_written(machine, tmp_path, change, message):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from toprl_engines.graph.signature import Layout
-from toprl_engines.trt.profiles import ProfileLimits, graph_profiles, largest_sizes
+from toprl_engines.trt.profiles import ProfileLimits, graph_profiles
 from toprl_export.errors import UserError
 from toprl_export.models.shape import DecoderShape
 from toprl_export.pruning.plan import PruningPlan, make_plan
@@ -96,14 +96,3 @@ def test_more_tokens_than_top_k_takes_are_decoded_but_not_selected():
     found = profiles(make_plan(5000, 4, (0,), "actor", (600,)), max_length=8192)
     assert found["prefill"]["keep_counts"].most == (3840,)
     assert found["decode"]["key_0"].most[2] == 5000 + 40 + 20
-
-
-def test_sizes_inside_the_largest_request_are_known_by_name():
-    plan = make_plan(100, 4, (1, 3), "actor", (60, 40))
-    assert largest_sizes(layout_of(plan), plan, LIMITS, 4096) == {
-        "sequence": 140,
-        "kept_0": 100,
-        "kept_1": 100,
-        "tokens_1": 140,
-        "tokens_2": 140,
-    }

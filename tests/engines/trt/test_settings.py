@@ -51,21 +51,17 @@ class Config(SimpleNamespace):
         self.targets[index] = target
 
 
-def configured(options: TensorRTOptions, precision: str, binding: Binding) -> tuple[BuilderSettings, Config]:
-    settings, config = BuilderSettings.of(options, precision, binding), Config()
+def configured(options: TensorRTOptions, binding: Binding) -> tuple[BuilderSettings, Config]:
+    settings, config = BuilderSettings.of(options, binding), Config()
     settings.configure(TRT, config)
     return settings, config
 
 
-def test_nothing_is_set_unless_it_is_asked_for():
-    settings, config = configured(TensorRTOptions(), "fp16", FULL)
-    assert (config.on, config.off, config.pools, config.targets) == (set(), set(), {}, {})
+def test_nothing_is_set_unless_it_is_asked_for_and_fp32_is_computed_in_fp32():
+    settings, config = configured(TensorRTOptions(), FULL)
+    assert (config.on, config.off, config.pools, config.targets) == (set(), {"TF32"}, {}, {})
     assert config.profiling_verbosity == "detailed" and not hasattr(config, "hardware_compatibility_level")
-    assert settings.described == ("STRONGLY_TYPED",)
-
-
-def test_fp32_is_computed_in_fp32():
-    assert configured(TensorRTOptions(), "fp32", FULL)[1].off == {"TF32"}
+    assert settings.described == ("STRONGLY_TYPED", "no TF32")
 
 
 def test_every_option_reaches_the_builder():
@@ -76,11 +72,12 @@ def test_every_option_reaches_the_builder():
         hardware_compatible=True,
         workspace_gib=0.5,
     )
-    settings, config = configured(options, "bf16", FULL)
+    settings, config = configured(options, FULL)
     assert config.on == {"STRIP_PLAN", "REFIT", "VERSION_COMPATIBLE"}
     assert config.pools == {"workspace": 1 << 29} and config.hardware_compatibility_level == "ampere+"
     assert settings.described == (
         "STRONGLY_TYPED",
+        "no TF32",
         "STRIP_PLAN",
         "REFIT",
         "VERSION_COMPATIBLE",
@@ -90,8 +87,8 @@ def test_every_option_reaches_the_builder():
 
 def test_targets_are_for_rtx_alone():
     options = TensorRTOptions(target_sms=("7.5", "12.0"))
-    assert configured(options, "fp16", RTX)[1].targets == {0: ComputeCapability.SM75, 1: ComputeCapability.SM120}
-    assert configured(options, "fp16", FULL)[1].targets == {}
+    assert configured(options, RTX)[1].targets == {0: ComputeCapability.SM75, 1: ComputeCapability.SM120}
+    assert configured(options, FULL)[1].targets == {}
 
 
 def test_an_unknown_target_lists_the_known_in_their_order():

@@ -1,13 +1,13 @@
 """TensorRT's top-k layer takes at most 3,840 elements, and sorting is a top-k of all of them.
 
-Beyond that a fixed k fails the build, and a dynamic one builds with a warning and fails when it is run.
+Beyond that a fixed k fails the build, and one that is known only at run time builds with a warning and fails when it is
+run. Those are keep counts, which the profile bounds (`profiles`); should one be anything else, the builder's warning is
+an error (`PlanBuilder`).
 
-Requires: nothing. Ensures: no top-k of the graph can exceed the limit in the largest request. The graph is not changed.
+Requires: nothing. Ensures: no fixed k of the graph exceeds the limit. The graph is not changed.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
 
 import onnx
 from onnx import numpy_helper
@@ -15,47 +15,28 @@ from onnx import numpy_helper
 from toprl_export.errors import UserError
 from toprl_export.pruning.plan import TENSORRT_TOPK_LIMIT
 
-Dimension = onnx.TensorShapeProto.Dimension
 
-
-def check_top_k(model: onnx.ModelProto, largest: Mapping[str, int]) -> None:
-    """Return when every `TopK` stays within the limit.
-
-    Args:
-        model: any graph.
-        largest: sizes of the largest request by the names of dynamic sizes; a size that it does not name is not
-            checked here, but the builder's warning about it is an error (`PlanBuilder`).
+def check_top_k(model: onnx.ModelProto) -> None:
+    """Return when every fixed `TopK` stays within the limit.
 
     Raises:
-        UserError: one does not; the message says what to lower.
+        UserError: one does not.
     """
-    shapes = {value.name: value.type.tensor_type.shape.dim for value in (*model.graph.value_info, *model.graph.input)}
     constants = _constants(model)
-    for node in model.graph.node:
-        if node.op_type != "TopK":
-            continue
-        count = constants.get(node.input[1]) or _sorted(node, shapes.get(node.input[0], ()), largest)
-        if count is not None and count > TENSORRT_TOPK_LIMIT:
-            raise UserError(
-                f"the graph selects or sorts up to {count} tokens at once, and TensorRT at most {TENSORRT_TOPK_LIMIT}: "
-                "lower --max-text, or use --engine onnx"
-            )
-
-
-def _sorted(node: onnx.NodeProto, sizes: Sequence[Dimension], largest: Mapping[str, int]) -> int | None:
-    """Elements along a dynamic axis, of which k cannot be more; None where that is not known.
-
-    An axis of fixed size is that of all visual tokens, and its k a keep count, which the profile bounds.
-    """
-    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), -1)
-    return largest.get(sizes[axis].dim_param) if sizes else None
+    counts = [constants.get(node.input[1], 0) for node in model.graph.node if node.op_type == "TopK"]
+    if max(counts, default=0) > TENSORRT_TOPK_LIMIT:
+        raise UserError(
+            f"the graph selects or sorts {max(counts)} tokens at once, and TensorRT at most {TENSORRT_TOPK_LIMIT}: "
+            "prune by another method, or use --engine onnx"
+        )
 
 
 def _constants(model: onnx.ModelProto) -> dict[str, int]:
     """Single integers that the graph holds, by name."""
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     return {
-        name: int(numpy_helper.to_array(tensor).item())
-        for name, tensor in tensors.items()
-        if tensor.data_type == onnx.TensorProto.INT64 and tensor.dims in ([], [1]) and tensor.data_location == 0
+        tensor.name: int(numpy_helper.to_array(tensor).item())
+        for tensor in model.graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT64
+        and list(tensor.dims) in ([], [1])
+        and tensor.data_location == onnx.TensorProto.DEFAULT
     }
