@@ -64,7 +64,7 @@ class Runtime:
         if not content.startswith(b"{"):
             self.logger.log(ILogger.ERROR, "the plan's magic tag does not match")
             return None
-        return ICudaEngine(json.loads(content))
+        return ICudaEngine(json.loads(content), self.logger)
 
 
 class IPluginRegistry:
@@ -97,7 +97,8 @@ class ICudaEngine:
     device: FakeDevice
     """Where everything runs; set by `fake_binding`."""
 
-    def __init__(self, plan: dict[str, Any]) -> None:
+    def __init__(self, plan: dict[str, Any], logger: ILogger) -> None:
+        self.logger = logger
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(plan["onnx"], options, providers=["CPUExecutionProvider"])
@@ -107,7 +108,7 @@ class ICudaEngine:
         self.inputs = {value.name: value for value in self.session.get_inputs()}
         self.outputs = {value.name: value for value in self.session.get_outputs()}
         self.cache_dtype, self.other_dtype = (_floating(plan[kind]) for kind in ("cache_dtype", "other_dtype"))
-        self.names = [*self.inputs, *self.outputs]
+        self.names = [*self.inputs, *reversed(self.outputs)]  # TensorRT promises no order
         self.device_memory_size_v2 = ACTIVATION_BYTES
 
     @property

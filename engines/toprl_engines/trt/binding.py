@@ -80,5 +80,12 @@ def load_binding(name: str | None = None) -> Binding:
         raise UserError(f"{chosen} {version} is too old, expected {OLDEST[chosen]} or newer: update it")
     if chosen == "tensorrt_rtx" and sys.platform == "linux":
         # Its parser opens the library by a name that the wheel does not ship, and aborts the process where that fails.
-        load_alias("libtensorrt_rtx.so", of=f"libtensorrt_rtx.so.{Version(version).major}")
+        library = "libtensorrt_rtx.so"
+        try:
+            load_alias(library, of=f"{library}.{Version(version).major}")
+        except OSError as error:
+            raise UserError(
+                f"{chosen} {version} cannot be used safely, for its parser looks for {library} ({error}): put a link of"
+                " that name to its library into a directory on LD_LIBRARY_PATH"
+            ) from error
     return Binding(chosen, module, version)

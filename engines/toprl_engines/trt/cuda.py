@@ -37,6 +37,7 @@ class CudaDevice:
         self.sm = f"{facts.major}.{facts.minor}"
         # A stream that does not wait for the default one: TensorRT synchronises the device when given that.
         self.stream = int(self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking))
+        weakref.finalize(self, self._cuda.cudaStreamDestroy, self.stream).atexit = False
 
     def free_bytes(self) -> int:
         free, _ = self._call("cudaMemGetInfo")
@@ -81,20 +82,23 @@ class CudaDevice:
     def capture(self, work: Callable[[], object]) -> CapturedGraph:
         cuda = self._cuda
         self._call("cudaStreamBeginCapture", self.stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+        failure: Exception | None = None
         try:
             work()
-        except Exception as error:
-            cuda.cudaStreamEndCapture(self.stream)  # or the stream would stay in its capturing state
-            raise CaptureError(str(error)) from error
-        status, graph = cuda.cudaStreamEndCapture(self.stream)
-        if status != cuda.cudaError_t.cudaSuccess:
-            raise CaptureError(self._describe("cudaStreamEndCapture", status))
+        except (ToprlError, RuntimeError) as error:
+            failure = error
+        finally:  # whatever happened, or the stream would stay in its capturing state
+            ended, graph = cuda.cudaStreamEndCapture(self.stream)
+        if ended != cuda.cudaError_t.cudaSuccess:
+            raise CaptureError(self._describe("cudaStreamEndCapture", ended)) from failure
         try:
-            status, executable = cuda.cudaGraphInstantiate(graph, 0)
+            if failure is not None:
+                raise CaptureError(str(failure)) from failure
+            made, executable = cuda.cudaGraphInstantiate(graph, 0)
         finally:
             cuda.cudaGraphDestroy(graph)
-        if status != cuda.cudaError_t.cudaSuccess:
-            raise CaptureError(self._describe("cudaGraphInstantiate", status))
+        if made != cuda.cudaError_t.cudaSuccess:
+            raise CaptureError(self._describe("cudaGraphInstantiate", made))
         return _CudaGraph(self, executable)
 
     def launch(self, executable: Any) -> None:

@@ -108,8 +108,8 @@ class _Step:
 
     def __init__(self, device: Device, context: Context, work: Any) -> None:
         self._device = device
+        self._graph: CapturedGraph | None = None  # before the work, whose context it must not outlive
         self._work = work
-        self._graph: CapturedGraph | None = None
         self._capturable = not context.captures_itself
         self._runs = 0
 

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from toprl_engines.trt.binding import Binding
-from toprl_engines.trt.log import BuildLog
+from toprl_engines.trt.log import BuildLog, lacks_memory, last_error
 from toprl_engines.trt.refit import refit_engine
 from toprl_engines.trt.runtime_device import Block
 from toprl_export.errors import ToprlError, UserError
@@ -80,6 +80,7 @@ class LoadedEngine:
     def __init__(self, binding: Binding, runtime: Any, log: BuildLog, path: Path, graph: Path | None = None) -> None:
         self.name = path.stem
         self._trt = binding.module
+        self._log = log
         self._captures_itself = binding.rtx
         self._engine = _deserialize(binding, runtime, log, path)
         if graph is not None:
@@ -115,12 +116,9 @@ class LoadedEngine:
             config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         context = self._engine.create_execution_context(config)
         if context is None:
-            raise UserError(
-                f"TensorRT has no device memory left to run {self.name}: stop what else uses the GPU, or build the "
-                "bundle with a smaller --max-batch"
-            )
+            raise _no_memory(self.name)
         context.set_device_memory(activations.address, activations.size)
-        return Context(self.name, context, captures_itself=repeated and self._captures_itself)
+        return Context(self.name, context, self._log, captures_itself=repeated and self._captures_itself)
 
     def _describe(self, name: str) -> TensorInfo:
         engine, trt = self._engine, self._trt
@@ -140,19 +138,19 @@ class LoadedEngine:
 
 
 class Context:
-    """One engine made ready for one set of sizes and addresses at a time."""
+    """One engine made ready for one set of sizes and addresses at a time.
 
-    def __init__(self, name: str, context: Any, captures_itself: bool) -> None:
+    All methods raise `EngineError` where TensorRT refuses, and `UserError` where it does for want of memory.
+    """
+
+    def __init__(self, name: str, context: Any, log: BuildLog, captures_itself: bool) -> None:
         self._name = name
         self._context = context
+        self._log = log
         self.captures_itself = captures_itself
 
     def set_shape(self, name: str, shape: Shape) -> None:
-        """Give an input its sizes, which the caller has checked.
-
-        Raises:
-            EngineError: they are outside the engine's profile all the same.
-        """
+        """Give an input its sizes, which the caller has checked."""
         self._check(self._context.set_input_shape(name, shape), f"the shape {shape} of {name}")
 
     def bind(self, name: str, address: int) -> None:
@@ -161,7 +159,10 @@ class Context:
 
     def infer_shapes(self) -> None:
         """Work out the outputs' sizes, once all inputs have theirs (and those on the host their addresses)."""
-        missing = self._context.infer_shapes()
+        try:
+            missing = self._context.infer_shapes()
+        except RuntimeError as error:
+            raise EngineError(f"TensorRT cannot work out shapes ({self._name}): {error}") from error
         self._check(not missing, f"its inputs without {', '.join(missing)}")
 
     def shape(self, name: str) -> Shape:
@@ -175,8 +176,19 @@ class Context:
         self._check(self._context.execute_async_v3(stream), "to run")
 
     def _check(self, taken: bool, what: str) -> None:
-        if not taken:
-            raise EngineError(f"TensorRT refused {what} ({self._name})")
+        if taken:
+            return
+        reason = last_error(self._log)
+        if lacks_memory(reason):
+            raise _no_memory(self._name)
+        raise EngineError(f"TensorRT refused {what} ({self._name}): {reason}")
+
+
+def _no_memory(name: str) -> UserError:
+    return UserError(
+        f"TensorRT has no device memory left to run {name}: stop what else uses the GPU, or build the bundle with a "
+        "smaller --max-batch"
+    )
 
 
 def _deserialize(binding: Binding, runtime: Any, log: BuildLog, path: Path) -> Any:
@@ -184,8 +196,7 @@ def _deserialize(binding: Binding, runtime: Any, log: BuildLog, path: Path) -> A
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
         engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        reason = " ".join(log.errors[-1].split()) if log.errors else "it gave no reason"
-        raise UserError(
-            f"{binding.name} {binding.version} cannot load {path}: {reason}; build the bundle again on this machine"
-        )
+        reason = last_error(log)
+        fix = "stop what else uses the GPU" if lacks_memory(reason) else "build the bundle again on this machine"
+        raise UserError(f"{binding.name} {binding.version} cannot load {path}: {reason}; {fix}")
     return engine

@@ -9,7 +9,8 @@ from typing import Any
 from toprl_engines.trt.binding import Binding
 from toprl_engines.trt.compatibility import check_compatible
 from toprl_engines.trt.cuda import out_of_memory
-from toprl_engines.trt.log import BuildLog, make_log
+from toprl_engines.trt.interrupt import deferred_interrupt
+from toprl_engines.trt.log import BuildLog, last_error, make_log
 from toprl_engines.trt.plugin import register_plugin
 from toprl_engines.trt.runtime_device import Device
 from toprl_engines.trt.runtime_engine import LoadedEngine
@@ -23,6 +24,7 @@ def open_engines(bundle: Bundle, roles: Sequence[str], binding: Binding, device:
     Raises:
         UserError: they were built for another GPU or TensorRT, their plugin cannot be loaded, TensorRT does not take
             them, or the device has too little memory.
+        KeyboardInterrupt: Ctrl-C was pressed, which is minded between two engines.
     """
     entry = bundle.manifest.engine
     check_compatible(entry, binding, device)
@@ -38,8 +40,12 @@ def open_engines(bundle: Bundle, roles: Sequence[str], binding: Binding, device:
     runtime = _runtime(binding, log)
     # A plan for later versions brings the part of TensorRT that runs it; the bundle's digests vouch for it.
     runtime.engine_host_code_allowed = entry.version_compatible
-    graphs = [bundle.path(f"refit_{role}") if entry.weight_stripped else None for role in roles]
-    return [LoadedEngine(binding, runtime, log, *files) for files in zip(paths, graphs, strict=True)]
+    engines = []
+    for role, path in zip(roles, paths, strict=True):
+        graph = bundle.path(f"refit_{role}") if entry.weight_stripped else None
+        with deferred_interrupt():  # raised while TensorRT writes to the log, it would be swallowed
+            engines.append(LoadedEngine(binding, runtime, log, path, graph))
+    return engines
 
 
 def _plugin_library(bundle: Bundle) -> Path | None:
@@ -52,8 +58,7 @@ def _runtime(binding: Binding, log: BuildLog) -> Any:
     try:
         return binding.module.Runtime(log)
     except TypeError as error:  # what a C++ factory's null pointer becomes
-        reason = " ".join(log.errors[-1].split()) if log.errors else "it gave no reason"
         raise UserError(
-            f"{binding.name} {binding.version} cannot start: {reason}; check the GPU, and that its driver is new "
-            "enough for this TensorRT"
+            f"{binding.name} {binding.version} cannot start: {last_error(log)}; check the GPU, and that its driver is "
+            "new enough for this TensorRT"
         ) from error

@@ -98,8 +98,9 @@ class TensorRTSession:
         self._decoder = Decoder(self._device, decode, max_batch, self._activations)
         self._vision, self._prefill = self._prompt_graphs(vision, prefill)
         self._encoded = [tensor.name for tensor in vision.outputs]
-        self._masks = [name for name in prefill.tensors if name.startswith("mask_")]
-        self._kept = [name for name in prefill.tensors if name.startswith("kept_")]
+        # One mask serves all groups where nothing is pruned.
+        self._masks = [f"mask_{group if self._pruned else 0}" for group in range(len(self._groups))]
+        self._kept = [f"kept_{stage}" for stage in range(len(plan.stages) if self._pruned else 0)]
         self._resident: EncodedImages | None = None
 
     @property
@@ -144,9 +145,8 @@ class TensorRTSession:
         if room < 0:
             raise no_room(0)
         self._prefill.run(store.output_addresses(batch, lengths))
-        masks = self._masks if self._pruned else self._masks * len(lengths)
-        addresses = [self._prefill.addresses[name] for name in masks]
-        caches = store.take(batch, lengths, room, addresses)
+        masks = [self._prefill.addresses[name] for name in self._masks]
+        caches = store.take(batch, lengths, room, masks)
         logits = self._prefill.fetch("logits")
         kept = [self._prefill.fetch(name) for name in self._kept]
         self._device.synchronize()

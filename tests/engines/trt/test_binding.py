@@ -43,6 +43,18 @@ def test_rtx_is_taken_where_it_is_alone_and_where_it_is_asked_for(installed):
         assert aliases == [("libtensorrt_rtx.so", "libtensorrt_rtx.so.1")] * 2
 
 
+def test_a_parser_that_would_abort_is_refused_in_one_line(installed, monkeypatch):
+    installed(tensorrt_rtx="1.7.1.116")
+
+    def fail(alias, of):
+        raise OSError(f"{of}: cannot open shared object file")
+
+    monkeypatch.setattr(binding, "load_alias", fail)
+    monkeypatch.setattr(binding.sys, "platform", "linux")
+    with pytest.raises(UserError, match=r"looks for libtensorrt_rtx\.so \(.*cannot open.*\): put a link of that name"):
+        binding.load_binding("tensorrt_rtx")
+
+
 def test_a_missing_tensorrt_names_the_extra_that_brings_it(installed):
     installed()
     with pytest.raises(MissingExtraError, match=r"tensorrt, which is not installed: .*toprl-export\[trt\]"):

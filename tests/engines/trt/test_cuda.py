@@ -103,6 +103,13 @@ def test_what_cannot_be_captured_leaves_the_stream_usable(monkeypatch):
 
     with pytest.raises(CaptureError, match="allocates"):
         device.capture(work)
+    assert stand_in.calls[-2:] == ["cudaStreamEndCapture", "cudaGraphDestroy"]
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        device.capture(interrupted)
     assert stand_in.calls[-1] == "cudaStreamEndCapture"
     device, stand_in = opened(monkeypatch, cudaStreamEndCapture=Status.cudaErrorStreamCaptureInvalidated)
     with pytest.raises(CaptureError, match="cudaStreamEndCapture: a reason"):
@@ -117,6 +124,17 @@ def test_captured_work_is_launched_and_freed(monkeypatch):
     del graph
     gc.collect()
     assert stand_in.calls[-1] == "cudaGraphExecDestroy"
+
+
+def test_the_stream_ends_with_the_device_and_the_device_with_its_last_memory(monkeypatch):
+    device, stand_in = opened(monkeypatch)
+    block = Block(device, 1, "test")
+    del device
+    gc.collect()
+    assert "cudaStreamDestroy" not in stand_in.calls
+    del block
+    gc.collect()
+    assert stand_in.calls[-2:] == ["cudaFree", "cudaStreamDestroy"]
 
 
 def test_without_the_bindings_the_extra_is_named(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -127,6 +128,29 @@ def test_a_driver_that_is_too_old_for_tensorrt_is_one_line(bundle):
     message = r"tensorrt 11\.2\.0\.4 cannot start: CUDA driver version is insufficient; check the GPU"
     with pytest.raises(UserError, match=message):
         opened(bundle, device, binding)
+
+
+def test_weights_that_find_no_memory_are_told_from_a_plan_that_is_broken(bundle, monkeypatch):
+    def fails(runtime, plan):
+        runtime.logger.log(fake_tensorrt.ILogger.ERROR, "Error Code 2: OutOfMemory (Requested size was 13 GB)")
+
+    monkeypatch.setattr(fake_tensorrt.Runtime, "deserialize_cuda_engine", fails)
+    with pytest.raises(UserError, match=r"cannot load .*vision\.plan: .*OutOfMemory.*; stop what else uses the GPU"):
+        opened(bundle, FakeDevice())
+
+
+def test_ctrl_c_while_tensorrt_loads_is_minded_when_it_has_loaded(bundle, monkeypatch):
+    real, loaded = fake_tensorrt.Runtime.deserialize_cuda_engine, []
+
+    def pressed(runtime, plan):
+        signal.raise_signal(signal.SIGINT)
+        loaded.append(real(runtime, plan))
+        return loaded[-1]
+
+    monkeypatch.setattr(fake_tensorrt.Runtime, "deserialize_cuda_engine", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        opened(bundle, FakeDevice())
+    assert len(loaded) == 1
 
 
 def test_a_plugin_that_cannot_be_loaded(bundle):

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from tests.support.fake_device import FakeDevice
-from tests.support.fake_tensorrt import fake_binding
+from tests.support.fake_tensorrt import IExecutionContext, ILogger, fake_binding
 from tests.support.onnx_bundle import staged_bundle
 from tests.support.tiny_llava import tiny_pixels
 from tests.support.trt_bundle import PlanLimits, open_plans, plans_of
+from toprl_engines.trt.runtime_engine import EngineError
 from toprl_engines.trt.session import TensorRTSession
 from toprl_export.engine import SessionOptions
 from toprl_export.errors import UserError
@@ -95,6 +96,33 @@ def test_a_plan_that_tensorrt_does_not_take(tmp_path):
     (bundle.dir / "decode.plan").write_bytes(b"another version's")
     with pytest.raises(UserError, match=r"cannot load .*decode.plan: the plan's magic tag does not match; build"):
         open_plans(bundle, FakeDevice())
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "message"),
+    [
+        ("[myelin.cpp] CUDA error: out of\nmemory", UserError, "no device memory left to run decode: stop what else"),
+        ("[myelin.cpp] no such\nkernel", EngineError, r"refused to run \(decode\): \[myelin.cpp\] no such kernel"),
+    ],
+)
+def test_a_step_that_fails_says_why(session, monkeypatch, said, kind, message):
+    def fails(context, stream):
+        context.engine.logger.log(ILogger.ERROR, said)
+        return False
+
+    cache = session.prefill(staged_bundle().request(COUNTS)).cache
+    monkeypatch.setattr(IExecutionContext, "execute_async_v3", fails)
+    with pytest.raises(kind, match=message):
+        session.decode(cache, np.array([5, 6]))
+
+
+def test_shapes_that_cannot_be_worked_out(session, monkeypatch):
+    def fails(context):
+        raise RuntimeError("shape inference failed")
+
+    monkeypatch.setattr(IExecutionContext, "infer_shapes", fails)
+    with pytest.raises(EngineError, match=r"cannot work out shapes \(prefill\): shape inference failed"):
+        session.prefill(staged_bundle().request(COUNTS))
 
 
 def test_a_provider_of_another_engine(tmp_path):
