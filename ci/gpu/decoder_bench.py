@@ -68,7 +68,8 @@ class DecoderBench:
         found: dict[str, Contender] = {"unpruned, Hugging Face, SDPA": Stock(self.subject, MASKED)}
         if FLASH not in missing:
             found["unpruned, Hugging Face, flash-attn"] = Stock(self.subject, FLASH)
-        found["unpruned, walk, SDPA, causal"] = Walk(self.subject, CAUSAL)
+        for way in (CAUSAL, MASKED):
+            found[f"unpruned, walk, {NAMES[way]}"] = Walk(self.subject, way)
         for budget, ways in self.budgets.items():
             pruning = random_pruning(self.subject, budget)
             for way in ways:

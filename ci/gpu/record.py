@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 from toprl_export.errors import UserError
 from toprl_export.fields import Fields
@@ -32,7 +32,7 @@ class Case:
         figures: by name, which ends in its unit; finite numbers.
 
     Raises:
-        UserError: the status is unknown, a reason is missing, or a figure is not finite.
+        UserError: a reason is missing, or a figure is not finite.
     """
 
     table: str
@@ -42,7 +42,6 @@ class Case:
     figures: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_choice(f"case {self.name!r}", self.status, get_args(CaseStatus))
         if self.status != "ok" and not self.why:
             raise UserError(f"case {self.name!r} is {self.status}, but does not say why")
         wrong = [name for name, value in self.figures.items() if not math.isfinite(value)]
@@ -70,9 +69,6 @@ class CheckResult:
     cases: tuple[Case, ...] = ()
     log: str = ""
 
-    def __post_init__(self) -> None:
-        _check_choice(f"check {self.name!r}", self.status, get_args(CheckStatus))
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -82,9 +78,6 @@ class Verdict:
     needed: str
     found: str
     outcome: Outcome
-
-    def __post_init__(self) -> None:
-        _check_choice(f"goal {self.goal!r}", self.outcome, get_args(Outcome))
 
 
 @dataclass(frozen=True)
@@ -156,20 +149,28 @@ def read_case(fields: Fields) -> Case:
     Raises:
         UserError: a field is missing, mistyped or impossible.
     """
-    figures, status = fields.nested("figures"), cast(CaseStatus, fields.text("status"))
+    figures, status = fields.nested("figures"), _one_of(fields, "status", CaseStatus)
     numbers = {name: figures.number(name) for name in figures.payload}
     return Case(fields.text("table"), fields.text("name"), status, fields.text("why"), numbers)
 
 
 def _read_check(fields: Fields) -> CheckResult:
-    status, why = cast(CheckStatus, fields.text("status")), fields.text("why")
+    status, why = _one_of(fields, "status", CheckStatus), fields.text("why")
     cases = tuple(read_case(case) for case in fields.nested_list("cases"))
     return CheckResult(fields.text("name"), status, why, fields.number("seconds"), cases, fields.text("log"))
 
 
 def _read_verdict(fields: Fields) -> Verdict:
-    outcome = cast(Outcome, fields.text("outcome"))
+    outcome = _one_of(fields, "outcome", Outcome)
     return Verdict(fields.text("goal"), fields.text("needed"), fields.text("found"), outcome)
+
+
+def _one_of(fields: Fields, name: str, choices: Any) -> Any:
+    """A text that is one of a ``Literal``'s."""
+    found = fields.text(name)
+    if found not in get_args(choices):
+        raise UserError(f"{name} is {found!r}, expected one of {', '.join(get_args(choices))}: make the file anew")
+    return found
 
 
 def write_text(path: Path, text: str) -> None:
@@ -177,8 +178,3 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
-
-
-def _check_choice(what: str, found: str, known: tuple[str, ...]) -> None:
-    if found not in known:
-        raise UserError(f"{what} is {found!r}, expected one of {', '.join(known)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +23,6 @@ class Shape:
     """Sizes of a model and of one prompt.
 
     Attributes:
-        name: as it is reported.
-        family: the transformers model type.
         crops: pictures that the tower sees per image; their patches are the visual tokens. (LLaVA-NeXT also puts one
             learned vector at the end of each row of patches, which is left out here.)
         image_size: pixels of an edge of one crop.
@@ -32,8 +30,6 @@ class Shape:
         text: tokens beside the image's.
     """
 
-    name: str
-    family: Literal["llava", "llava_next"]
     crops: int
     layers: int = 32
     hidden: int = 4096
@@ -54,8 +50,8 @@ class Shape:
         return self.crops * (self.image_size // self.patch_size) ** 2
 
 
-LLAVA = Shape("LLaVA-1.5-7B", "llava", crops=1)
-LLAVA_NEXT = Shape("LLaVA-NeXT-7B", "llava_next", crops=5)
+LLAVA = Shape(crops=1)
+LLAVA_NEXT = Shape(crops=5)
 
 
 def small(shape: Shape) -> Shape:
@@ -147,7 +143,7 @@ def mini_subject(device: str) -> Subject:
     adapter = load_model("mini", device)
     sizes, vision = adapter.shape, adapter.model.config.vision_config
     shape = Shape(
-        "mini", "llava", crops=1, layers=sizes.layers, hidden=sizes.hidden, intermediate=sizes.intermediate,
+        crops=1, layers=sizes.layers, hidden=sizes.hidden, intermediate=sizes.intermediate,
         heads=sizes.heads, vocabulary=sizes.vocabulary, image_size=vision.image_size, patch_size=vision.patch_size,
         text=11,
     )  # fmt: skip
@@ -155,7 +151,7 @@ def mini_subject(device: str) -> Subject:
 
 
 def _network(shape: Shape, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaNextConfig
+    from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
     vision = CLIPVisionConfig(
         hidden_size=shape.vision_hidden, intermediate_size=shape.vision_intermediate, patch_size=shape.patch_size,
@@ -167,9 +163,6 @@ def _network(shape: Shape, dtype: torch.dtype) -> Any:
         num_attention_heads=shape.heads, num_key_value_heads=shape.heads, vocab_size=shape.vocabulary,
         max_position_embeddings=4096, initializer_range=1.28 * shape.hidden**-0.5,
     )  # fmt: skip
-    image_token = shape.vocabulary - 1
-    config = {"llava": LlavaConfig, "llava_next": LlavaNextConfig}[shape.family](
-        vision_config=vision, text_config=text, image_token_index=image_token, vision_feature_layer=FEATURE_LAYER
-    )
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=shape.vocabulary - 1)
     auto: Any = AutoModelForImageTextToText
     return auto.from_config(config, dtype=dtype, attn_implementation="sdpa")

@@ -37,7 +37,14 @@ def test_a_report_comes_back_as_it_was_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"format": "toprl-export/report"}, {"version": 2}, {"seconds": "long"}, {"verdicts": [{"goal": "x"}]}]
+    "change",
+    [
+        {"format": "toprl-export/report"},
+        {"version": 2},
+        {"seconds": "long"},
+        {"verdicts": [{"goal": "x"}]},
+        {"verdicts": [{"goal": "x", "needed": "y", "found": "z", "outcome": "perhaps"}]},
+    ],
 )
 def test_another_format_version_or_shape_is_refused(tmp_path, change):
     path = tmp_path / "report.json"
@@ -56,7 +63,6 @@ def test_what_is_no_json_is_refused_in_one_line(tmp_path):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"status": "fine"},
         {"status": "failed", "why": ""},
         {"figures": {"ms": float("nan")}},
         {"figures": {"ms": float("inf")}},
