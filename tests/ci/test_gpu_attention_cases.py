@@ -138,6 +138,14 @@ def test_a_fast_kernel_with_a_wrong_answer_is_refused(tmp_path):
         compare_speed(lambda given: sdpa(replace(given, causal=False)), made, context)
 
 
+def test_on_a_gpu_the_kernel_is_held_against_flash_attention_in_graphs(tmp_path, fake_cuda):
+    context = Context("cuda", True, math.inf, tmp_path / "cases.jsonl", tmp_path)
+    figures = compare_speed(sdpa, problem("causal"), context)
+    assert figures.keys() == {"kernel_tflops", "sdpa_flash_tflops", "of_sdpa_flash"}
+    assert fake_cuda.count("record") == 2
+    assert fake_cuda.count("replay") == 4
+
+
 def test_operations_are_counted_as_for_two_products():
     made = random_problem(Sizes(2, 3, 3, 4, 4, 64), torch.float16, "cpu", 0)
     assert made.flops == 4 * 2 * 3 * 4 * 4 * 64

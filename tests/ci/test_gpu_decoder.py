@@ -52,6 +52,18 @@ def test_every_table_has_a_case_for_every_contender_that_is_there(bench):
     assert [case.name for case in cases if case.status == "failed"] == []
 
 
+def test_on_a_gpu_walks_are_also_replayed_and_their_memory_counted(bench, tmp_path, fake_cuda):
+    there = replace(bench, context=replace(context(tmp_path), device="cuda"), budgets={20: (CAUSAL,)})
+    there.run()
+    cases = read_cases(there.context.cases)
+    assert [case.name for case in cases if case.status != "ok"] == []
+    walks = {f"batch 1, {name}" for name, one in there.contenders().items() if isinstance(one, Walk)}
+    for table in ("decoding, CUDA graph", "prompt, CUDA graph"):
+        assert {case.name for case in cases if case.table == table} == walks
+    assert fake_cuda.count("record") == 2 * len(walks)
+    assert {case.figures["peak_above_weights_gib"] for case in cases if case.table == "memory"} == {2.0}
+
+
 def test_the_walk_agrees_in_every_way_that_is_there(bench, tmp_path):
     found = context(tmp_path)
     check_agreement(found, bench.subject, 20, (CAUSAL, MASKED, KERNEL))
