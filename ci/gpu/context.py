@@ -71,6 +71,7 @@ class Context:
             whether it is ok.
         """
         if self.seconds_left > 0:
+            print(f"{table} | {name} …", flush=True)  # the last one in the log of a process that hangs
             case = _attempt(table, name, work)
         else:
             case = Case(table, name, "not run", "no time was left for it")

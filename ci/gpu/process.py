@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import importlib
 import sys
 import time
@@ -11,6 +12,9 @@ from pathlib import Path
 
 from ci.gpu.context import MISSING, Context, one_line
 from ci.gpu.record import Case
+
+LATE = 1.2
+"""By this multiple of its time a check should long have ended."""
 
 
 def main() -> int:
@@ -23,6 +27,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--quick", action="store_true")
     found = parser.parse_args()
+    # Of a crash, or of what goes on shortly before the process is stopped, the log then has every thread's stack.
+    faulthandler.enable()
+    faulthandler.dump_traceback_later(found.seconds * LATE)
     deadline = time.monotonic() + found.seconds
     return run_check(found.check, Context(found.device, found.quick, deadline, found.cases, found.scratch))
 
