@@ -20,7 +20,7 @@ from ci.gpu.ways import CAUSAL, FLASH, MASKED, NAMES, register_ways
 
 DECODED = 8
 """Tokens of one timed round of decoding."""
-ROUNDS = (3, 15)
+ROUNDS = (3, 10)
 SHARE_OF_TIME = 12
 """A race takes about one of so many parts of the time that is left."""
 GIB = 2**30

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from toprl_export.models.decoder import Decoder
-from toprl_export.models.load import load_model
 from toprl_export.models.walk import TokenTensors
 from toprl_export.seeding import torch_generator
 
@@ -140,6 +139,8 @@ def random_subject(shape: Shape, device: str, dtype: torch.dtype) -> Subject:
 
 def mini_subject(device: str) -> Subject:
     """The embedded model, with its own weights in fp32."""
+    from toprl_export.models.load import load_model
+
     adapter = load_model("mini", device)
     sizes, vision = adapter.shape, adapter.model.config.vision_config
     shape = Shape(
