@@ -51,7 +51,7 @@ class Goal:
         if failed and (self.over == "worst" or not measured):
             return Verdict(self.text, self.needed, f"{failed[0].name}: {failed[0].why}", "not reached")
         if not measured:
-            return self._not_run(_reason(found, cases))
+            return self._not_run(self._reason(found))
         return self._compare(measured, len(cases) - len(measured), found)
 
     def _compare(self, measured: Sequence[Case], left_out: int, check: CheckResult) -> Verdict:
@@ -66,14 +66,14 @@ class Goal:
         found += "" if whole else f"; {check.why}"
         return Verdict(self.text, self.needed, found, "reached" if met and whole else "not reached")
 
+    def _reason(self, check: CheckResult) -> str:
+        """Why a check measured nothing of this: what the case of this name says, if only when it was prepared."""
+        left_out = [case for case in check.cases if case.status == "not run"]
+        left_out.sort(key=lambda case: (not case.name.startswith(self.case), case.table != self.table))
+        return next((case.why for case in left_out), check.why) or "nothing was measured"
+
     def _not_run(self, why: str) -> Verdict:
         return Verdict(self.text, self.needed, why, "not run")
-
-
-def _reason(check: CheckResult, cases: Sequence[Case]) -> str:
-    """Why a check measured nothing."""
-    reasons = [case.why for case in (*cases, *check.cases) if case.status == "not run"]
-    return next(iter(reasons), check.why) or "nothing was measured"
 
 
 GOALS = (

@@ -72,6 +72,12 @@ def test_some_cases_of_a_process_that_crashed_reach_nothing_unless_the_best_coun
     assert best.judge([crashed], "cuda", quick=False).outcome == "reached"
 
 
+def test_the_reason_is_that_of_the_goals_own_case():
+    goal = Goal("TensorRT", "engines", "parity", "error", "<=", 1, case="trt")
+    cases = (Case("build", "onnx", "not run", "no CUDA"), Case("build", "trt fp32", "not run", "no TensorRT"))
+    assert goal.judge([CheckResult("engines", "finished", cases=cases)], "cuda", False).found == "no TensorRT"
+
+
 def test_small_shapes_or_a_cpu_reach_nothing():
     found = check("speed", "race", ("case", {"speedup": 99.0}))
     assert LEAST.judge([found], "cuda", quick=False).outcome == "reached"
