@@ -28,10 +28,11 @@ def built(bundle_of, directory: Path, precision: str) -> Bundle:
     from toprl_engines.trt.cuda import CudaDevice
 
     try:
-        load_binding()
-        CudaDevice()
+        binding, device = load_binding(), CudaDevice()
     except UserError as error:
         pytest.skip(str(error))
+    if binding.rtx and device.sm in ("9.0", "10.0"):
+        pytest.skip(f"TensorRT for RTX does not run on {device.name}")
     source, engine = bundle_of(), get_engine("trt")
     options = TensorRTOptions(attention="native", max_batch=3, max_text=40, max_new_tokens=40)
     request = BuildRequest(
