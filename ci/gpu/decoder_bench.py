@@ -127,7 +127,8 @@ class DecoderBench:
         ):
             return
         for name in times:
-            self.context.measure(table, f"batch {batch}, {name}", partial(figures_of, times, name, divide))
+            case = partial(figures_of, times, name, divide)
+            self.context.measure(table, f"batch {batch}, {name}", case, done=True)
 
     def _take_turns(self, prepared: Mapping[str, Prepare]) -> Times:
         rounds, warmup = ((2, 2), 0) if self.context.quick else (ROUNDS, 1)

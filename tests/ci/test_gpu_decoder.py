@@ -168,6 +168,21 @@ def test_when_time_is_over_what_is_left_is_recorded_as_not_run(bench, tmp_path):
     assert {case.why for case in cases} == {"no time was left for it"}
 
 
+@torch.inference_mode()
+def test_a_race_that_ends_after_the_deadline_is_recorded(bench, tmp_path, monkeypatch):
+    racing = replace(bench, context=context(tmp_path))
+    monkeypatch.setattr("ci.gpu.decoder_bench.take_turns", lambda *_: late())
+
+    def late() -> dict[str, list[float]]:
+        monkeypatch.setattr(Context, "seconds_left", -1.0)
+        return {"unpruned, walk": [2.0, 2.0]}
+
+    asked, pixels = prompt(bench, 1), bench.subject.pixels(1)
+    walk = {"unpruned, walk": Walk(bench.subject, CAUSAL)}
+    racing._race("first token", 1, walk, lambda contender: racing._first_token(asked, pixels, contender))
+    assert [case.figures["ms"] for case in read_cases(racing.context.cases)] == [2.0]
+
+
 def test_speedups_are_medians_of_the_rounds_own_ratios_over_the_fastest_unpruned():
     times = {"unpruned, a": [8.0, 9.0, 10.0], "unpruned, b": [4.0, 6.0, 6.0], "20 kept": [2.0, 2.0, 3.0]}
     figures = figures_of(times, "20 kept", divide=1)

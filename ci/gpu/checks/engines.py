@@ -126,8 +126,8 @@ def _measure(context: Context, target: Target, bundle: Path) -> None:
     context.measure("validate", target.name, validate)
     for budget in budgets:
         name = f"{target.name}, {budget.budget_kept} kept"
-        context.measure("parity", name, partial(parity_figures, budget.parity, target.precision))
-        context.measure("speed", name, partial(speed_figures, budget))
+        context.measure("parity", name, partial(parity_figures, budget.parity, target.precision), done=True)
+        context.measure("speed", name, partial(speed_figures, budget), done=True)
 
 
 def _validate(context: Context, target: Target, bundle: Path) -> tuple[BudgetReport, ...]:
