@@ -125,7 +125,7 @@ def test_every_form_of_the_kernel_is_tried_with_a_mask_and_without(sm, dtype, he
     table, tried = table_of(sm), set()
     for seed, kind in enumerate(KINDS):
         sizes, masked = sizes_of_kind(kind, head_dim, dtype, LONGEST, seed), kind in (*PADDED, "full mask")
-        wide, narrow = table[head_dim, masked, "wide"], table[head_dim, masked, "narrow"]
+        wide, narrow = table[head_dim, "wide"], table[head_dim, "narrow"]
         tried.add((masked, choose_form(sizes.batch, sizes.heads, sizes.kv_heads, sizes.queries, wide, narrow)))
     assert tried == {(masked, form) for masked in (False, True) for form in ("wide", "narrow", "few")}
 

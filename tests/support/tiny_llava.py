@@ -15,10 +15,42 @@ VISUAL_TOKENS = 25
 QUESTIONS = ("what colour is the 7?", "is there a star in the image?", "how many circles are there?")
 
 
+def llava_network(vision: CLIPVisionConfig, feature_layer: int = -1, **decoder: int) -> LlavaForConditionalGeneration:
+    """A LLaVA with random weights, which speaks `mini`'s words; ``decoder`` are sizes of its `LlamaConfig`."""
+    tokenizer = build_tokenizer()
+    text = LlamaConfig(
+        **decoder,
+        vocab_size=tokenizer.get_vocab_size(),
+        pad_token_id=tokenizer.token_to_id(PAD),
+        bos_token_id=tokenizer.token_to_id(BEGIN),
+        eos_token_id=tokenizer.token_to_id(END),
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=tokenizer.token_to_id(IMAGE),
+        vision_feature_layer=feature_layer,
+        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
+    )
+    return LlavaForConditionalGeneration(config)
+
+
+def llava_adapter(model_id: str, network: torch.nn.Module) -> LlavaAdapter:
+    """``network`` behind the adapter that real LLaVA checkpoints get, with `mini`'s way of asking."""
+    pixels = network.config.vision_config.image_size
+    return LlavaAdapter(
+        model_id=model_id,
+        revision=None,
+        model=network,
+        tokenizer=build_tokenizer(),
+        image_processor=ImageProcessor((pixels, pixels)),
+        prompt_format=PromptFormat(f"{BEGIN}user:", "{question} assistant:", image_token=IMAGE, pad_token=PAD),
+    )
+
+
 def tiny_network(kv_heads: int = 2, weight_scale: float = 8.0, layers: int = 4, seed: int = 0) -> torch.nn.Module:
     """A LLaVA whose matrices are scaled, because default weights hide wrong positions and masks in rounding noise."""
     torch.manual_seed(seed)
-    tokenizer = build_tokenizer()
     vision = CLIPVisionConfig(
         hidden_size=32,
         intermediate_size=64,
@@ -28,26 +60,15 @@ def tiny_network(kv_heads: int = 2, weight_scale: float = 8.0, layers: int = 4, 
         patch_size=8,
         projection_dim=32,
     )
-    text = LlamaConfig(
+    network = llava_network(
+        vision,
         hidden_size=128,
         intermediate_size=192,
         num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=kv_heads,
-        vocab_size=tokenizer.get_vocab_size(),
         max_position_embeddings=256,
-        pad_token_id=tokenizer.token_to_id(PAD),
-        bos_token_id=tokenizer.token_to_id(BEGIN),
-        eos_token_id=tokenizer.token_to_id(END),
     )
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_id=tokenizer.token_to_id(IMAGE),
-        vision_feature_layer=-1,
-        image_seq_length=VISUAL_TOKENS,
-    )
-    network = LlavaForConditionalGeneration(config)
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.ndim == 2:
@@ -56,15 +77,8 @@ def tiny_network(kv_heads: int = 2, weight_scale: float = 8.0, layers: int = 4, 
 
 
 def tiny_adapter(kv_heads: int = 2, weight_scale: float = 8.0, layers: int = 4, seed: int = 0) -> LlavaAdapter:
-    """`tiny_network` behind the adapter that real LLaVA checkpoints get."""
-    return LlavaAdapter(
-        model_id="tiny",
-        revision=None,
-        model=tiny_network(kv_heads, weight_scale, layers, seed),
-        tokenizer=build_tokenizer(),
-        image_processor=ImageProcessor((IMAGE_PIXELS, IMAGE_PIXELS)),
-        prompt_format=PromptFormat(f"{BEGIN}user:", "{question} assistant:", image_token=IMAGE, pad_token=PAD),
-    )
+    """`tiny_network` behind its adapter."""
+    return llava_adapter("tiny", tiny_network(kv_heads, weight_scale, layers, seed))
 
 
 def tiny_tokens(adapter: LlavaAdapter, batch: int = 2, repeat: int = 1) -> TokenBatch:

@@ -56,7 +56,7 @@ def flash_attention(
         return out.zero_()
     kv_heads, k_len = key.shape[1:3]
     tiles = _tiles(query)
-    wide, narrow, few = (tiles[query.shape[-1], mask is not None, form] for form in ("wide", "narrow", "few"))
+    wide, narrow, few = (tiles[query.shape[-1], form] for form in ("wide", "narrow", "few"))
     form = choose_form(query.shape[0], query.shape[1], kv_heads, query.shape[2], wide, narrow)
     diagonal = k_len - query.shape[2] if causal else k_len
     call = _Call(query, key, value, out, None if mask is None else _bytes(mask, k_len), scale, diagonal, workspace)
@@ -142,7 +142,7 @@ def _kernels() -> Any:
     return import_module("toprl_flash_attention.triton_kernels")
 
 
-def _tiles(query: Tensor) -> dict[tuple[int, bool, str], Tile]:
+def _tiles(query: Tensor) -> dict[tuple[int, str], Tile]:
     if not query.is_cuda:
         return table_of(90)
     major, minor = torch.cuda.get_device_capability(query.device)

@@ -41,41 +41,29 @@ class Tile:
 
 _80 = {
     # sm_86 and sm_89 run these too: a program must do with 99 KiB of shared memory.
-    (64, False, "wide"): Tile(128, 64, 4, 3),
-    (64, False, "narrow"): Tile(64, 64, 4, 3),
-    (64, False, "few"): Tile(FEW_ROWS, 64, 4, 3),
-    (64, True, "wide"): Tile(128, 64, 4, 3),
-    (64, True, "narrow"): Tile(64, 64, 4, 3),
-    (64, True, "few"): Tile(FEW_ROWS, 64, 4, 3),
+    (64, "wide"): Tile(128, 64, 4, 3),
+    (64, "narrow"): Tile(64, 64, 4, 3),
+    (64, "few"): Tile(FEW_ROWS, 64, 4, 3),
     # 64 queries with 128 columns would be laid out across the warps by columns, which costs more than it gains.
-    (128, False, "wide"): Tile(128, 64, 8, 2),
-    (128, False, "narrow"): Tile(128, 64, 8, 2),
-    (128, False, "few"): Tile(FEW_ROWS, 64, 4, 2),
-    (128, True, "wide"): Tile(128, 64, 8, 2),
-    (128, True, "narrow"): Tile(128, 64, 8, 2),
-    (128, True, "few"): Tile(FEW_ROWS, 64, 4, 2),
+    (128, "wide"): Tile(128, 64, 8, 2),
+    (128, "narrow"): Tile(128, 64, 8, 2),
+    (128, "few"): Tile(FEW_ROWS, 64, 4, 2),
 }
 _90 = {
     # Two programs fit on a multiprocessor: one's softmax overlaps the other's products.
-    (64, False, "wide"): Tile(128, 64, 4, 3),
-    (64, False, "narrow"): Tile(64, 64, 4, 3),
-    (64, False, "few"): Tile(FEW_ROWS, 64, 4, 3),
-    (64, True, "wide"): Tile(128, 64, 4, 3),
-    (64, True, "narrow"): Tile(64, 64, 4, 3),
-    (64, True, "few"): Tile(FEW_ROWS, 64, 4, 3),
+    (64, "wide"): Tile(128, 64, 4, 3),
+    (64, "narrow"): Tile(64, 64, 4, 3),
+    (64, "few"): Tile(FEW_ROWS, 64, 4, 3),
     # 128 queries halve what is read from the L2 cache; two warpgroups hold their sums in registers.
-    (128, False, "wide"): Tile(128, 128, 8, 3),
-    (128, False, "narrow"): Tile(64, 64, 4, 3),
-    (128, False, "few"): Tile(FEW_ROWS, 64, 4, 3),
-    (128, True, "wide"): Tile(128, 128, 8, 3),
-    (128, True, "narrow"): Tile(64, 64, 4, 3),
-    (128, True, "few"): Tile(FEW_ROWS, 64, 4, 3),
+    (128, "wide"): Tile(128, 128, 8, 3),
+    (128, "narrow"): Tile(64, 64, 4, 3),
+    (128, "few"): Tile(FEW_ROWS, 64, 4, 3),
 }
-TILES: dict[int, dict[tuple[int, bool, str], Tile]] = {80: _80, 90: _90}
-"""By SM, then (head dimension, masked, form)."""
+TILES: dict[int, dict[tuple[int, str], Tile]] = {80: _80, 90: _90}
+"""By SM, then (head dimension, form); the same with a mask and without."""
 
 
-def table_of(sm: int) -> dict[tuple[int, bool, str], Tile]:
+def table_of(sm: int) -> dict[tuple[int, str], Tile]:
     """The table for a device of compute capability ``sm`` (89 for 8.9): Hopper has its own."""
     return TILES[90 if sm == 90 else 80]
 

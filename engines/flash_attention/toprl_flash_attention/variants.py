@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 from toprl_flash_attention.tiles import HEAD_DIMS, TILES, Tile
@@ -60,12 +61,12 @@ def variants(sms: tuple[int, ...] = tuple(TILES)) -> tuple[Variant, ...]:
     for sm in sms:
         table = TILES[sm]
         for dtype in DTYPES:
-            for (head_dim, masked, form), tile in table.items():
+            for masked, ((head_dim, form), tile) in product((False, True), table.items()):
                 kernel = "attend_few" if form == "few" else "attend"
                 found.append(Variant(kernel, sm, dtype, head_dim, masked, form, tile))
             merging = Tile(1, 1, 4, 1)
             found += [Variant("merge_splits", sm, dtype, head_dim, False, "", merging) for head_dim in HEAD_DIMS]
-        blocks = {(tile.block_q, tile.block_k) for (_, masked, form), tile in table.items() if masked and form != "few"}
+        blocks = {(tile.block_q, tile.block_k) for (_, form), tile in table.items() if form != "few"}
         found += [Variant("mark_tiles", sm, "", 0, True, "", Tile(q, k, 8, 1)) for q, k in sorted(blocks)]
     return tuple(found)
 

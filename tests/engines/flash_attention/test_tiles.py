@@ -12,9 +12,9 @@ from toprl_flash_attention.variants import variants
 
 @pytest.mark.parametrize("sm", TILES)
 def test_every_case_has_a_tile(sm):
-    wanted = {(d, masked, form) for d in HEAD_DIMS for masked in (False, True) for form in ("wide", "narrow", "few")}
+    wanted = {(d, form) for d in HEAD_DIMS for form in ("wide", "narrow", "few")}
     assert set(TILES[sm]) == wanted
-    assert all(tile.block_q == FEW_ROWS for (_, _, form), tile in TILES[sm].items() if form == "few")
+    assert all(tile.block_q == FEW_ROWS for (_, form), tile in TILES[sm].items() if form == "few")
 
 
 @pytest.mark.parametrize(("sm", "of"), [(80, 80), (86, 80), (89, 80), (90, 90), (100, 80), (120, 80)])
@@ -36,7 +36,7 @@ def test_only_hopper_has_a_table_of_its_own(sm, of):
 )
 def test_the_form_follows_the_sizes(sizes, form):
     table = TILES[90]
-    assert choose_form(*sizes, table[128, True, "wide"], table[128, True, "narrow"]) == form
+    assert choose_form(*sizes, table[128, "wide"], table[128, "narrow"]) == form
 
 
 @given(programs=st.integers(1, 5000), tiles=st.integers(1, 20000))
@@ -55,10 +55,11 @@ def test_what_is_compiled_is_what_the_table_asks_for():
     found = variants()
     cases = {(v.sm, v.dtype, v.head_dim, v.masked, v.form): v.tile for v in found if v.form}
     assert cases == {
-        (sm, dtype, *key): tile
+        (sm, dtype, head_dim, masked, form): tile
         for sm, table in TILES.items()
         for dtype in ("fp16", "bf16")
-        for key, tile in table.items()
+        for masked in (False, True)
+        for (head_dim, form), tile in table.items()
     }
     marked = {(v.sm, v.tile.block_q, v.tile.block_k) for v in found if v.kernel == "mark_tiles"}
     needed = {(v.sm, v.tile.block_q, v.tile.block_k) for v in found if v.masked and v.form in ("wide", "narrow")}
