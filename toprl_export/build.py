@@ -40,7 +40,7 @@ from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.load import load_model
 from toprl_export.models.shape import DecoderShape
 from toprl_export.pruning.baselines.plans import baseline_plan, baseline_scorer
-from toprl_export.pruning.plan import PruningPlan, Schedule, solve_schedule
+from toprl_export.pruning.plan import PruningPlan, Schedule
 from toprl_export.registry import unknown_name
 from toprl_export.tensorrt_options import TensorRTOptions
 from toprl_export.trainer import DEFAULT_BUDGETS_KEPT
@@ -197,10 +197,10 @@ def merge_plans(agents: Sequence[Agent], budgets_kept: Sequence[int] | None) -> 
                 f"the agents for {agents[0].record.task} and {agent.record.task} have other stages "
                 f"({_stages(first)}; {_stages(plan)}): train them alike or build two bundles"
             )
-    known = [schedule for agent in agents for schedule in agent.record.plan.schedules]
-    wanted = tuple(dict.fromkeys(schedule.budget_kept for schedule in known)) if budgets_kept is None else budgets_kept
-    schedules = tuple(_schedule(first, known, budget) for budget in wanted)
-    return PruningPlan(first.visual_tokens, first.decoder_layers, first.stages, schedules)
+    plans = [agent.record.plan for agent in agents]
+    known = dict.fromkeys(schedule.budget_kept for plan in plans for schedule in plan.schedules)
+    wanted = tuple(known) if budgets_kept is None else budgets_kept
+    return replace(first, schedules=tuple(_schedule(plans, budget) for budget in wanted))
 
 
 def input_digest(prepared: PreparedBuild, toolchain: dict[str, str]) -> str:
@@ -282,16 +282,15 @@ def _check_together(agents: Sequence[Agent]) -> None:
             )
 
 
-def _schedule(plan: PruningPlan, known: Sequence[Schedule], budget_kept: int) -> Schedule:
-    found = list(dict.fromkeys(schedule for schedule in known if schedule.budget_kept == budget_kept))
+def _schedule(plans: Sequence[PruningPlan], budget_kept: int) -> Schedule:
+    having = [plan for plan in plans if any(known.budget_kept == budget_kept for known in plan.schedules)]
+    found = list(dict.fromkeys(plan.schedule_or_solved(budget_kept) for plan in having or plans))
     if len(found) > 1:
         raise UserError(
             f"the agents keep {found[0].keep_counts} and {found[1].keep_counts} tokens at budget {budget_kept}: "
             "train them alike or build two bundles"
         )
-    if found:
-        return found[0]
-    return solve_schedule(plan.visual_tokens, plan.decoder_layers, plan.stage_layers, budget_kept)
+    return found[0]
 
 
 def _stages(plan: PruningPlan) -> str:

@@ -37,7 +37,7 @@ def test_seconds_that_are_no_number(tmp_path: Path):
 
 def test_what_the_actor_sees_is_read_back(tmp_path: Path):
     agent = load_agent(save_tiny_agent(tmp_path / "agent", tiny_adapter()))
-    config = replace(agent.record.actor, condition="text", residual="attention")
+    config = replace(agent.record.actor, condition="text", residual="fastv")
     (tmp_path / "asking").mkdir()
     save_agent(tmp_path / "asking", Agent(replace(agent.record, actor=config), Actor(config)), {})
     found = load_agent(tmp_path / "asking")

@@ -24,7 +24,7 @@ from toprl_export.engine import BuildRequest, BuildResult
 from toprl_export.errors import UserError
 from toprl_export.models.llava import LlavaAdapter
 from toprl_export.pruning.baselines.plans import baseline_plan
-from toprl_export.pruning.plan import PruningPlan, Schedule, solve_schedule
+from toprl_export.pruning.plan import PruningPlan, Schedule, make_plan, solve_schedule
 
 
 @pytest.fixture(scope="module")
@@ -285,6 +285,15 @@ def test_plans_merge_by_budget(agent, adapter: LlavaAdapter):
     other = load_agent(agent("read", task="mini-read", plan=rival, budgets=(10,)))
     with pytest.raises(UserError, match=r"keep \(16, 4\) and \(12, 8\) tokens at budget 10"):
         merge_plans([count, other], None)
+
+
+def test_a_budget_that_no_agent_has_falls_as_their_plans_do(agent, adapter: LlavaAdapter):
+    plans = [make_plan(VISUAL_TOKENS, 4, (0, 2), "actor", (12,), decay) for decay in (0.3, 0.9)]
+    steep, flat = (load_agent(agent(f"a{i}", task=f"t{i}", plan=plan, budgets=(12,))) for i, plan in enumerate(plans))
+    assert merge_plans([steep], (8,)).schedules == (solve_schedule(VISUAL_TOKENS, 4, (0, 2), 8, 0.3),)
+    assert merge_plans([steep], (8,)).decay == 0.3
+    with pytest.raises(UserError, match="tokens at budget 8: train them alike or build two bundles"):
+        merge_plans([steep, flat], (8,))
 
 
 def test_expected_weight_bytes(agent, adapter: LlavaAdapter):

@@ -27,7 +27,7 @@ def save_tiny_agent(
     """Write an agent for ``adapter``, which may see the question's states and attention; return its directory."""
     torch.manual_seed(seed)
     plan = plan or make_plan(adapter.visual_tokens, adapter.shape.layers, stage_layers, "actor", budgets)
-    sight = ("text", "attention") if sees_question else ("none", "none")
+    sight = ("text", "pyramiddrop") if sees_question else ("none", "none")
     config = ActorConfig(adapter.shape.hidden, hidden_size, len(plan.stages), *sight)
     actor = Actor(config)
     if sees_question:  # it starts with a head of zeros, which would hide what the rest computes

@@ -14,7 +14,7 @@ from toprl_export.compare.cell import UNPRUNED
 from toprl_export.errors import UserError
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.pruning.baselines.plans import BASELINES, ORACLE
-from toprl_export.pruning.schedule import Schedule, solve_schedule
+from toprl_export.pruning.schedule import Schedule
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _WILDCARDS = re.compile(r"[*?\[]")
@@ -44,11 +44,7 @@ class Entrant:
         Raises:
             UserError: its stages cannot meet the budget.
         """
-        plan = self.agent.record.plan
-        for schedule in plan.schedules:
-            if schedule.budget_kept == budget_kept:
-                return schedule
-        return solve_schedule(plan.visual_tokens, plan.decoder_layers, plan.stage_layers, budget_kept)
+        return self.agent.record.plan.schedule_or_solved(budget_kept)
 
 
 def find_agents(patterns: Sequence[str]) -> tuple[Entrant, ...]:

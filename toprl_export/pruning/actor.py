@@ -16,7 +16,7 @@ from toprl_export.errors import UserError
 from toprl_export.pruning.scorer import Scorer, ScorerNeeds, StageInputs, question_states
 
 CONDITIONS = ("none", "text")
-RESIDUALS = ("none", "attention")
+RESIDUALS = ("none", "fastv", "pyramiddrop")
 
 UNIT_GAIN = math.log(math.e - 1)
 """softplus of this is 1."""
@@ -34,7 +34,8 @@ class ActorConfig:
         hidden_size: d₂, its own width.
         stages: number of pruning stages it serves.
         condition: "text" shows actor and critic the question's states at every stage.
-        residual: "attention" adds the question's attention on each token to the actor's own score.
+        residual: the baseline whose score, the question's attention on each token, is added to the actor's own:
+            "fastv" reads it in the layer just run, "pyramiddrop" in the one about to run.
 
     Raises:
         UserError: a size is below 1, or a choice is unknown.
@@ -44,7 +45,7 @@ class ActorConfig:
     hidden_size: int = 64
     stages: int = 3
     condition: Literal["none", "text"] = "none"
-    residual: Literal["none", "attention"] = "none"
+    residual: Literal["none", "fastv", "pyramiddrop"] = "none"
 
     def __post_init__(self) -> None:
         for name in ("input_size", "hidden_size", "stages"):
@@ -60,7 +61,11 @@ class ActorConfig:
     @property
     def needs(self) -> ScorerNeeds:
         """What the walk must compute for the actor and its critic."""
-        return ScorerNeeds(attention="last" if self.residual == "attention" else "none", text=self.condition == "text")
+        return ScorerNeeds(
+            attention="none" if self.residual == "none" else "last",
+            attention_layer="next" if self.residual == "pyramiddrop" else "previous",
+            text=self.condition == "text",
+        )
 
 
 class Trunk(nn.Module):
@@ -110,8 +115,8 @@ class Trunk(nn.Module):
 class Actor(Scorer):
     """The policy π_θ: a light MLP with a two-logit head, shared over stages. Weights are float32.
 
-    With residual "attention", each stage's learned gain times the standardised logarithm of the question's attention
-    is added to the keep logit, and the head starts at zero: an untrained actor keeps exactly what FastV-P keeps.
+    With a residual, each stage's learned gain times the centred logarithm of the question's attention is added to
+    the keep logit, and the head starts at zero: an untrained actor keeps exactly what that baseline keeps.
     """
 
     def __init__(self, config: ActorConfig) -> None:
@@ -120,7 +125,7 @@ class Actor(Scorer):
         self.needs = config.needs
         self.trunk = Trunk(config)
         self.head = nn.Linear(config.hidden_size, 2)
-        if config.residual == "attention":
+        if config.residual != "none":
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
             self.gain = nn.Parameter(torch.full((config.stages,), UNIT_GAIN))
@@ -148,17 +153,19 @@ class Actor(Scorer):
             return None
         if inputs.attention is None:
             raise ValueError("the actor adds the question's attention, but the walk gave it no attention row")
-        return functional.softplus(self.gain[inputs.stage]) * _standardised_log(inputs.attention[:, -1], inputs.alive)
+        return functional.softplus(self.gain[inputs.stage]) * _centred_log(inputs.attention[:, -1], inputs.alive)
 
 
-def _standardised_log(attention: Tensor, alive: Tensor | None) -> Tensor:
-    """Logarithm of ``attention`` ``[b, n_t]``, with mean 0 and variance 1 over each row's living tokens."""
+def _centred_log(attention: Tensor, alive: Tensor | None) -> Tensor:
+    """Logarithm of ``attention`` ``[b, n_t]`` less its mean over each row's living tokens.
+
+    Dropping tokens scales what attention is left, which shifts its logarithm: the differences between tokens, and with
+    them the order, are the same at every budget. (Dividing by the deviation too would tie them to who else is there.)
+    """
     logarithm = attention.float().clamp(min=ATTENTION_FLOOR).log()
     counted = torch.ones_like(logarithm) if alive is None else alive.float()
     total = counted.sum(1, keepdim=True).clamp(min=1)  # [b, 1]
-    centred = (logarithm - (logarithm * counted).sum(1, keepdim=True) / total) * counted
-    variance = centred.square().sum(1, keepdim=True) / total
-    return centred / (variance.sqrt() + 1e-5)
+    return (logarithm - (logarithm * counted).sum(1, keepdim=True) / total) * counted
 
 
 class Critic(nn.Module):

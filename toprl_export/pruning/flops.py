@@ -78,7 +78,7 @@ def plan_flops(
         m: intermediate size of its feed-forward network.
         actor_hidden: d₂ of the actor, None when the scorer is no actor.
         condition: the actor's; "text" costs `question_flops` at every stage.
-        residual: the actor's; "attention" costs `attention_row_flops` at every stage.
+        residual: the actor's; any costs `attention_row_flops` at every stage, "pyramiddrop" with the keys each time.
 
     Raises:
         UserError: a stage is outside the decoder.
@@ -89,7 +89,8 @@ def plan_flops(
         for n_t, layer in zip(entering, plan.stage_layers, strict=True):
             actor += actor_flops(d, actor_hidden, n_t)
             actor += question_flops(d, actor_hidden) if condition == "text" else 0
-            actor += attention_row_flops(d, n_t, keys=layer == 0) if residual == "attention" else 0
+            if residual != "none":
+                actor += attention_row_flops(d, n_t, keys=layer == 0 or residual == "pyramiddrop")
     return FlopsReport(
         unpruned=decoder_flops([plan.visual_tokens] * plan.decoder_layers, d, m),
         pruned=decoder_flops(plan.tokens_per_layer(schedule), d, m),

@@ -10,7 +10,14 @@ from typing import Any, Literal, cast
 
 from toprl_export.errors import UserError
 from toprl_export.fields import Fields
-from toprl_export.pruning.schedule import Schedule, average_kept, check_stage_layers, solve_schedule
+from toprl_export.pruning.schedule import (
+    DEFAULT_DECAY,
+    Schedule,
+    average_kept,
+    check_decay,
+    check_stage_layers,
+    solve_schedule,
+)
 
 __all__ = [
     "PLAN_FORMAT",
@@ -103,18 +110,21 @@ class PruningPlan:
         decoder_layers: L, layers of the decoder.
         stages: pruning steps in the order of the data's way.
         schedules: one per budget.
+        decay: ratio of each keep count to the one before, where another budget's schedule is solved.
 
     Raises:
-        UserError: sizes below 1, no or unordered stages, a layer the decoder lacks, or a schedule that
-            does not fit the stages.
+        UserError: sizes below 1, no or unordered stages, a layer the decoder lacks, a decay that is no ratio, or a
+            schedule that does not fit the stages.
     """
 
     visual_tokens: int
     decoder_layers: int
     stages: tuple[Stage, ...]
     schedules: tuple[Schedule, ...]
+    decay: float = DEFAULT_DECAY
 
     def __post_init__(self) -> None:
+        check_decay(self.decay)
         sites = [stage.site for stage in self.stages]
         if not sites or any(later <= earlier for earlier, later in pairwise(sites)):
             raise UserError(
@@ -189,6 +199,17 @@ class PruningPlan:
         known = ", ".join(str(schedule.budget_kept) for schedule in self.schedules)
         raise UserError(f"the plan has no budget of {budget_kept!r} tokens kept, expected one of {known}: choose one")
 
+    def schedule_or_solved(self, budget_kept: int) -> Schedule:
+        """The plan's own schedule for a budget, else one solved for its stages and decay.
+
+        Raises:
+            UserError: its stages cannot meet the budget, or one is outside the decoder.
+        """
+        for schedule in self.schedules:
+            if schedule.budget_kept == budget_kept:
+                return schedule
+        return solve_schedule(self.visual_tokens, self.decoder_layers, self.stage_layers, budget_kept, self.decay)
+
     def tokens_per_layer(self, schedule: Schedule) -> tuple[int, ...]:
         """Visual tokens that enter each of the L layers' computation under ``schedule``.
 
@@ -208,6 +229,7 @@ class PruningPlan:
             "decoder_layers": self.decoder_layers,
             "stages": [{"site": str(stage.site), "scorer": stage.scorer} for stage in self.stages],
             "schedules": [asdict(entry) | {"keep_counts": list(entry.keep_counts)} for entry in self.schedules],
+            "decay": self.decay,
         }
 
     @classmethod
@@ -229,7 +251,10 @@ class PruningPlan:
             Schedule(entry.whole("budget_kept"), entry.wholes("keep_counts"), entry.number("average_kept"))
             for entry in fields.nested_list("schedules")
         ]
-        return cls(fields.whole("visual_tokens"), fields.whole("decoder_layers"), tuple(stages), tuple(schedules))
+        # Plans made before they said so all had the default.
+        decay = fields.number("decay") if "decay" in fields.payload else DEFAULT_DECAY
+        sizes = fields.whole("visual_tokens"), fields.whole("decoder_layers")
+        return cls(*sizes, tuple(stages), tuple(schedules), decay)
 
 
 def default_stage_layers(decoder_layers: int) -> tuple[int, ...]:
@@ -246,7 +271,7 @@ def make_plan(
     stage_layers: Sequence[int],
     scorer: str,
     budgets: Sequence[int],
-    decay: float = 0.6,
+    decay: float = DEFAULT_DECAY,
 ) -> PruningPlan:
     """A plan of decoder stages that share one scorer, with a solved schedule for every budget.
 
@@ -267,6 +292,7 @@ def make_plan(
         decoder_layers=decoder_layers,
         stages=tuple(Stage(Site("decoder", layer), scorer) for layer in stage_layers),
         schedules=tuple(solve_schedule(visual_tokens, decoder_layers, stage_layers, k, decay) for k in sorted(budgets)),
+        decay=decay,
     )
 
 

@@ -9,6 +9,9 @@ from itertools import pairwise
 
 from toprl_export.errors import UserError
 
+DEFAULT_DECAY = 0.6
+"""Ratio of each stage's keep count to the one before."""
+
 _SEARCH_SPAN = 3
 """How far from the ideal curve a keep count may be moved to meet the budget exactly."""
 
@@ -61,6 +64,16 @@ def check_stage_layers(visual_tokens: int, decoder_layers: int, stage_layers: Se
         )
 
 
+def check_decay(decay: object) -> None:
+    """Refuse what is no ratio of keep counts.
+
+    Raises:
+        UserError: it is not above 0 and at most 1.
+    """
+    if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 < decay <= 1:
+        raise UserError(f"decay is {decay!r}, expected a number above 0 and at most 1: correct it")
+
+
 def average_kept(
     visual_tokens: int, decoder_layers: int, stage_layers: Sequence[int], keep_counts: Sequence[int]
 ) -> float:
@@ -76,7 +89,7 @@ def lowest_budget(visual_tokens: int, decoder_layers: int, first_stage_layer: in
 
 
 def solve_schedule(
-    visual_tokens: int, decoder_layers: int, stage_layers: Sequence[int], budget_kept: int, decay: float = 0.6
+    visual_tokens: int, decoder_layers: int, stage_layers: Sequence[int], budget_kept: int, decay: float = DEFAULT_DECAY
 ) -> Schedule:
     """Keep counts that meet a budget: close to ``k_1 · decay^(t-1)``, never increasing, never above the budget.
 
@@ -94,8 +107,7 @@ def solve_schedule(
             argument is impossible.
     """
     check_stage_layers(visual_tokens, decoder_layers, stage_layers)
-    if not 0 < decay <= 1:
-        raise UserError(f"decay is {decay!r}, expected a number above 0 and at most 1: correct it")
+    check_decay(decay)
     widths = _widths(decoder_layers, stage_layers)
     uncut = visual_tokens * stage_layers[0]
     lowest = lowest_budget(visual_tokens, decoder_layers, stage_layers[0])

@@ -39,8 +39,10 @@ def test_seeing_the_question_costs_by_hand():
     blind = plan_flops(plan, schedule, 8, 16, 4).actor
     asking = plan_flops(plan, schedule, 8, 16, 4, condition="text").actor
     assert asking - blind == 2 * (2 * 16 * 8)  # at each of two stages one product of [16] with [16, 2·4]
-    attending = plan_flops(plan, schedule, 8, 16, 4, residual="attention").actor
+    attending = plan_flops(plan, schedule, 8, 16, 4, residual="fastv").actor
     rows = 2 * (8 * 8 + 100 * 8) + 2 * (8 * 8 + schedule.keep_counts[0] * 8)
     keys = 2 * 100 * 8 * 8  # before layer 0 no layer has made them
     assert attending - blind == rows + keys
-    assert plan_flops(plan, schedule, 8, 16, None, "text", "attention").actor == 0
+    coming = plan_flops(plan, schedule, 8, 16, 4, residual="pyramiddrop").actor
+    assert coming - attending == 2 * schedule.keep_counts[0] * 8 * 8  # the keys of a layer that has not run
+    assert plan_flops(plan, schedule, 8, 16, None, "text", "pyramiddrop").actor == 0

@@ -15,6 +15,7 @@ from toprl_export.pruning.plan import (
     check_tensorrt,
     default_stage_layers,
     make_plan,
+    solve_schedule,
 )
 
 PLAN = make_plan(576, 8, (0, 2, 5), "actor", (192, 64))
@@ -84,6 +85,16 @@ def test_the_file_says_what_it_is():
     payload = PLAN.to_json()
     assert (payload["format"], payload["version"]) == ("toprl-export/plan", 1)
     assert payload["stages"][1] == {"site": "decoder:2", "scorer": "actor"}
+
+
+def test_another_budget_falls_as_the_plan_does():
+    plan = make_plan(576, 8, (0, 2, 5), "actor", (64,), decay=0.5)
+    assert plan.schedule_or_solved(64) is plan.schedules[0]
+    assert plan.schedule_or_solved(32).keep_counts == (59, 31, 15)  # near halving, spending all 256 token-layers
+    read = PruningPlan.from_json(json.loads(json.dumps(plan.to_json())))
+    assert read.schedule_or_solved(32) == plan.schedule_or_solved(32)
+    silent = {name: value for name, value in plan.to_json().items() if name != "decay"}  # as older files are
+    assert PruningPlan.from_json(silent).schedule_or_solved(32) == solve_schedule(576, 8, (0, 2, 5), 32, 0.6)
 
 
 def test_sites_outside_the_decoder_are_kept_but_not_run():

@@ -17,7 +17,8 @@ from toprl_export.models.reference import Pruning
 from toprl_export.models.walk import walk_prefill
 from toprl_export.pruning.actor import Actor, ActorConfig, Critic
 from toprl_export.pruning.baselines.fastv import FastVScorer
-from toprl_export.pruning.scorer import ScorerNeeds, StageInputs
+from toprl_export.pruning.baselines.pyramiddrop import PyramidDropScorer
+from toprl_export.pruning.scorer import Scorer, ScorerNeeds, StageInputs
 from toprl_export.pruning.select import select
 from toprl_trainers.rl.gae import advantages_and_returns, centred_per_group, normalised_per_stage
 from toprl_trainers.rl.gumbel import log_probability, temperature_at
@@ -43,7 +44,7 @@ def block(adapter: LlavaAdapter) -> ImageBlock:
 @pytest.fixture
 def actor(adapter: LlavaAdapter) -> Actor:
     torch.manual_seed(0)
-    made = Actor(ActorConfig(adapter.shape.hidden, 16, 2, condition="text", residual="attention"))
+    made = Actor(ActorConfig(adapter.shape.hidden, 16, 2, condition="text", residual="pyramiddrop"))
     torch.nn.init.normal_(made.head.weight)
     return made
 
@@ -71,12 +72,15 @@ def test_the_update_recomputes_what_was_drawn(adapter: LlavaAdapter, block: Imag
         assert (wrong - again).abs().max() > 1e-3
 
 
-def test_an_untrained_policy_with_the_residual_keeps_what_fastv_p_keeps(adapter: LlavaAdapter, block: ImageBlock):
+@pytest.mark.parametrize(("residual", "baseline"), [("fastv", FastVScorer), ("pyramiddrop", PyramidDropScorer)])
+def test_an_untrained_policy_with_a_residual_keeps_what_its_baseline_keeps(
+    adapter: LlavaAdapter, block: ImageBlock, residual: Literal["fastv", "pyramiddrop"], baseline: type[Scorer]
+):
     torch.manual_seed(0)
-    untrained = Actor(ActorConfig(adapter.shape.hidden, 16, 2, condition="text", residual="attention"))
+    untrained = Actor(ActorConfig(adapter.shape.hidden, 16, 2, condition="text", residual=residual))
     kept = []
     with torch.no_grad():
-        for scorer in (untrained, FastVScorer()):
+        for scorer in (untrained, baseline()):
             pruning = Pruning(LAYERS, COUNTS, scorer)
             walked = walk_prefill(adapter.decoder, block.tokens, block.visual, LAYERS, pruning.decide, scorer.needs)
             kept.append(walked.kept)
@@ -91,12 +95,12 @@ def test_the_agent_says_what_it_sees(weights: Path, tmp_path: Path):
     assert (blind.actor_config.condition, seeing.actor_config.condition) == ("none", "text")
     assert blind.digest != seeing.digest
     recipe = Path(str(wanted.recipe))
-    recipe.write_text(recipe.read_text() + "  residual: attention\n  condition: text\n")
+    recipe.write_text(recipe.read_text() + "  residual: pyramiddrop\n  condition: text\n")
     assert Run.of(replace(wanted, condition="none")).actor_config.condition == "none"
     outcome = TOPRLTrainer().train(wanted)
     agent = load_agent(outcome.directory)
-    assert (agent.record.actor.condition, agent.record.actor.residual) == ("text", "attention")
-    assert agent.actor.needs == ScorerNeeds(attention="last", text=True)
+    assert (agent.record.actor.condition, agent.record.actor.residual) == ("text", "pyramiddrop")
+    assert agent.actor.needs == ScorerNeeds("last", "next", text=True)
     card = (outcome.directory / "card.md").read_text()
     assert "see the visual tokens and the question's states (condition text); the actor's score is added to" in card
     assert "96 questions" in card  # each was asked in a row of its own

@@ -80,7 +80,7 @@ def test_a_mapping_is_read_with_its_reward_and_layers():
         {"reward": 3},
         {"reward": {"bleu": 1}},
         {"condition": "image"},
-        {"residual": "fastv"},
+        {"residual": "attention"},
         {"warm_start": "fastv-p"},
         {"warm_start": {"baseline": "fastv-p", "updates": 0}},
     ],
@@ -118,7 +118,7 @@ def test_the_recipe_that_sees_the_question_differs_from_the_default_in_that_alon
     blind, asking = (
         TOPRLConfig.from_mapping(load_recipe(name, "toprl", "mini-read").settings) for name in ("toprl", "toprl-text")
     )
-    assert (asking.condition, asking.residual) == ("text", "attention")
+    assert (asking.condition, asking.residual) == ("text", "pyramiddrop")
     assert replace(asking, condition="none", residual="none") == blind
 
 

@@ -114,7 +114,7 @@ def test_a_baseline_that_looks_at_the_question_shows_rows_of_one_question(weight
 
 @pytest.mark.parametrize("interrupted_after", [0, 2])
 def test_an_interrupted_run_repeats_or_remembers_it(weights: Path, tmp_path: Path, interrupted_after: int):
-    lines = "warm_start: {baseline: fastv-p, updates: 2}\nresidual: attention\ncondition: text"
+    lines = "warm_start: {baseline: fastv-p, updates: 2}\nresidual: fastv\ncondition: text"
     whole, broken = (asked(weights, tmp_path / name, lines, updates=4) for name in ("whole", "broken"))
     TOPRLTrainer().train(whole)
 
@@ -136,7 +136,7 @@ def test_an_interrupted_run_repeats_or_remembers_it(weights: Path, tmp_path: Pat
     ours, theirs = (load_file(each.output_dir / "actor.safetensors") for each in (broken, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     # the control: without demonstrations, the same recipe ends elsewhere
-    plain = asked(weights, tmp_path / "plain", "residual: attention\ncondition: text", updates=4)
+    plain = asked(weights, tmp_path / "plain", "residual: fastv\ncondition: text", updates=4)
     TOPRLTrainer().train(plain)
     others = load_file(plain.output_dir / "actor.safetensors")
     assert not torch.equal(others["trunk.enter.weight"], theirs["trunk.enter.weight"])

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from toprl_export.errors import UserError
 from toprl_export.pruning.baselines.plans import BASELINES
+from toprl_export.pruning.schedule import DEFAULT_DECAY
 from toprl_export.registry import unknown_name
 from toprl_trainers.rl.reward import RewardConfig
 
@@ -20,7 +21,7 @@ _POSITIVE_WHOLE = (
 _CHOICES: Mapping[str, Sequence[str]] = {
     "threshold": ("per-image", "initial"),
     "condition": ("none", "text"),
-    "residual": ("none", "attention"),
+    "residual": ("none", "fastv", "pyramiddrop"),
     "precision": ("auto", "float32", "bfloat16"),
 }
 
@@ -63,7 +64,7 @@ class TOPRLConfig:
             on average; "initial" fixes one per stage at the first update and leaves the number to the reward, and the
             agent's plan gets the budget that the policy settled on besides those asked for.
         condition: "text" shows actor and critic the question's states.
-        residual: "attention" adds the actor's score to the question's attention, which FastV-P prunes by.
+        residual: the baseline whose score, the question's attention, the actor's is added to.
         warm_start: a baseline to imitate before PPO, None for none.
         hidden_size: d₂, width of actor and critic.
         learning_rate: of Adam, falling linearly to a tenth.
@@ -89,11 +90,11 @@ class TOPRLConfig:
     images_per_update: int = 8
     rollouts_per_image: int = 8
     stage_layers: tuple[int, ...] | None = None
-    decay: float = 0.6
+    decay: float = DEFAULT_DECAY
     training_fraction_kept: float | None = None
     threshold: Literal["per-image", "initial"] = "per-image"
     condition: Literal["none", "text"] = "none"
-    residual: Literal["none", "attention"] = "none"
+    residual: Literal["none", "fastv", "pyramiddrop"] = "none"
     warm_start: WarmStart | None = None
     hidden_size: int = 64
     learning_rate: float = 2e-3
