@@ -11,7 +11,7 @@ from toprl_export.compare.request import RANDOM, CompareRequest, TaskQuestions
 from toprl_export.errors import UserError
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.pruning.baselines.plans import ORACLE, baseline_plan
-from toprl_export.pruning.schedule import Schedule
+from toprl_export.pruning.schedule import DEFAULT_DECAY, Schedule
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def build_grid(
     Raises:
         UserError: no method can meet a budget, or the seeds of a method prune differently.
     """
-    layout = _Layout(adapter, setting, baseline_stages(entrants, adapter), request.draws)
+    layout = _Layout(adapter, setting, *baseline_stages(entrants, adapter), request.draws)
     methods = tuple(dict.fromkeys(one.method for one in entrants))
     cells: list[Cell] = []
     gaps: list[Gap] = []
@@ -61,19 +61,22 @@ def build_grid(
     return Grid(tuple(cells), tuple(gaps))
 
 
-def baseline_stages(entrants: Sequence[Entrant], adapter: LVLMAdapter) -> tuple[int, ...]:
-    """Where baselines without stages of their own prune: as the agents do if they agree, else the model's default."""
-    found = {one.agent.record.plan.stage_layers for one in entrants}
-    return found.pop() if len(found) == 1 else adapter.default_stage_layers
+def baseline_stages(entrants: Sequence[Entrant], adapter: LVLMAdapter) -> tuple[tuple[int, ...], float]:
+    """Where baselines without stages of their own prune, and the decay of their keep counts: as the agents do if they
+    agree, else the defaults."""
+    plans = [one.agent.record.plan for one in entrants]
+    found = {(plan.stage_layers, plan.decay) for plan in plans}
+    return found.pop() if len(found) == 1 else (adapter.default_stage_layers, DEFAULT_DECAY)
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Makes cells for one model; ``stage_layers`` are those of baselines that bring none."""
+    """Makes cells for one model; ``stage_layers`` and ``decay`` are those of baselines that bring none."""
 
     adapter: LVLMAdapter
     setting: Setting
     stage_layers: tuple[int, ...]
+    decay: float
     draws: int
 
     def unpruned(self, task: TaskQuestions) -> Cell:
@@ -90,7 +93,7 @@ class _Layout:
             return Gap(name, task.name, budget, reason)
         try:
             # One plan a budget: another budget of the comparison does not move a baseline's stages.
-            plan = baseline_plan(name, n, depth, [budget], self.stage_layers)
+            plan = baseline_plan(name, n, depth, [budget], self.stage_layers, self.decay)
         except UserError as error:
             return Gap(name, task.name, budget, str(error))
         kind: Kind = "oracle" if name == ORACLE else "baseline"

@@ -56,9 +56,11 @@ def test_plans_are_the_baselines_own_for_each_budget(adapter: LVLMAdapter) -> No
 
 
 def test_baselines_prune_where_the_agents_do(adapter: LVLMAdapter, tmp_path: Path) -> None:
-    save_tiny_agent(tmp_path / "a", adapter, stage_layers=(0, 3))
+    plan = make_plan(25, 4, (0, 3), "actor", (12,), decay=0.3)
+    save_tiny_agent(tmp_path / "a", adapter, plan=plan, budgets=(12,))
     grid = grid_of(adapter, find_agents([str(tmp_path / "a")]), baselines=("uniform",))
-    assert {cell.stage_layers for cell in grid.cells if cell.method == "uniform"} == {(0, 3)}
+    placed = {(cell.stage_layers, cell.keep_counts) for cell in grid.cells if cell.method == "uniform"}
+    assert placed == {((0, 3), plan.schedule(12).keep_counts), ((0, 3), plan.schedule_or_solved(8).keep_counts)}
     assert {cell.stage_layers for cell in grid_of(adapter).cells if cell.method == "uniform"} == {
         adapter.default_stage_layers
     }

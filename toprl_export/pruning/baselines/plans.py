@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from toprl_export.pruning.plan import PruningPlan, default_stage_layers, make_plan
-from toprl_export.pruning.schedule import lowest_budget
+from toprl_export.pruning.schedule import DEFAULT_DECAY, lowest_budget
 from toprl_export.registry import unknown_name
 
 BASELINES: tuple[str, ...] = (
@@ -48,6 +48,7 @@ def baseline_plan(
     decoder_layers: int,
     budgets: Sequence[int],
     stage_layers: Sequence[int] | None = None,
+    decay: float = DEFAULT_DECAY,
 ) -> PruningPlan:
     """The plan of a baseline: where its paper prunes, and keep counts that meet the budgets.
 
@@ -62,6 +63,7 @@ def baseline_plan(
         budgets: average visual tokens kept over all layers.
         stage_layers: stages of the agent it is compared with; by default those of
             :func:`default_stage_layers`.
+        decay: of the keep counts, where the paper does not say.
 
     Raises:
         UserError: the name is unknown, or a budget cannot be met.
@@ -77,7 +79,7 @@ def baseline_plan(
         return make_plan(visual_tokens, decoder_layers, layers, scorer, budgets, decay=_PYRAMIDDROP_RATIO)
     if stage_layers is None:
         stage_layers = default_stage_layers(decoder_layers)
-    return make_plan(visual_tokens, decoder_layers, stage_layers, scorer, budgets)
+    return make_plan(visual_tokens, decoder_layers, stage_layers, scorer, budgets, decay)
 
 
 def _fastv_layers(decoder_layers: int) -> tuple[int, ...]:
