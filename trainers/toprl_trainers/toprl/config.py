@@ -67,7 +67,7 @@ class TOPRLConfig:
         residual: the baseline whose score, the question's attention, the actor's is added to.
         warm_start: a baseline to imitate before PPO, None for none.
         hidden_size: d₂, width of actor and critic.
-        learning_rate: of Adam, falling linearly to a tenth.
+        learning_rate: of Adam at the first update; it falls as τ does.
         epochs: passes over each batch of rollouts.
         minibatches: parts of a batch, each an optimizer step.
         clip: ε of PPO's ratio.

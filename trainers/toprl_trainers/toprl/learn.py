@@ -22,9 +22,6 @@ from toprl_trainers.toprl.warm_start import warm_start
 LEARNABLE_BLOCKS = 4
 """How many blocks of images must hold at least one question that the unpruned model answers."""
 
-FINAL_LEARNING_RATE = 0.1
-"""What is left of the learning rate at the last update."""
-
 
 def learn(run: Run, state: TrainingState, source: BlockSource) -> None:
     """Bring ``state`` to the last update and its checkpoint, with a progress bar where there is a terminal.
@@ -86,8 +83,9 @@ def _step(run: Run, state: TrainingState, source: BlockSource) -> tuple[list[flo
     if config.threshold == "initial" and state.thresholds is None:
         state.thresholds = _initial_thresholds(run, state, source, temperature)
     rollouts = _collect(run, state, source, temperature, "draws")
+    # Draws follow logits over τ: the smaller τ, the further a step of the weights moves them. This keeps it the same.
     for group in state.optimizer.param_groups:
-        group["lr"] = config.learning_rate * (1 - (1 - FINAL_LEARNING_RATE) * update / config.updates)
+        group["lr"] = config.learning_rate * temperature / config.temperature_start
     shuffle = torch_generator(run.request.seed, "toprl", "minibatches", update)
     figures = ppo_update(
         state.actor, state.critic, state.optimizer, rollouts, temperature, config, shuffle, run.processes
