@@ -35,8 +35,8 @@ def evidence_kept(run: Run, scorer: Scorer, source: BlockSource) -> float:
     return hits / IMAGES
 
 
-def trained(weights: Path, folder: Path, quality_weight: float) -> tuple[Run, TrainingState]:
-    run = Run.of(request(weights, folder, updates=32, quality_weight=quality_weight, seed=SEED))
+def trained(weights: Path, folder: Path, quality_weight: float, updates: int = 32) -> tuple[Run, TrainingState]:
+    run = Run.of(request(weights, folder, updates=updates, quality_weight=quality_weight, seed=SEED))
     state = TrainingState.fresh(run.actor_config, run.config.learning_rate, SEED, run.request.adapter.device)
     blocks = BlockSource(run.request.adapter, TASK, SEED, 0, run.config.images, run.config.images_per_update)
     learn(run, state, blocks)
@@ -56,6 +56,12 @@ def test_learning_beats_random_and_needs_the_reward(weights: Path, tmp_path: Pat
     assert figures.questions == 2 * IMAGES
     assert figures.agent > figures.random + 0.15
     assert figures.retention == pytest.approx(figures.agent / figures.full)
+
+
+def test_the_learning_rate_falls_with_the_temperature(weights: Path, tmp_path: Path):
+    run, state = trained(weights, tmp_path, quality_weight=1.0, updates=3)
+    (group,) = state.optimizer.param_groups
+    assert group["lr"] == pytest.approx(0.05 * run.config.learning_rate)  # τ: 1, √0.05, 0.05
 
 
 def test_unpruned_scores_are_those_of_keeping_everything(weights: Path, tmp_path: Path):
