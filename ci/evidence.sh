@@ -18,7 +18,7 @@ done; done; done |
 
 agents=()
 for recipe in "${recipes[@]}"; do agents+=("$recipe=$output/agents/$recipe/seed-*/*"); done
-toprl-export compare --agents "${agents[@]}" --budget-kept 192,64 --limit "$questions" --jobs 2 \
+toprl-export compare --agents "${agents[@]}" --budget-kept 192,64,32 --limit "$questions" --jobs 2 \
     --output-dir "$output/comparison"
 
 analysis=(--jobs 2 --output-dir "$output/analysis")

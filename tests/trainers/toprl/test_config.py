@@ -118,8 +118,8 @@ def test_the_recipe_that_sees_the_question_differs_from_the_default_in_that_alon
     blind, asking = (
         TOPRLConfig.from_mapping(load_recipe(name, "toprl", "mini-read").settings) for name in ("toprl", "toprl-text")
     )
-    assert (asking.condition, asking.residual) == ("text", "pyramiddrop")
-    assert replace(asking, condition="none", residual="none") == blind
+    assert asking.condition == "text"
+    assert replace(asking, condition="none") == blind
 
 
 def test_limits_keep_the_settings_possible():
