@@ -182,6 +182,8 @@ def write_bundle(prepared: PreparedBuild, output_dir: Path, overwrite: bool, com
 def merge_plans(agents: Sequence[Agent], budgets_kept: Sequence[int] | None) -> PruningPlan:
     """One plan for agents that share stages: their own schedules where they have one, solved ones elsewhere.
 
+    The merged plan states the first agent's decay; its schedules are complete, so nothing is solved by it again.
+
     Raises:
         UserError: agents disagree on stages or on a budget's keep counts, or a budget cannot be met.
     """
@@ -283,7 +285,7 @@ def _check_together(agents: Sequence[Agent]) -> None:
 
 
 def _schedule(plans: Sequence[PruningPlan], budget_kept: int) -> Schedule:
-    having = [plan for plan in plans if any(known.budget_kept == budget_kept for known in plan.schedules)]
+    having = [plan for plan in plans if plan.own_schedule(budget_kept)]
     found = list(dict.fromkeys(plan.schedule_or_solved(budget_kept) for plan in having or plans))
     if len(found) > 1:
         raise UserError(

@@ -287,7 +287,7 @@ def test_plans_merge_by_budget(agent, adapter: LlavaAdapter):
         merge_plans([count, other], None)
 
 
-def test_a_budget_that_no_agent_has_falls_as_their_plans_do(agent, adapter: LlavaAdapter):
+def test_a_budget_that_no_agent_has_falls_as_their_plans_do(agent):
     plans = [make_plan(VISUAL_TOKENS, 4, (0, 2), "actor", (12,), decay) for decay in (0.3, 0.9)]
     steep, flat = (load_agent(agent(f"a{i}", task=f"t{i}", plan=plan, budgets=(12,))) for i, plan in enumerate(plans))
     assert merge_plans([steep], (8,)).schedules == (solve_schedule(VISUAL_TOKENS, 4, (0, 2), 8, 0.3),)

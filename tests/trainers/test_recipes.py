@@ -1,5 +1,6 @@
 import pytest
 
+from toprl_export.analyze.variants import load_variants
 from toprl_export.errors import UserError
 from toprl_trainers.recipes import load_recipe, recipe_names
 from toprl_trainers.toprl.config import TOPRLConfig
@@ -35,6 +36,12 @@ def test_a_recipe_says_what_its_base_leaves_out_or_says_otherwise(tmp_path):
 def test_a_packaged_recipe_can_be_the_base():
     own, text = (load_recipe(name, "toprl", "mini-colour").settings for name in ("toprl", "toprl-text"))
     assert text == {**own, "condition": "text"}
+
+
+def test_every_packaged_variant_is_a_recipe():
+    own = load_recipe("toprl", "toprl", "mini-colour").settings
+    for variant in load_variants():
+        TOPRLConfig.from_mapping({**own, **variant.recipe_settings(8)})
 
 
 @pytest.mark.parametrize(

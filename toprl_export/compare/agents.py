@@ -39,7 +39,7 @@ class Entrant:
         return self.agent.record.seed
 
     def schedule(self, budget_kept: int) -> Schedule:
-        """The agent's own schedule for a budget, else one solved for its stages, as `build` does.
+        """The agent's own schedule for a budget, else one solved for its stages and decay, as `build` does.
 
         Raises:
             UserError: its stages cannot meet the budget.

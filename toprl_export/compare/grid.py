@@ -46,7 +46,7 @@ def build_grid(
     Raises:
         UserError: no method can meet a budget, or the seeds of a method prune differently.
     """
-    layout = _Layout(adapter, setting, *baseline_stages(entrants, adapter), request.draws)
+    layout = _Layout(adapter, setting, *baseline_layout(entrants, adapter), request.draws)
     methods = tuple(dict.fromkeys(one.method for one in entrants))
     cells: list[Cell] = []
     gaps: list[Gap] = []
@@ -61,12 +61,15 @@ def build_grid(
     return Grid(tuple(cells), tuple(gaps))
 
 
-def baseline_stages(entrants: Sequence[Entrant], adapter: LVLMAdapter) -> tuple[tuple[int, ...], float]:
-    """Where baselines without stages of their own prune, and the decay of their keep counts: as the agents do if they
-    agree, else the defaults."""
-    plans = [one.agent.record.plan for one in entrants]
-    found = {(plan.stage_layers, plan.decay) for plan in plans}
-    return found.pop() if len(found) == 1 else (adapter.default_stage_layers, DEFAULT_DECAY)
+def baseline_layout(entrants: Sequence[Entrant], adapter: LVLMAdapter) -> tuple[tuple[int, ...], float]:
+    """Where baselines without stages of their own prune, and the decay of their keep counts: each as the agents have it
+    if they agree on it, else the default."""
+    layers = {one.agent.record.plan.stage_layers for one in entrants}
+    decays = {one.agent.record.plan.decay for one in entrants}
+    return (
+        layers.pop() if len(layers) == 1 else adapter.default_stage_layers,
+        decays.pop() if len(decays) == 1 else DEFAULT_DECAY,
+    )
 
 
 @dataclass(frozen=True)

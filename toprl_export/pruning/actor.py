@@ -116,7 +116,7 @@ class Actor(Scorer):
     """The policy π_θ: a light MLP with a two-logit head, shared over stages. Weights are float32.
 
     With a residual, each stage's learned gain times the centred logarithm of the question's attention is added to
-    the keep logit, and the head starts at zero: an untrained actor keeps exactly what that baseline keeps.
+    the keep logit, and the head starts at zero: an untrained actor keeps what that score keeps at its stages.
     """
 
     def __init__(self, config: ActorConfig) -> None:
@@ -159,8 +159,8 @@ class Actor(Scorer):
 def _centred_log(attention: Tensor, alive: Tensor | None) -> Tensor:
     """Logarithm of ``attention`` ``[b, n_t]`` less its mean over each row's living tokens.
 
-    Dropping tokens scales what attention is left, which shifts its logarithm: the differences between tokens, and with
-    them the order, are the same at every budget. (Dividing by the deviation too would tie them to who else is there.)
+    Dropping tokens scales what attention is left, which shifts its logarithm: how tokens differ does not depend on how
+    many others are left. (Divided by the deviation it would.)
     """
     logarithm = attention.float().clamp(min=ATTENTION_FLOOR).log()
     counted = torch.ones_like(logarithm) if alive is None else alive.float()

@@ -34,6 +34,10 @@ __all__ = [
 
 PLAN_FORMAT = "toprl-export/plan"
 PLAN_VERSION = 1
+_UNSAID_DECAY = 0.6
+"""What a file that states no decay means. Plans from before they had one still read and write alike, which keeps the
+fingerprints of the agents that carry them."""
+
 TENSORRT_TOPK_LIMIT = 3840
 """Largest K of TensorRT's TopK layer, through which both the choice and the ordering of tokens go."""
 
@@ -187,15 +191,19 @@ class PruningPlan:
         spans = (range(start, stop) for start, stop in pairwise(bounds))
         return tuple(span for span in spans if span)
 
+    def own_schedule(self, budget_kept: int) -> Schedule | None:
+        """The schedule of a budget, None if the plan has no such budget."""
+        return next((each for each in self.schedules if each.budget_kept == budget_kept), None)
+
     def schedule(self, budget_kept: int) -> Schedule:
         """The schedule of a budget.
 
         Raises:
             UserError: the plan has no such budget (the message lists those it has).
         """
-        for schedule in self.schedules:
-            if schedule.budget_kept == budget_kept:
-                return schedule
+        own = self.own_schedule(budget_kept)
+        if own is not None:
+            return own
         known = ", ".join(str(schedule.budget_kept) for schedule in self.schedules)
         raise UserError(f"the plan has no budget of {budget_kept!r} tokens kept, expected one of {known}: choose one")
 
@@ -205,10 +213,9 @@ class PruningPlan:
         Raises:
             UserError: its stages cannot meet the budget, or one is outside the decoder.
         """
-        for schedule in self.schedules:
-            if schedule.budget_kept == budget_kept:
-                return schedule
-        return solve_schedule(self.visual_tokens, self.decoder_layers, self.stage_layers, budget_kept, self.decay)
+        return self.own_schedule(budget_kept) or solve_schedule(
+            self.visual_tokens, self.decoder_layers, self.stage_layers, budget_kept, self.decay
+        )
 
     def tokens_per_layer(self, schedule: Schedule) -> tuple[int, ...]:
         """Visual tokens that enter each of the L layers' computation under ``schedule``.
@@ -222,15 +229,15 @@ class PruningPlan:
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object that :meth:`from_json` reads back."""
-        return {
+        payload = {
             "format": PLAN_FORMAT,
             "version": PLAN_VERSION,
             "visual_tokens": self.visual_tokens,
             "decoder_layers": self.decoder_layers,
             "stages": [{"site": str(stage.site), "scorer": stage.scorer} for stage in self.stages],
             "schedules": [asdict(entry) | {"keep_counts": list(entry.keep_counts)} for entry in self.schedules],
-            "decay": self.decay,
         }
+        return payload if self.decay == _UNSAID_DECAY else payload | {"decay": float(self.decay)}
 
     @classmethod
     def from_json(cls, payload: Mapping[str, Any]) -> PruningPlan:
@@ -251,8 +258,7 @@ class PruningPlan:
             Schedule(entry.whole("budget_kept"), entry.wholes("keep_counts"), entry.number("average_kept"))
             for entry in fields.nested_list("schedules")
         ]
-        # Plans made before they said so all had the default.
-        decay = fields.number("decay") if "decay" in fields.payload else DEFAULT_DECAY
+        decay = fields.number("decay") if "decay" in fields.payload else _UNSAID_DECAY
         sizes = fields.whole("visual_tokens"), fields.whole("decoder_layers")
         return cls(*sizes, tuple(stages), tuple(schedules), decay)
 

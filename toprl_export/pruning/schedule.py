@@ -10,7 +10,7 @@ from itertools import pairwise
 from toprl_export.errors import UserError
 
 DEFAULT_DECAY = 0.6
-"""Ratio of each stage's keep count to the one before."""
+"""Ratio of each stage's keep count to the one before, where nobody says another."""
 
 _SEARCH_SPAN = 3
 """How far from the ideal curve a keep count may be moved to meet the budget exactly."""

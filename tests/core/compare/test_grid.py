@@ -67,6 +67,16 @@ def test_baselines_prune_where_the_agents_do(adapter: LVLMAdapter, tmp_path: Pat
     }
 
 
+def test_what_agents_do_not_agree_on_is_the_default(adapter: LVLMAdapter, tmp_path: Path) -> None:
+    for name, decay in (("steep", 0.3), ("flat", 0.9)):
+        plan = make_plan(25, 4, (0, 3), "actor", (12,), decay=decay)
+        save_tiny_agent(tmp_path / name, adapter, plan=plan, budgets=(12,))
+    agents = find_agents([f"steep={tmp_path / 'steep'}", f"flat={tmp_path / 'flat'}"])
+    grid = grid_of(adapter, agents, baselines=("uniform",), budgets_kept=(12,))
+    placed = {(cell.stage_layers, cell.keep_counts) for cell in grid.cells if cell.method == "uniform"}
+    assert placed == {((0, 3), make_plan(25, 4, (0, 3), "uniform", (12,)).schedule(12).keep_counts)}
+
+
 def test_a_budget_that_one_method_cannot_meet_is_a_gap(adapter: LVLMAdapter, tmp_path: Path) -> None:
     save_tiny_agent(tmp_path / "late", adapter, stage_layers=(1, 3))
     grid = grid_of(adapter, find_agents([str(tmp_path / "late")]), baselines=("divprune",), budgets_kept=(12, 5))

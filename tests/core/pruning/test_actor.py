@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from toprl_export.errors import UserError
 from toprl_export.pruning.actor import Actor, ActorConfig, Critic, StackedActors
-from toprl_export.pruning.baselines.fastv import FastVScorer
+from toprl_export.pruning.baselines.pyramiddrop import PyramidDropScorer
 from toprl_export.pruning.flops import actor_flops, question_flops
 from toprl_export.pruning.scorer import ScorerNeeds, StageInputs
 from toprl_export.pruning.select import select
@@ -104,8 +104,8 @@ def test_an_untrained_actor_with_a_residual_keeps_what_its_baseline_keeps():
     actor, inputs = actor_of(0, ASKING), asking_state(4, tokens=40)
     for stage, count in ((0, 13), (1, 5), (2, 1)):
         state = replace(inputs, stage=stage)
-        assert torch.equal(select(actor(state), count), select(FastVScorer()(state), count))
-    assert not torch.equal(select(trained_actor(0)(inputs), 13), select(FastVScorer()(inputs), 13))
+        assert torch.equal(select(actor(state), count), select(PyramidDropScorer()(state), count))
+    assert not torch.equal(select(trained_actor(0)(inputs), 13), select(PyramidDropScorer()(inputs), 13))
 
 
 def test_attention_is_centred_over_the_living():
@@ -257,8 +257,8 @@ def test_stacked_actors_that_ask_export_too(as_onnx):
             "actor condition is 'image', expected one of none, text: correct it",
         ),
         (
-            lambda: ActorConfig(8, residual=["attention"]),
-            "actor residual is ['attention'], expected one of none, fastv, pyramiddrop: correct it",
+            lambda: ActorConfig(8, residual=["fastv"]),
+            "actor residual is ['fastv'], expected one of none, fastv, pyramiddrop: correct it",
         ),
         (lambda: StackedActors([]), "no agent was given to stack, expected at least one: add one"),
         (

@@ -94,7 +94,10 @@ def test_another_budget_falls_as_the_plan_does():
     read = PruningPlan.from_json(json.loads(json.dumps(plan.to_json())))
     assert read.schedule_or_solved(32) == plan.schedule_or_solved(32)
     silent = {name: value for name, value in plan.to_json().items() if name != "decay"}  # as older files are
-    assert PruningPlan.from_json(silent).schedule_or_solved(32) == solve_schedule(576, 8, (0, 2, 5), 32, 0.6)
+    old = PruningPlan.from_json(silent)
+    assert old.schedule_or_solved(32) == solve_schedule(576, 8, (0, 2, 5), 32, 0.6)
+    assert old.to_json() == silent
+    assert json.dumps(replace(plan, decay=1).to_json()) == json.dumps(replace(plan, decay=1.0).to_json())
 
 
 def test_sites_outside_the_decoder_are_kept_but_not_run():
@@ -134,6 +137,14 @@ def changed(**fields):
         (
             {name: value for name, value in PLAN.to_json().items() if name != "schedules"},
             "the plan lacks schedules: make the file anew",
+        ),
+        (
+            changed(decay="steep"),
+            "the plan: decay is 'steep', expected a number: make the file anew",
+        ),
+        (
+            changed(decay=0),
+            "decay is 0.0, expected a number above 0 and at most 1: correct it",
         ),
         (
             changed(decoder_layers=4),

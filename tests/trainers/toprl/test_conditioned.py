@@ -103,6 +103,7 @@ def test_the_agent_says_what_it_sees(weights: Path, tmp_path: Path):
     assert agent.actor.needs == ScorerNeeds("last", "next", text=True)
     card = (outcome.directory / "card.md").read_text()
     assert "see the visual tokens and the question's states (condition text); the actor's score is added to" in card
+    assert "the question's attention, as pyramiddrop reads it" in card
     assert "96 questions" in card  # each was asked in a row of its own
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from tests.trainers.tiny_world import TASK, request
 from toprl_export.models.reference import Pruning
 from toprl_export.models.walk import walk_prefill
+from toprl_export.pruning.actor import Actor, Critic
 from toprl_export.pruning.baselines.random import RandomScorer
 from toprl_export.pruning.scorer import Scorer
 from toprl_trainers.toprl.data import BlockSource
@@ -17,6 +19,7 @@ from toprl_trainers.toprl.evaluate import right_answers, validate_agent
 from toprl_trainers.toprl.learn import learn
 from toprl_trainers.toprl.run import Run
 from toprl_trainers.toprl.state import TrainingState
+from toprl_trainers.toprl.update import UpdateFigures, ppo_update
 
 IMAGES = 96
 SEED = 14
@@ -58,10 +61,16 @@ def test_learning_beats_random_and_needs_the_reward(weights: Path, tmp_path: Pat
     assert figures.retention == pytest.approx(figures.agent / figures.full)
 
 
-def test_the_learning_rate_falls_with_the_temperature(weights: Path, tmp_path: Path):
-    run, state = trained(weights, tmp_path, quality_weight=1.0, updates=3)
-    (group,) = state.optimizer.param_groups
-    assert group["lr"] == pytest.approx(0.05 * run.config.learning_rate)  # τ: 1, √0.05, 0.05
+def test_the_learning_rate_falls_with_the_temperature(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rates: list[float] = []
+
+    def noting(actor: Actor, critic: Critic, optimizer: torch.optim.Adam, *rest: Any) -> UpdateFigures:
+        rates.append(optimizer.param_groups[0]["lr"])
+        return ppo_update(actor, critic, optimizer, *rest)
+
+    monkeypatch.setattr("toprl_trainers.toprl.learn.ppo_update", noting)
+    run, _ = trained(weights, tmp_path, quality_weight=1.0, updates=3)
+    assert rates == pytest.approx([run.config.learning_rate * each for each in (1.0, 0.05**0.5, 0.05)])
 
 
 def test_unpruned_scores_are_those_of_keeping_everything(weights: Path, tmp_path: Path):

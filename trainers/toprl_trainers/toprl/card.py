@@ -62,11 +62,9 @@ def card_markdown(record: AgentRecord, config: TOPRLConfig, figures: Sequence[Bu
 def _sight(record: AgentRecord) -> str:
     sees = "and the question's states" if record.actor.condition == "text" else "alone"
     residual = record.actor.residual
-    adds = (
-        ""
-        if residual == "none"
-        else f"; the actor's score is added to the question's attention, as {residual} reads it"
-    )
+    adds = ""
+    if residual != "none":
+        adds = f"; the actor's score is added to the question's attention, as {residual} reads it"
     return f"which see the visual tokens {sees} (condition {record.actor.condition}){adds}"
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from toprl_export.errors import UserError
+from toprl_export.pruning.actor import CONDITIONS, RESIDUALS
 from toprl_export.pruning.baselines.plans import BASELINES
 from toprl_export.pruning.schedule import DEFAULT_DECAY
 from toprl_export.registry import unknown_name
@@ -20,8 +21,8 @@ _POSITIVE_WHOLE = (
 
 _CHOICES: Mapping[str, Sequence[str]] = {
     "threshold": ("per-image", "initial"),
-    "condition": ("none", "text"),
-    "residual": ("none", "fastv", "pyramiddrop"),
+    "condition": CONDITIONS,
+    "residual": RESIDUALS,
     "precision": ("auto", "float32", "bfloat16"),
 }
 

@@ -83,7 +83,8 @@ def _step(run: Run, state: TrainingState, source: BlockSource) -> tuple[list[flo
     if config.threshold == "initial" and state.thresholds is None:
         state.thresholds = _initial_thresholds(run, state, source, temperature)
     rollouts = _collect(run, state, source, temperature, "draws")
-    # Draws follow logits over τ: the smaller τ, the further a step of the weights moves them. This keeps it the same.
+    # Draws follow logits over τ: the smaller τ, the further a step of the actor's weights moves them. A rate that falls
+    # as τ does keeps that the same (the critic, in the same optimizer, slows down with it).
     for group in state.optimizer.param_groups:
         group["lr"] = config.learning_rate * temperature / config.temperature_start
     shuffle = torch_generator(run.request.seed, "toprl", "minibatches", update)

@@ -69,7 +69,15 @@ def test_pyramiddrop_halves():
 
 def test_only_the_progressive_ones_care_where_the_agent_prunes():
     for name in (*ONE_SHOT, "pyramiddrop"):
-        assert baseline_plan(name, 576, 8, (192,), stage_layers=(1, 4)) == baseline_plan(name, 576, 8, (192,))
+        counts = {
+            baseline_plan(name, 576, 8, (192,), layers, decay).schedule(192).keep_counts
+            for layers, decay in (((1, 4), 0.3), (None, 0.6))
+        }
+        assert len(counts) == 1
+        assert baseline_plan(name, 576, 8, (192,), (1, 4)).stages == baseline_plan(name, 576, 8, (192,)).stages
+    for name in AT_THE_AGENTS_STAGES:
+        counts = {baseline_plan(name, 576, 8, (192,), decay=decay).schedule(192).keep_counts for decay in (0.3, 0.6)}
+        assert len(counts) == 2
     assert {*AT_THE_AGENTS_STAGES, *ONE_SHOT, "pyramiddrop"} == {*BASELINES, ORACLE}
 
 
