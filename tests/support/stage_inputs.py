@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from toprl_export.pruning.scorer import Scorer, StageInputs
 
-TENSORS = tuple(field.name for field in fields(StageInputs) if field.name != "stage")
+TENSORS = tuple(field.name for field in fields(StageInputs) if field.name not in ("stage", "keep"))
 
 
 def random_inputs(

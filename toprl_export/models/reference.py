@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -47,7 +47,8 @@ class Pruning:
 
     def decide(self, inputs: StageInputs) -> Decision:
         """Score and take the best: ``int64 [b, k]``."""
-        return Decision(select(self.scorer(inputs), self.keep_counts[inputs.stage]))
+        keep = self.keep_counts[inputs.stage]
+        return Decision(select(self.scorer(replace(inputs, keep=keep)), keep))
 
 
 def forced_decisions(kept: Sequence[Tensor]) -> Decide:

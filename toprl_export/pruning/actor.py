@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -102,8 +102,7 @@ class Trunk(nn.Module):
 
     def _question(self, inputs: StageInputs) -> Tensor:
         """Shift and gate, float32 ``[b, 2·d₂]``."""
-        wide = inputs if inputs.text is None else replace(inputs, text=inputs.text.float())
-        states = torch.cat([self._normed(state) for state in question_states(wide)], dim=-1)  # [b, 2·d₁]
+        states = torch.cat([self._normed(state) for state in question_states(inputs)], dim=-1)  # [b, 2·d₁]
         entered: Tensor = self.question(states)
         return entered
 

@@ -46,6 +46,8 @@ class StageInputs:
         asked: bool ``[b, t]``, True for the text tokens between the image and the answer: the question and what the
             template puts around it, neither padding nor answer; None unless attention or text are asked for.
         saliency: float32 ``[b, n_t]``, the vision tower's attention on each patch; None unless asked for.
+        keep: how many tokens the stage will keep, for scorers that need not score the rest; None where that is not
+            known, as in a graph that takes it as an input.
     """
 
     stage: int
@@ -56,21 +58,22 @@ class StageInputs:
     text: Tensor | None = None
     asked: Tensor | None = None
     saliency: Tensor | None = None
+    keep: int | None = None
 
 
 def question_states(inputs: StageInputs) -> tuple[Tensor, Tensor]:
-    """The question's mean state and its last token's state, both float ``[b, d]``.
+    """The question's mean state and its last token's state, both float32 ``[b, d]``.
 
     Raises:
         ValueError: the scorer did not ask for the text.
     """
     if inputs.text is None or inputs.asked is None:
         raise ValueError("the question's states are wanted, but the walk gave no text: ask for it in `needs`")
-    asked = inputs.asked.unsqueeze(-1)  # [b, t, 1]
-    mean = (inputs.text * asked).sum(1) / asked.sum(1).clamp(min=1)
-    order = torch.arange(inputs.asked.shape[1], device=inputs.text.device)
+    asked, text = inputs.asked.unsqueeze(-1), inputs.text.float()  # [b, t, 1], [b, t, d]
+    mean = (text * asked).sum(1) / asked.sum(1).clamp(min=1)
+    order = torch.arange(inputs.asked.shape[1], device=text.device)
     last = (inputs.asked * order).argmax(1)  # [b]
-    return mean, inputs.text.gather(1, last[:, None, None].expand(-1, 1, inputs.text.shape[2])).squeeze(1)
+    return mean, text.gather(1, last[:, None, None].expand(-1, 1, text.shape[2])).squeeze(1)
 
 
 class Scorer(nn.Module, ABC):

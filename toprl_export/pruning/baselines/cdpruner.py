@@ -10,17 +10,18 @@ from toprl_export.pruning.baselines.greedy import greedy_order, row_of
 from toprl_export.pruning.scorer import Scorer, ScorerNeeds, StageInputs, question_states
 
 _NO_VOLUME = 1e-6
-"""Squared volumes below this are rounding noise in float32, so they decide nothing."""
+"""Squared volumes below this (the largest is 1) are mostly rounding noise in float32, so they decide nothing."""
 
 
 class CDPrunerScorer(Scorer):
     """Greedy maximum of ``det(diag(r) L diag(r))`` over subsets, by the fast algorithm of Chen et al. 2018.
 
     L holds the cosine similarities of the visual tokens, r their relevance to the question, min-max normalised per
-    image. The paper takes r from CLIP's text tower; a decoder has none, so r is the cosine similarity with the mean of
-    the question's token embeddings. The score is the negative place in the greedy order. No set of more tokens than
-    the embeddings have dimensions has a volume: what adds none follows by relevance. An exported graph holds for the
-    one number of tokens that it was traced with.
+    image. The paper takes r from CLIP's text tower (its code with the sign turned, for CLIP's patches resemble a text
+    the less the more they have to do with it); a decoder has none, so r is the cosine similarity with the mean of the
+    question's token embeddings. The score is the negative place in the greedy order. What adds no volume that float32
+    can tell, at the latest when as many tokens are taken as embeddings have dimensions, follows by relevance. A graph,
+    in which k is an input, computes the order of as many, and holds for the one number of tokens it was traced with.
     """
 
     needs = ScorerNeeds(text=True)
@@ -35,7 +36,7 @@ class CDPrunerScorer(Scorer):
         relevance = question_relevance(inputs)
         vectors = normalize(inputs.visual.float(), dim=-1) * relevance.unsqueeze(-1)
         kernel = vectors @ vectors.transpose(1, 2)  # [b, n_t, n_t]
-        steps = min(tokens, width)
+        steps = min(tokens, width) if inputs.keep is None else min(inputs.keep, tokens, width)
         gains = vectors.square().sum(-1)  # [b, n_t]: squared volume that each token would add, the diagonal at first
         factors = kernel.new_zeros(kernel.shape[0], steps, tokens)  # rows of the Cholesky factor, one per step
 
@@ -58,7 +59,7 @@ def question_relevance(inputs: StageInputs) -> Tensor:
     Raises:
         ValueError: the text was not computed.
     """
-    question = normalize(question_states(inputs)[0].float(), dim=-1)  # [b, d]
+    question = normalize(question_states(inputs)[0], dim=-1)  # [b, d]
     similarity = (normalize(inputs.visual.float(), dim=-1) @ question.unsqueeze(-1)).squeeze(-1)
     if inputs.alive is None:
         low, high = similarity.amin(1, keepdim=True), similarity.amax(1, keepdim=True)

@@ -18,9 +18,11 @@ class DARTScorer(Scorer):
 
     The paper retains of each pivot p the tokens x with ``cos(p, x) <= ε_p`` and unites these sets, with ε_p set by the
     number of tokens to keep. Here every ε_p lets as many tokens through as the others, so a token stays when one of
-    the pivots ranks it low enough: the score is the negative of its best rank. Pivots are the tokens whose states have
-    the largest L1 norm, where the paper takes that of their keys, which at the input no layer has computed yet; it
-    reports that the choice of pivots matters little.
+    the pivots ranks it low enough: the score is the negative of its best rank, which serves every number of tokens to
+    keep. The paper's code instead gives one pivot after the other its share of the tokens that are left. It compares
+    states after the decoder's norm, here they are compared as they are. Pivots are the tokens whose states have the
+    largest L1 norm, where the paper takes that of their keys, which at the input no layer has computed yet; it reports
+    that the choice of pivots matters little.
     """
 
     needs = ScorerNeeds(text=True)

@@ -15,12 +15,13 @@ class DivPruneScorer(Scorer):
 
     The first token is the one farthest from its nearest neighbour, each further one the one farthest from the nearest
     token already taken, by cosine distance. The score is the negative place in that order, so the best k are the
-    paper's k for every k. The order of all n tokens is computed whatever k is, which costs n short steps.
+    paper's k for every k. A graph, in which k is an input, computes the order of all n tokens.
     """
 
     def forward(self, inputs: StageInputs) -> Tensor:
-        """Scores, float32 ``[b, n_t]``: 0 for the token taken first, down to 1 - n_t."""
+        """Scores, float32 ``[b, n_t]``: 0 for the token taken first, then one less each; -n_t for those not taken."""
         tokens = inputs.visual.shape[1]
+        steps = tokens if inputs.keep is None else min(inputs.keep, tokens)
         vectors = normalize(inputs.visual.float(), dim=-1)
         distance = 1 - vectors @ vectors.transpose(1, 2)  # [b, n_t, n_t]
         nobody = torch.eye(tokens, dtype=torch.bool, device=distance.device).unsqueeze(0)
@@ -33,5 +34,5 @@ class DivPruneScorer(Scorer):
             nearest = torch.minimum(nearest, row_of(distance, chosen))
             return nearest.clone(), nearest
 
-        order, _ = greedy_order(nearest, inputs.alive, (torch.full_like(nearest, torch.inf),), take, tokens)
-        return -order.float()
+        order, taken = greedy_order(nearest, inputs.alive, (torch.full_like(nearest, torch.inf),), take, steps)
+        return -torch.where(taken, order, tokens).float()

@@ -10,7 +10,9 @@ from toprl_export.pruning.scorer import Scorer, ScorerNeeds, StageInputs
 class FastVScorer(Scorer):
     """Scores a token by the attention that the last text token pays to it.
 
-    With one stage this is FastV, with several FastV-P (TOP-RL, Figure 2).
+    With one stage this is FastV, with several FastV-P (TOP-RL, Figure 2, which has them before layers 8, 16 and 24 of
+    32). The paper speaks of the attention that a token receives on average; its code, followed here, takes the last
+    token's row in the layer just run. Before layer 0, where none has run, it is layer 0's own.
     """
 
     needs = ScorerNeeds(attention="last")

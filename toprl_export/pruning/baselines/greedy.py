@@ -16,8 +16,8 @@ def greedy_order(
 ) -> tuple[Tensor, Tensor]:
     """Take the most wanted token of every row, see how that changes what is wanted, and so on.
 
-    The order does not depend on how many tokens will be kept, so one graph serves every budget; it costs ``steps``
-    steps whatever the budget. Of equally wanted tokens the lower index is taken.
+    The order does not depend on how many tokens will be kept: fewer steps give its beginning. Of equally wanted tokens
+    the lower index is taken.
 
     Args:
         wanted: float32 ``[b, n]``, how much each token is wanted as the first; above -inf.
@@ -53,7 +53,7 @@ def greedy_order(
     if torch.compiler.is_exporting():
         carried = torch.while_loop(goes_on, body, carried)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     else:
-        while goes_on(*carried):
+        for _ in range(steps):
             carried = body(*carried)
     return carried[1], carried[2]
 

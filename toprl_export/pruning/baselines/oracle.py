@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 
 from toprl_export.errors import UserError
+from toprl_export.pruning.baselines.uniform import even_spread
 from toprl_export.pruning.scorer import Scorer, StageInputs
 
 
 class OracleScorer(Scorer):
-    """Scores 1 where the evidence is and 0 elsewhere; of equal scores the lower index stays, so rows fill up in order.
+    """Keeps the evidence, and spreads what else may be kept, or what cannot be kept of it, evenly over the image.
 
-    It serves the one batch whose evidence it holds, and runs in PyTorch only.
+    It knows where the evidence is, not how much of it an answer needs at which layer, nor what else the model reads: a
+    mark to measure by, no upper bound. It serves the one batch whose evidence it holds, and runs in PyTorch only.
 
     Args:
         evidence: bool ``[b, n]``, True for the visual tokens that the answer depends on.
@@ -23,7 +25,7 @@ class OracleScorer(Scorer):
         self._evidence = evidence
 
     def forward(self, inputs: StageInputs) -> Tensor:
-        """Scores, float32 ``[b, n_t]``.
+        """Scores, float32 ``[b, n_t]``: in (1, 2] for evidence, in (0, 1] elsewhere.
 
         Raises:
             UserError: it is being exported; a graph would hold the evidence of one batch.
@@ -33,4 +35,5 @@ class OracleScorer(Scorer):
             raise UserError("the oracle cannot be exported, it knows the answers of one batch: build with an agent")
         if len(self._evidence) != len(inputs.positions):
             raise ValueError(f"evidence of {len(self._evidence)} images was given for {len(inputs.positions)}")
-        return self._evidence.to(inputs.positions.device).gather(1, inputs.positions).float()
+        marked = self._evidence.to(inputs.positions.device).gather(1, inputs.positions)
+        return marked.float() + even_spread(inputs.positions)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from toprl_export.pruning.plan import PruningPlan, default_stage_layers, make_plan
-from toprl_export.pruning.schedule import DEFAULT_DECAY, lowest_budget
+from toprl_export.pruning.schedule import DEFAULT_DECAY, lowest_budget, solve_schedule
 from toprl_export.registry import unknown_name
 
 BASELINES: tuple[str, ...] = (
@@ -28,6 +28,8 @@ ORACLE = "oracle"
 _ONE_SHOT_AT_THE_INPUT = ("visionzip", "divprune", "cdpruner")
 _ONE_SHOT_AFTER_SOME_LAYERS = ("fastv", "dart")
 _PYRAMIDDROP_RATIO = 0.5
+_LEAST_SHARE_LEFT = 1 / 3
+"""Of the budget, after the first stage. One that went to uncut layers would leave a handful of tokens to judge by."""
 
 
 def baseline_scorer(name: str) -> str:
@@ -53,8 +55,9 @@ def baseline_plan(
     """The plan of a baseline: where its paper prunes, and keep counts that meet the budgets.
 
     VisionZip, DivPrune and CDPruner prune once, at the input; FastV and DART once, at layer 2 of 32; PyramidDrop
-    three times, at quarters of the depth, halving; all others at the agent's own stages. Stages that come too late
-    for the smallest budget move towards the input, all by as many layers.
+    three times, at quarters of the depth, halving; all others at the agent's own stages. What the layers before the
+    first stage see counts too: where that leaves less than a third of the smallest budget after it, all stages move
+    towards the input by as many layers. (FastV stays at its layer 2 for 192, 128 and 64 of LLaVA-1.5's 576 tokens.)
 
     Args:
         name: one of `BASELINES`, or `ORACLE`.
@@ -72,11 +75,9 @@ def baseline_plan(
     if name in _ONE_SHOT_AT_THE_INPUT:
         return make_plan(visual_tokens, decoder_layers, (0,), scorer, budgets)
     if name in _ONE_SHOT_AFTER_SOME_LAYERS:
-        layers = _early_enough(_fastv_layers(decoder_layers), visual_tokens, decoder_layers, budgets)
-        return make_plan(visual_tokens, decoder_layers, layers, scorer, budgets)
+        return _early_enough_plan(visual_tokens, decoder_layers, _fastv_layers(decoder_layers), scorer, budgets)
     if name == "pyramiddrop":
-        layers = _early_enough(_quarters(decoder_layers), visual_tokens, decoder_layers, budgets)
-        return make_plan(visual_tokens, decoder_layers, layers, scorer, budgets, decay=_PYRAMIDDROP_RATIO)
+        return _early_enough_plan(visual_tokens, decoder_layers, _quarters(decoder_layers), scorer, budgets)
     if stage_layers is None:
         stage_layers = default_stage_layers(decoder_layers)
     return make_plan(visual_tokens, decoder_layers, stage_layers, scorer, budgets, decay)
@@ -92,11 +93,17 @@ def _quarters(decoder_layers: int) -> tuple[int, ...]:
     return tuple(sorted({decoder_layers * quarter // 4 for quarter in (1, 2, 3)}))
 
 
-def _early_enough(
-    layers: tuple[int, ...], visual_tokens: int, decoder_layers: int, budgets: Sequence[int]
-) -> tuple[int, ...]:
-    """``layers``, moved towards the input by as little as the smallest budget demands; their spacing stays."""
-    smallest, first = min(budgets, default=visual_tokens), layers[0]
-    while first > 0 and smallest < lowest_budget(visual_tokens, decoder_layers, first):
-        first -= 1
-    return tuple(layer - layers[0] + first for layer in layers)
+def _early_enough_plan(
+    visual_tokens: int, decoder_layers: int, layers: tuple[int, ...], scorer: str, budgets: Sequence[int]
+) -> PruningPlan:
+    """A plan that halves at ``layers``, moved towards the input by as little as the smallest budget demands; their
+    spacing stays."""
+    smallest = min(budgets, default=visual_tokens)
+    for first in range(layers[0], -1, -1):
+        moved = tuple(layer - layers[0] + first for layer in layers)
+        if smallest < lowest_budget(visual_tokens, decoder_layers, first):
+            continue
+        left = solve_schedule(visual_tokens, decoder_layers, moved, smallest, _PYRAMIDDROP_RATIO).keep_counts[0]
+        if _LEAST_SHARE_LEFT * smallest <= left:
+            break
+    return make_plan(visual_tokens, decoder_layers, moved, scorer, budgets, _PYRAMIDDROP_RATIO)

@@ -16,8 +16,8 @@ class SparseVLMScorer(Scorer):
     tokens, is at least the mean of all shares. The paper picks them once, by the embeddings; here each stage picks by
     the states that enter it, which at layer 0 are the embeddings.
 
-    Keep counts come from the plan instead of the attention's rank, and token recycling, which merges what was dropped,
-    is left out: what is compared is which tokens are kept, at an exact budget.
+    Keep counts and stages come from the plan; the paper's code prunes after layers 2, 6 and 15 of 32. Token recycling,
+    which merges what was dropped, is left out: what is compared is which tokens are kept, at an exact budget.
     """
 
     needs = ScorerNeeds(attention="text", text=True)

@@ -1,31 +1,30 @@
-"""Uniform stride."""
+"""Uniform pruning: tokens spread evenly over the image."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from toprl_export.pruning.scorer import Scorer, StageInputs
 
-_BITS = 20
-"""Ranks below 2^20 are told apart; their reversals are exact in float32, whose mantissa has 24 bits."""
+_STEP = 40503
+_TURN = 2**16
+"""``_STEP / _TURN`` is 1/φ, the golden section, in 16 bits; odd, so that 2^16 positions get as many places."""
 
 
 class UniformScorer(Scorer):
     """Keeps evenly spread tokens for any keep count, which it needs not know.
 
-    Tokens are taken in van der Corput order (the rank's bits reversed behind the point). The first k of
-    that order leave gaps of only two sizes, a power of two and its half. Ranks are counted over the
-    tokens still there, so a later stage spreads its choice over what the earlier left.
+    Position i (in raster order) comes at the place that i steps of the golden section reach on a circle. Those below
+    k/n, which the best k are, follow each other at no more than three distances, neighbouring Fibonacci numbers around
+    n/k (three-gap theorem): evenly along rows, and, as these share no factor for long with the width of an image, along
+    columns too. The best k are among the best k + 1, so later stages thin out what the earlier left.
     """
 
     def forward(self, inputs: StageInputs) -> Tensor:
         """Scores, float32 ``[b, n_t]``, in (0, 1]."""
-        batch, tokens = inputs.visual.shape[:2]
-        if inputs.alive is None:
-            rank = torch.arange(tokens, device=inputs.visual.device).expand(batch, tokens)
-        else:
-            rank = (inputs.alive.cumsum(1) - 1).clamp(min=0)  # [b, n_t]
-        powers = 2 ** torch.arange(_BITS, device=inputs.visual.device)
-        bits = rank.unsqueeze(-1) // powers % 2  # [b, n_t, 20]
-        return 1.0 - (bits / (2 * powers)).sum(-1)
+        return even_spread(inputs.positions)
+
+
+def even_spread(positions: Tensor) -> Tensor:
+    """The score of `UniformScorer`, exact in float32: int64 ``[b, n_t]`` to float32 in (0, 1]."""
+    return 1.0 - (positions * _STEP % _TURN).float() / _TURN

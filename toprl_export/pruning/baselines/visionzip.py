@@ -10,9 +10,9 @@ from toprl_export.pruning.scorer import Scorer, ScorerNeeds, StageInputs
 class VisionZipScorer(Scorer):
     """Scores a token by the attention that the vision tower pays to its patch; blind to the question.
 
-    These are the paper's dominant tokens. Its contextual tokens, averages of the rest, are left out: what is compared
-    is which tokens are kept, at an exact budget. Where the attention comes from is said at
-    :meth:`~toprl_export.models.adapter.LVLMAdapter.vision_saliency`.
+    These are the paper's dominant tokens but for the class token, which LLaVA's decoder is not shown. Its contextual
+    tokens, averages of the rest, are left out: what is compared is which tokens are kept, at an exact budget. Where the
+    attention comes from is said at :meth:`~toprl_export.models.adapter.LVLMAdapter.vision_saliency`.
     """
 
     needs = ScorerNeeds(saliency=True)

@@ -9,6 +9,7 @@ import torch
 from tests.support.stage_inputs import only_row, random_inputs
 from toprl_export.pruning.baselines.cdpruner import CDPrunerScorer, question_relevance
 from toprl_export.pruning.scorer import ScorerNeeds, StageInputs
+from toprl_export.pruning.select import select
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -78,6 +79,15 @@ def test_tokens_that_are_all_alike_have_scores():
     inputs = random_inputs(7, all_alive=True)
     scores = CDPrunerScorer()(replace(inputs, visual=inputs.visual[:, :1].expand(-1, 16, -1)))
     assert scores.isfinite().all()
+
+
+def test_a_known_keep_count_is_enough_of_the_order():
+    inputs, scorer = random_inputs(8, tokens=14, width=6, all_alive=True), CDPrunerScorer()
+    for count in (1, 4, 6, 9, 99):
+        kept = min(count, 14)
+        assert torch.equal(select(scorer(replace(inputs, keep=count)), kept), select(scorer(inputs), kept))
+    ordered = scorer(replace(inputs, keep=4))[0] > 1  # the others have their relevance, below 1
+    assert int(ordered.sum()) == 4
 
 
 def test_it_asks_for_the_text():

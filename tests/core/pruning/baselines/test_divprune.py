@@ -1,5 +1,7 @@
 """DivPrune against the paper's greedy algorithm written out in loops of NumPy."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -57,6 +59,14 @@ def test_duplicates_are_taken_last():
     scores = DivPruneScorer()(StageInputs(0, visual, None, torch.arange(12)[None]))
     kept = select(scores, 4)[0]
     assert (kept // 3).tolist() == [0, 1, 2, 3]
+
+
+def test_a_known_keep_count_is_enough_of_the_order():
+    inputs, scorer = random_inputs(8, all_alive=True), DivPruneScorer()
+    for count in (1, 5, 16, 99):
+        kept = min(count, 16)
+        assert torch.equal(select(scorer(replace(inputs, keep=count)), kept), select(scorer(inputs), kept))
+    assert len(scorer(replace(inputs, keep=5))[0].unique()) == 6  # the other eleven were not ordered
 
 
 def test_it_needs_nothing_but_the_states():

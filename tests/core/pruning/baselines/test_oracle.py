@@ -5,6 +5,7 @@ import torch
 
 from toprl_export.errors import UserError
 from toprl_export.pruning.baselines.oracle import OracleScorer
+from toprl_export.pruning.baselines.uniform import UniformScorer
 from toprl_export.pruning.scorer import StageInputs
 from toprl_export.pruning.select import gather_tokens, select
 
@@ -16,10 +17,23 @@ def inputs(positions: torch.Tensor) -> StageInputs:
     return StageInputs(0, torch.zeros(*positions.shape, 2), None, positions)
 
 
-def test_the_evidence_stays_and_the_rest_fills_up_in_order():
+def test_the_evidence_stays():
     everything = inputs(torch.arange(6).expand(2, 6))
-    assert select(OracleScorer(EVIDENCE)(everything), 3).tolist() == [[0, 2, 4], [1, 2, 3]]
-    assert select(OracleScorer(~EVIDENCE)(everything), 3).tolist() != [[0, 2, 4], [1, 2, 3]]
+    kept = select(OracleScorer(EVIDENCE)(everything), 3)
+    assert [int(EVIDENCE[row, kept[row]].sum()) for row in range(2)] == [2, 3]
+    others = select(OracleScorer(~EVIDENCE)(everything), 2)
+    assert not EVIDENCE.gather(1, others).any()
+
+
+def test_what_else_is_kept_is_spread_evenly():
+    evidence = torch.zeros(1, 576, dtype=torch.bool)
+    evidence[0, 300:310] = True
+    everything = inputs(torch.arange(576)[None])
+    kept = set(select(OracleScorer(evidence)(everything), 40)[0].tolist()) - set(range(300, 310))
+    assert kept == set(select(UniformScorer()(everything), 31)[0].tolist()) - set(range(300, 310))
+    # Of more evidence than can be kept it takes some everywhere, not the topmost.
+    some = select(OracleScorer(~evidence)(everything), 10)[0]
+    assert some.max() > 400
 
 
 def test_a_later_stage_knows_which_tokens_are_left():

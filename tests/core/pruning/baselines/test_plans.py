@@ -29,7 +29,7 @@ def test_the_progressive_ones_prune_where_the_agent_does():
 
 
 @pytest.mark.parametrize(
-    ("layers", "budget", "layer"), [(32, 192, 2), (32, 64, 2), (32, 36, 1), (32, 18, 0), (8, 192, 1), (8, 64, 0)]
+    ("layers", "budget", "layer"), [(32, 192, 2), (32, 64, 2), (32, 36, 1), (32, 18, 0), (8, 192, 1), (8, 80, 0)]
 )
 def test_fastv_and_dart_prune_once_and_as_late_as_the_paper_or_the_budget_says(layers, budget, layer):
     for name in ("fastv", "dart"):
@@ -47,10 +47,11 @@ def test_what_sees_no_decoder_layer_prunes_at_the_input_to_the_budget_itself():
     ("layers", "budget", "stages"),
     [
         (32, 192, (8, 16, 24)),
-        (32, 128, (7, 15, 23)),
-        (32, 64, (3, 11, 19)),
+        (32, 128, (6, 14, 22)),
+        (32, 64, (2, 10, 18)),
         (32, 18, (0, 8, 16)),
         (8, 192, (2, 4, 6)),
+        (8, 146, (1, 3, 5)),
         (8, 64, (0, 2, 4)),
         (2, 300, (0, 1)),
     ],
@@ -58,6 +59,13 @@ def test_what_sees_no_decoder_layer_prunes_at_the_input_to_the_budget_itself():
 def test_pyramiddrop_prunes_at_quarters_or_as_much_earlier_as_the_budget_demands(layers, budget, stages):
     plan = baseline_plan("pyramiddrop", 576, layers, (budget, 400))
     assert plan.stage_layers == stages
+
+
+@pytest.mark.parametrize("layers", [8, 32])
+@pytest.mark.parametrize("name", ["fastv", "dart", "pyramiddrop"])
+def test_uncut_layers_never_starve_what_follows(name, layers):
+    for budget in range(8, 577, 3):
+        assert 3 * baseline_plan(name, 576, layers, (budget,)).schedule(budget).keep_counts[0] >= budget
 
 
 def test_pyramiddrop_halves():

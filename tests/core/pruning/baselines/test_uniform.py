@@ -1,4 +1,7 @@
+import math
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,52 +13,57 @@ from toprl_export.pruning.scorer import StageInputs
 from toprl_export.pruning.select import gather_tokens, select
 
 
-def inputs(tokens: int, alive: Tensor | None = None, batch: int = 1) -> StageInputs:
-    return StageInputs(0, torch.zeros(batch, tokens, 2), alive, torch.arange(tokens).expand(batch, tokens))
+def inputs(tokens: int, batch: int = 1) -> StageInputs:
+    return StageInputs(0, torch.zeros(batch, tokens, 2), None, torch.arange(tokens).expand(batch, tokens))
 
 
-def spread(kept: Tensor, tokens: int) -> tuple[int, int]:
-    """Smallest and largest gap between kept tokens, the end of the row included."""
-    gaps = np.diff([*kept.tolist(), tokens])
-    return int(gaps[:-1].min(initial=tokens)), int(gaps.max())
+def gaps(kept: Tensor) -> Tensor:
+    """From each kept token to the next."""
+    return kept[1:] - kept[:-1]
 
 
-@given(st.integers(1, 3000), st.data())
+@given(st.integers(3, 3000), st.data())
 def test_any_count_is_spread_evenly(tokens, data):
-    count = data.draw(st.integers(1, tokens))
+    count = data.draw(st.integers(2, tokens))
     kept = select(UniformScorer()(inputs(tokens)), count)[0]
-    smallest, largest = spread(kept, tokens)
     assert kept[0] == 0
-    assert largest <= 2 * smallest
-    assert largest <= 2 * tokens / count + 1
+    sizes = gaps(kept).unique()
+    assert len(sizes) <= 3  # the three-gap theorem
+    assert sizes.max() <= 3 * tokens / count + 1
 
 
-def test_a_power_of_two_is_an_exact_stride():
-    assert select(UniformScorer()(inputs(576)), 72)[0].tolist() == list(range(0, 576, 8))
+def test_gaps_are_neighbouring_fibonacci_numbers():
+    assert set(gaps(select(UniformScorer()(inputs(576)), 64)[0]).tolist()) == {5, 8, 13}
 
 
 def test_random_pruning_is_not_so_even():
-    smallest, largest = spread(select(RandomScorer(0)(inputs(576)), 72)[0], 576)
-    assert largest > 4 * smallest
+    assert gaps(select(RandomScorer(0)(inputs(576)), 64)[0]).max() > 3 * 576 / 64 + 1
+
+
+@pytest.mark.parametrize("count", [16, 32, 64, 72, 121, 192])
+def test_it_is_even_in_both_directions(count):
+    """No place of 24 × 24 is far from a kept one: at most twice as far as from the middle of its share of the image."""
+    kept = select(UniformScorer()(inputs(576)), count)[0]
+    stripes = torch.arange(0, 576, 8)  # the control: every eighth token fills three columns and leaves the others empty
+    assert farthest(kept) <= 2 * math.sqrt(576 / count / 2)
+    assert farthest(stripes) > 2 * math.sqrt(576 / 72 / 2)
+
+
+def farthest(kept: Tensor) -> float:
+    """Largest distance of a place on a grid 24 wide to its nearest kept one."""
+    grid = torch.stack([torch.arange(576) // 24, torch.arange(576) % 24], dim=1).double()
+    return float(torch.cdist(grid, grid[kept]).amin(1).max())
 
 
 def test_every_score_is_another():
     assert len(UniformScorer()(inputs(4096))[0].unique()) == 4096
 
 
-def test_later_stages_spread_over_the_tokens_still_there():
-    alive = torch.zeros(2, 100, dtype=torch.bool)
-    alive[0, 40:72] = True
-    alive[1, ::5] = True
-    scores = UniformScorer()(inputs(100, alive, batch=2)).masked_fill(~alive, -torch.inf)
-    assert select(scores, 4).tolist() == [[40, 48, 56, 64], [0, 20, 40, 80]]
-
-
-def test_masked_and_gathered_tokens_are_scored_alike():
-    kept = select(RandomScorer(3)(inputs(50, batch=3)), 17)
-    alive = torch.zeros(3, 50, dtype=torch.bool).scatter_(1, kept, True)
-    masked = gather_tokens(UniformScorer()(inputs(50, alive, batch=3)), kept)
-    assert torch.equal(masked, UniformScorer()(inputs(17, batch=3)))
+def test_later_stages_thin_out_what_the_earlier_left():
+    first = select(UniformScorer()(inputs(576)), 121)
+    again = StageInputs(1, torch.zeros(1, 121, 2), None, first)
+    kept = gather_tokens(first, select(UniformScorer()(again), 30))
+    assert kept.tolist() == select(UniformScorer()(inputs(576)), 30).tolist()
 
 
 class Score(nn.Module):
@@ -63,13 +71,13 @@ class Score(nn.Module):
         super().__init__()
         self.scorer = UniformScorer()
 
-    def forward(self, visual: Tensor) -> Tensor:
-        return self.scorer(StageInputs(0, visual, None, visual))
+    def forward(self, positions: Tensor) -> Tensor:
+        return self.scorer(StageInputs(0, positions, None, positions))
 
 
 def test_it_exports(as_onnx):
     dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")}
-    run = as_onnx(Score(), (torch.zeros(2, 10, 4),), (dims,))
+    run = as_onnx(Score(), (torch.arange(20).reshape(2, 10),), (dims,))
     for batch, tokens in [(1, 576), (3, 37)]:
-        expected = UniformScorer()(inputs(tokens, batch=batch))
-        np.testing.assert_array_equal(run(torch.zeros(batch, tokens, 4))[0], expected)
+        asked = inputs(tokens, batch=batch)
+        np.testing.assert_array_equal(run(asked.positions)[0], UniformScorer()(asked))
