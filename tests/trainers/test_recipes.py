@@ -33,6 +33,24 @@ def test_a_recipe_says_what_its_base_leaves_out_or_says_otherwise(tmp_path):
     assert load_recipe(over, "toprl", "mini-count").settings["images"] == 11
 
 
+def test_a_tasks_nested_settings_leave_the_recipes_others_alone(tmp_path):
+    recipe = written(
+        tmp_path / "mine.yaml",
+        "method: toprl\nbase: toprl-paper\nsettings: {reward: {quality: dense, cost_weight: 3}}\n"
+        "tasks: {mini-count: {reward: {budget_weight: 1}}}\n",
+    )
+    reward = load_recipe(recipe, "toprl", "mini-count").settings["reward"]
+    assert reward == {"quality": "dense", "cost_weight": 3, "budget_weight": 1, "cost_decay": 0.95}
+
+
+def test_settings_for_a_task_that_there_is_not_are_refused(tmp_path):
+    recipe = written(tmp_path / "mine.yaml", "method: toprl\ntasks: {mini-colr: {images: 3}}\n")
+    with pytest.raises(UserError, match=r"unknown task of recipe .*'mini-colr'; did you mean 'mini-colour'"):
+        load_recipe(recipe, "toprl", "mini-count")
+    mine = written(tmp_path / "own.yaml", "method: toprl\ntasks: {my-task: {images: 3}}\n")
+    assert load_recipe(mine, "toprl", "my-task").settings == {"images": 3}
+
+
 def test_a_packaged_recipe_can_be_the_base():
     own, text = (load_recipe(name, "toprl", "mini-colour").settings for name in ("toprl", "toprl-text"))
     assert text == {**own, "condition": "text"}

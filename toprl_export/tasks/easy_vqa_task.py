@@ -22,6 +22,10 @@ class EasyVQATask(Task):
         """See :meth:`Task.question_count`."""
         return len(load_easy_vqa(split).questions)
 
+    def image_count(self, split: Split) -> int:
+        """See :meth:`Task.image_count`."""
+        return load_easy_vqa(split).image_count
+
     def sample(self, split: Split, seed: int, index: int) -> Sample:
         """See :meth:`Task.sample`."""
         data = load_easy_vqa(split)

@@ -74,6 +74,11 @@ class Task(ABC):
     def question_count(self, split: Split) -> int | None:
         """How many questions ``split`` has; None where they are made on demand without end."""
 
+    def image_count(self, split: Split) -> int | None:
+        """How many images ``split`` has before question groups show them again; None where they are made on demand."""
+        del split
+        return None
+
     @abstractmethod
     def sample(self, split: Split, seed: int, index: int) -> Sample:
         """Sample ``index`` (0 to :meth:`question_count` - 1) of the draw by ``seed``."""

@@ -101,6 +101,15 @@ def test_groups_go_over_every_image_once_a_round_with_its_own_questions(monkeypa
     assert sorted(first) == sorted(second) == sorted(of_image) and first != second
 
 
+def test_images_come_round_again_after_as_many_as_there_are():
+    task, seen = TASKS.get("easy-vqa"), set()
+    images = task.image_count("held-out")
+    assert images == 1000 and task.image_count("train") == 4000
+    for index in range(images):
+        seen.add(task.question_group("held-out", 0, index).image_key)
+    assert len(seen) == images and task.question_group("held-out", 0, images).image_key in seen
+
+
 def test_without_the_package_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch):
     load_easy_vqa.cache_clear()
     monkeypatch.setitem(sys.modules, "easy_vqa", None)

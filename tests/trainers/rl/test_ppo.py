@@ -42,6 +42,16 @@ def test_same_policy_gives_the_plain_advantage():
     assert float(surrogate.kl) == 0 and float(surrogate.clipped) == 0
 
 
+def test_a_dead_tokens_ratio_may_overflow():
+    log_probability = (OLD + RATIO.log()).requires_grad_()
+    old = OLD - torch.tensor([[0.0, 0.0], [0.0, 200.0]])
+    surrogate = clipped_surrogate(log_probability, old, ALIVE, ADVANTAGE, WEIGHTS, clip=0.2)
+    torch.autograd.backward(surrogate.loss)
+    expected = clipped_surrogate(OLD + RATIO.log(), OLD, ALIVE, ADVANTAGE, WEIGHTS, clip=0.2)
+    assert float(surrogate.loss.detach()) == float(expected.loss) and float(surrogate.kl) == float(expected.kl)
+    assert log_probability.grad is not None and log_probability.grad.isfinite().all()
+
+
 def test_rows_without_tokens_count_nothing():
     mean = token_mean(torch.tensor([[5.0], [7.0]]), torch.tensor([[True], [False]]), torch.ones(2))
     assert float(mean) == pytest.approx(2.5)

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from toprl_export.pruning.scorer import StageInputs
+from tests.trainers.tiny_world import TASK, load_adapter
+from toprl_export.models.walk import Decision
+from toprl_export.pruning.scorer import ScorerNeeds, StageInputs
 from toprl_trainers.recipes import load_recipe
 from toprl_trainers.rl.gae import advantages_and_returns, normalised_per_stage
 from toprl_trainers.rl.gumbel import log_probability, temperature_at
 from toprl_trainers.rl.reward import stage_rewards
 from toprl_trainers.toprl.config import TOPRLConfig
-from toprl_trainers.toprl.policy import StageRecord
-from toprl_trainers.toprl.rollout import Rollouts
-from toprl_trainers.toprl.update import ppo_update
+from toprl_trainers.toprl.data import BlockSource
+from toprl_trainers.toprl.policy import StageRecord, compacted
+from toprl_trainers.toprl.rollout import Rollouts, collect
+from toprl_trainers.toprl.update import UpdateFigures, ppo_update
 
 PAPER = TOPRLConfig.from_mapping(load_recipe("toprl-paper", "toprl", "mini-count").settings)
 
@@ -113,23 +118,36 @@ class Critic(nn.Module):
         return self.values
 
 
-def one_stage(alive: list[list[bool]]) -> Rollouts:
-    """A and B decide once about two tokens each, drawn with an even chance: A keeps both, B the first."""
+def decided(alive: list[list[bool]], kept: list[list[bool]], chances: list[list[float]]) -> StageRecord:
+    """What A and B decided about two tokens each, and how likely the policy of then was to decide so."""
     state = StageInputs(0, torch.zeros(2, 2, 4), None, torch.arange(2).expand(2, 2))
-    kept = torch.tensor([[True, True], [True, False]])
-    even = torch.full((2, 2), math.log(0.5))
-    record = StageRecord(state, 1, torch.tensor(alive), kept, torch.full((2, 1), 0.5), even)
+    drawn = torch.tensor(chances).log()
+    return StageRecord(state, 1, torch.tensor(alive), torch.tensor(kept), torch.full((2, 1), 0.5), drawn)
+
+
+def rollouts_of(stages: list[StageRecord], returns: list[list[float]], advantages: list[list[float]]) -> Rollouts:
+    unused = torch.zeros(2, len(stages))
     return Rollouts(
-        stages=(record,),
+        stages=tuple(stages),
         part=range(1),
         quality=torch.tensor([1.0, 0.0]),
         weights=torch.ones(2),
-        kept_counts=kept.sum(1, keepdim=True).float(),
-        rewards=torch.zeros(2, 1),
-        values=torch.zeros(2, 1),
-        returns=torch.tensor([[1.5], [-0.8]]),
-        advantages=torch.tensor([[1.0], [-2.0]]),
+        kept_counts=unused,
+        rewards=unused,
+        values=unused,
+        returns=torch.tensor(returns),
+        advantages=torch.tensor(advantages),
     )
+
+
+def one_update(actor: Actor, critic: Critic, rollouts: Rollouts, temperature: float) -> UpdateFigures:
+    config = replace(PAPER, rollouts_per_image=2, images_per_update=1, epochs=1, minibatches=1)
+    optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters()], lr=config.learning_rate)
+    return ppo_update(actor, critic, optimizer, rollouts, temperature, config, torch.Generator())
+
+
+ALL = [[True, True], [True, True]]
+EVEN = [[0.5, 0.5], [0.5, 0.5]]
 
 
 @pytest.mark.parametrize(
@@ -138,22 +156,99 @@ def one_stage(alive: list[list[bool]]) -> Rollouts:
         # Ratios 2 · 0.7310586 = 1.4621172 where the actor of now would have decided so too, 2 · 0.2689414 = 0.5378828
         # where not. A, advantage 1: min(1.4621172, 1.2) and 0.5378828, mean 0.8689414. B, advantage −2: twice
         # min(−2.9242343, −2.4). Loss: −(0.8689414 − 2.9242343) / 2.
-        ([[True, True], [True, True]], 1.0276464, 1.0),
+        (ALL, 1.0276464, 1.0),
         # Without A's second token, which was dropped before: −(1.2 − 2.9242343) / 2.
         ([[True, False], [True, True]], 0.8621172, 1.0),
     ],
     ids=["all alive", "one dropped before"],
 )
 def test_losses_of_ppo_by_hand(alive: list[list[bool]], policy_loss: float, clipped: float):
-    config = replace(PAPER, rollouts_per_image=2, images_per_update=1, epochs=1, minibatches=1)
+    """Drawn with an even chance, A keeps both tokens, B the first."""
     actor, critic = Actor(), Critic()
-    optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters()], lr=config.learning_rate)
-    figures = ppo_update(actor, critic, optimizer, one_stage(alive), 1.0, config, torch.Generator())
+    stage = decided(alive, [[True, True], [True, False]], EVEN)
+    figures = one_update(actor, critic, rollouts_of([stage], [[1.5], [-0.8]], [[1.0], [-2.0]]), 1.0)
     assert figures.policy_loss == pytest.approx(policy_loss, abs=1e-5)
     assert figures.value_loss == pytest.approx(0.5, abs=1e-6)  # half of the mean of (0.5 − 1.5)² and (0.2 + 0.8)²
     assert figures.clipped == clipped
     # Adam's first step is as long as its rate, against the gradient. The critic is pulled towards 1.5 and −0.8. Of the
     # actor's tokens only those whose ratio is not clipped away have one: B, punished, is to keep the first token less.
     moved = critic.values.detach() - torch.tensor([0.5, 0.2])
-    torch.testing.assert_close(moved, torch.tensor([1.0, -1.0]) * config.learning_rate, rtol=1e-3, atol=0)
-    assert actor.scores[0].item() == pytest.approx(1.5 - config.learning_rate, abs=1e-5)
+    torch.testing.assert_close(moved, torch.tensor([1.0, -1.0]) * PAPER.learning_rate, rtol=1e-3, atol=0)
+    assert actor.scores[0].item() == pytest.approx(1.5 - PAPER.learning_rate, abs=1e-5)
+
+
+def test_losses_of_ppo_over_two_stages_by_hand():
+    """τ = 0.5 and another advantage at each stage.
+
+    The first token is kept with probability 1 / (1 + e⁻²) = 0.8807971, the second with 0.1192029. To what was drawn
+    with an even chance that makes ratios of 1.7615942 and 0.2384058. First stage, A keeps both at advantage 1:
+    min(1.7615942, 1.2) and 0.2384058, mean 0.7192029; B keeps the first and drops the second at −2: −3.5231884 both.
+    Second stage, A does the same at −1: −1.7615942 both. B drops the first, for which it had the chance of now, and
+    keeps the second, at 0.5: 0.5 and 0.1192029, mean 0.3096015. Losses: −(0.7192029 − 3.5231884) / 2 = 1.4019928 and
+    −(−1.7615942 + 0.3096015) / 2 = 0.7259964. Of the ratios only that of 1 stays within the clip: 1 and 3/4.
+    """
+    first = decided(ALL, [[True, True], [True, False]], EVEN)
+    second = decided(ALL, [[True, False], [False, True]], [[0.5, 0.5], [0.1192029, 0.5]])
+    rollouts = rollouts_of([first, second], [[1.5, 0.5], [-0.8, 0.2]], [[1.0, -1.0], [-2.0, 0.5]])
+    actor, critic = Actor(), Critic()
+    figures = one_update(actor, critic, rollouts, 0.5)
+    assert figures.policy_loss == pytest.approx((1.4019928 + 0.7259964) / 2, abs=1e-5)
+    assert figures.clipped == pytest.approx((1 + 3 / 4) / 2)
+    assert figures.value_loss == pytest.approx(0.25, abs=1e-6)  # of errors 1 and 0 for each, half of the mean square
+    # B's −2 at the first stage, A's −1 and B's 0.5 at the second are against keeping the first token, and all eight
+    # decisions but those that are clipped away for keeping the second.
+    moved = actor.scores.detach() - torch.tensor([1.5, -0.5])
+    torch.testing.assert_close(moved, torch.tensor([-1.0, 1.0]) * PAPER.learning_rate, rtol=1e-3, atol=0)
+
+
+IMAGE = 6
+"""Whose colour the tiny model tells when it sees it, and guesses wrongly when not."""
+
+
+class FixedMasks:
+    """A policy of two stages whose rollouts A and B keep what is said, and a critic that says 0.5, then 0.25."""
+
+    needs = ScorerNeeds()
+
+    def __init__(self, kept: list[Tensor]) -> None:
+        self.kept = kept  # bool [2, 25] of all visual tokens, one a stage
+        self.records: list[StageRecord] = []
+
+    def __call__(self, inputs: StageInputs) -> Decision:
+        alive = torch.ones_like(inputs.positions, dtype=torch.bool) if inputs.alive is None else inputs.alive
+        kept = self.kept[inputs.stage].gather(1, inputs.positions) & alive
+        self.records.append(StageRecord(inputs, 1, alive, kept, torch.zeros(2, 1), torch.zeros(kept.shape)))
+        return compacted(kept)
+
+    @staticmethod
+    def value(inputs: StageInputs) -> Tensor:
+        return torch.full((2,), (0.5, 0.25)[inputs.stage])
+
+
+def test_a_batch_of_rollouts_by_hand(weights: Path):
+    """From masks to what PPO learns from: A keeps 20, then 10 of 25 tokens, with the one that tells the answer; B keeps
+    15, then 5, without it.
+
+    α = (0.95, 1): A is paid 1 − 0.95 · 0.8 = 0.24 and 1 − 0.4 = 0.6, B −0.95 · 0.6 = −0.57 and −0.2. Second stage: A's
+    advantage 0.6 − 0.25 = 0.35, B's −0.45. First: A's 0.24 + 0.9 · 0.25 − 0.5 + 0.855 · 0.35 = 0.26425, B's
+    −0.57 + 0.9 · 0.25 − 0.5 − 0.855 · 0.45 = −1.22975. Of two equally weighed rollouts each is one deviation off.
+    """
+    adapter, config = load_adapter(weights), replace(PAPER, rollouts_per_image=2, precision="float32")
+    block = BlockSource(adapter, TASK, 0, IMAGE, 1, 1)[0]
+    evidence = torch.from_numpy(TASK.question_group("train", 0, IMAGE).evidence).flatten()
+    others = (~evidence).nonzero().flatten()
+
+    def keeping(count: int, with_evidence: bool) -> Tensor:
+        kept = evidence.clone() if with_evidence else torch.zeros_like(evidence)
+        kept[others[: count - int(with_evidence)]] = True
+        return kept
+
+    masks = [torch.stack([keeping(a, True), keeping(b, False)]) for a, b in ((20, 15), (10, 5))]
+    policy: Any = FixedMasks(masks)
+    rollouts = collect(adapter, block, policy, policy.value, (0, 2), (15, 8), config)
+    assert rollouts.quality.tolist() == [1, 0] and rollouts.weights.tolist() == [1, 1]
+    assert rollouts.kept_counts.tolist() == [[20, 10], [15, 5]]
+    torch.testing.assert_close(rollouts.rewards, torch.tensor([[0.24, 0.6], [-0.57, -0.2]]))
+    raw = torch.tensor([[0.26425, 0.35], [-1.22975, -0.45]])
+    torch.testing.assert_close(rollouts.returns, raw + torch.tensor([0.5, 0.25]))
+    torch.testing.assert_close(rollouts.advantages, torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), atol=1e-3, rtol=0)

@@ -96,6 +96,14 @@ def test_a_process_that_was_not_launched_is_alone():
         raise UserError("mine")
 
 
+def test_a_model_on_another_processs_gpu_is_refused():
+    second = Processes(1, 2, torch.device("cuda:1"))
+    second.check_device(torch.device("cuda:1"))
+    second.check_device(torch.device("cuda"))
+    with pytest.raises(UserError, match="process 1 was launched for cuda:1, but its model is on cuda:0: name no GPU"):
+        second.check_device(torch.device("cuda:0"))
+
+
 def test_images_that_cannot_be_divided_are_refused(weights: Path, tmp_path: Path):
     asked = request(weights, tmp_path)  # 32 images, 4 a process
     with pytest.raises(UserError, match=r"leave 2 for the last.* 5 processes"):

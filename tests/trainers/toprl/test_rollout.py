@@ -1,13 +1,24 @@
-"""Quality and weights of episodes, by hand."""
+"""Quality and weights of episodes, by hand, and what is refused."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
 import torch
 
+from tests.trainers.tiny_world import TASK, load_adapter, request
+from toprl_export.errors import UserError
 from toprl_export.models.walk import TokenTensors
-from toprl_trainers.toprl.data import ImageBlock
+from toprl_export.pruning.actor import Actor, Critic
+from toprl_trainers.rl.reward import RewardConfig
+from toprl_trainers.toprl.data import BlockSource, ImageBlock
+from toprl_trainers.toprl.draws import ImageDraws
+from toprl_trainers.toprl.policy import SamplingPolicy
 from toprl_trainers.toprl.questions import GoldAnswers
-from toprl_trainers.toprl.rollout import episode_quality
+from toprl_trainers.toprl.rollout import collect, episode_quality
+from toprl_trainers.toprl.run import Run
 
 NOTHING = torch.zeros(0)
 
@@ -40,3 +51,17 @@ def test_an_image_weighs_as_much_as_the_share_of_its_questions_that_count():
     quality, weights = episode_quality(half, PRUNED[:2], RIGHT[:2], "dense")
     torch.testing.assert_close(quality, torch.tensor([0.5, 1.0]))
     assert weights.tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("quality", ["dense", "binary"])
+def test_a_pruned_models_probabilities_that_are_no_numbers_are_refused(weights: Path, tmp_path: Path, quality: str):
+    """Right or wrong alone would not show them: the likeliest token of none is a wrong one."""
+    run = Run.of(request(weights, tmp_path))
+    config = replace(run.config, reward=RewardConfig(quality=quality))
+    adapter, actor, critic = load_adapter(weights), Actor(run.actor_config), Critic(run.actor_config)
+    block = BlockSource(adapter, TASK, 0, 0, 1, 1)[0]
+    adapter.decoder.head.weight.fill_(torch.nan)
+    draws = ImageDraws(0, ("test",), range(1), 8, 25)
+    policy = SamplingPolicy(actor, run.trained.keep_counts, 1.0, None, 8, draws)
+    with pytest.raises(UserError, match=r"^a reward is not a number, for model tiny answers with probabilities"):
+        collect(adapter, block, policy, critic, run.plan.stage_layers, run.trained.keep_counts, config)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.trainers.tiny_world import request
+from tests.trainers.tiny_world import TASK, request
 from toprl_export.errors import UserError
 from toprl_trainers.toprl.run import Run
 from toprl_trainers.toprl.state import column_names
@@ -30,6 +31,32 @@ def test_any_number_of_stages_meets_the_same_budget(weights: Path, tmp_path: Pat
 def test_one_stage_that_comes_too_late_for_the_budget_is_refused(weights: Path, tmp_path: Path):
     with pytest.raises(UserError, match="a budget of 8 tokens kept cannot be met with stages at decoder layers 2"):
         run_with(weights, tmp_path, "[2]", 8)
+
+
+def test_rollouts_never_aim_above_the_smallest_budget(weights: Path, tmp_path: Path):
+    wanted = request(weights, tmp_path, budgets_kept=(12, 5))
+    recipe = Path(str(wanted.recipe))
+    recipe.write_text(recipe.read_text() + "  training_fraction_kept: 0.4\n")
+    assert Run.of(wanted).trained.budget_kept == 5
+    assert Run.of(replace(wanted, budgets_kept=(12, 11))).trained.budget_kept == 10
+
+
+def test_images_to_validate_on_are_others(weights: Path, tmp_path: Path):
+    class Few(type(TASK)):
+        def image_count(self, split):
+            return {"train": 80}.get(split)
+
+    few = Few(TASK.name, TASK.level, TASK.description, TASK.module)
+    wanted = request(weights, tmp_path, task=few)  # 32 and 48 others
+    assert Run.of(wanted).config.images == 32
+    message = "33 images to train on and 48 others to validate on are wanted, but patch-colour has 80"
+    with pytest.raises(UserError, match=message):
+        Run.of(replace(wanted, images=33))
+
+
+def test_a_recipe_without_any_stage_is_refused(weights: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="the stage layers are none, expected at least one"):
+        run_with(weights, tmp_path, "[]", 8)
 
 
 def test_only_a_policy_that_was_free_to_choose_adds_a_budget(weights: Path, tmp_path: Path):

@@ -14,7 +14,6 @@ from tests.trainers.tiny_world import TASK, request
 from toprl_export.agent import load_agent
 from toprl_export.errors import MissingExtraError, UserError
 from toprl_export.trainer import train
-from toprl_trainers.toprl.run import Run
 from toprl_trainers.toprl.trainer import TOPRLTrainer
 
 
@@ -109,13 +108,6 @@ def test_dry_run_writes_nothing(weights: Path, tmp_path: Path):
 def test_impossible_budgets_are_refused(weights: Path, tmp_path: Path, budgets: tuple[int, ...]):
     with pytest.raises(UserError, match="budget"):
         TOPRLTrainer().train(request(weights, tmp_path, budgets_kept=budgets))
-
-
-def test_the_recipe_may_train_at_another_budget(weights: Path, tmp_path: Path):
-    wanted = request(weights, tmp_path)
-    recipe = Path(str(wanted.recipe))
-    recipe.write_text(recipe.read_text() + "  training_fraction_kept: 0.3\n")
-    assert Run.of(wanted).trained.budget_kept == round(0.3 * 25)
 
 
 def test_training_on_a_model_that_can_do_nothing_is_refused(weights: Path, tmp_path: Path):

@@ -92,11 +92,24 @@ def test_the_sum_would_notice_parts_that_are_weighed_alike(world: tuple[Run, Tra
     assert float((each[0] + each[1] - whole).abs().max()) > 1e-3
 
 
+def test_a_minibatch_without_weight_takes_no_step(world: tuple[Run, TrainingState, Rollouts]):
+    run, state, rollouts = world
+    one = replace(rollouts, weights=torch.tensor([1.0, 0.0, 0.0]).repeat_interleave(ROLLOUTS))
+    run = replace(run, config=replace(run.config, minibatches=3))
+    steps: list[int] = []
+    state.optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    update(run, state, one)
+    assert len(steps) == 1
+    before = state.actor.head.weight.clone()
+    update(run, state, replace(rollouts, weights=torch.zeros_like(WEIGHTS)))
+    assert torch.equal(state.actor.head.weight, before)
+
+
 def test_a_loss_that_is_not_a_number_is_said_before_it_spoils_the_weights(
     world: tuple[Run, TrainingState, Rollouts],
 ):
     run, state, rollouts = world
     before = state.actor.head.weight.clone()
-    with pytest.raises(UserError, match="loss is not a number"):
+    with pytest.raises(UserError, match="the loss or its gradient is not a number"):
         update(run, state, replace(rollouts, returns=rollouts.returns * torch.nan))
     assert torch.equal(state.actor.head.weight, before)

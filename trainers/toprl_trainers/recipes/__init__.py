@@ -12,6 +12,7 @@ import yaml
 
 from toprl_export.errors import UserError
 from toprl_export.registry import unknown_name
+from toprl_export.tasks.registry import TASKS
 
 SUFFIXES = (".yaml", ".yml")
 PARTS = ("method", "base", "settings", "tasks")
@@ -30,12 +31,12 @@ def load_recipe(name: str, method: str, task: str) -> Recipe:
     """A recipe by name or by the path of a YAML file.
 
     The file is a mapping: ``method``, ``settings``, and optionally ``tasks``, which maps a task's name to settings that
-    win over the others for it, and ``base``, another recipe whose settings hold where this one says nothing (of nested
-    settings key by key).
+    win over the others for it, and ``base``, another recipe whose settings hold where this one says nothing (both of
+    nested settings key by key).
 
     Raises:
-        UserError: the recipe or its base is unknown, not readable, for another method, or no such mapping, or a recipe
-            is its own base.
+        UserError: the recipe or its base is unknown, not readable, for another method, or no such mapping, names a task
+            that there is not, or is its own base.
     """
     return Recipe(name, method, _settings(name, method, task, ()))
 
@@ -51,7 +52,11 @@ def _settings(name: str, method: str, task: str, above: tuple[str, ...]) -> Mapp
     if content.get("method") != method:
         raise UserError(f"recipe {name} is for method {content.get('method')!r}, not {method!r}: choose another recipe")
     overrides = _mapping(name, content, "tasks")
-    own = {**_mapping(name, content, "settings"), **_mapping(name, overrides, task)}
+    known = {*TASKS.names(), task}
+    for each in overrides:
+        if each not in known:
+            raise unknown_name(f"task of recipe {name}", str(each), sorted(known))
+    own = _merged(_mapping(name, content, "settings"), _mapping(name, overrides, task))
     base = content.get("base")
     if base is None:
         return own

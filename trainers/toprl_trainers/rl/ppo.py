@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -38,7 +39,8 @@ def clipped_surrogate(
         weights: of the rows, ``float32 [b]``.
         clip: ε.
     """
-    log_ratio = log_probability - old_log_probability
+    # Before the exponential: a dead token's ratio may overflow, and infinity times 0 is not a number.
+    log_ratio = torch.where(alive, log_probability - old_log_probability, 0.0)
     ratio = log_ratio.exp()
     shared = advantage[:, None]
     pessimistic = (ratio * shared).minimum(ratio.clamp(1 - clip, 1 + clip) * shared)

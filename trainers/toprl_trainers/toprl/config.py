@@ -59,8 +59,9 @@ class TOPRLConfig:
         rollouts_per_image: keep masks drawn for each of them.
         stage_layers: decoder layers before which a stage stands; None for the model's default.
         decay: ratio of each stage's keep count to the one before.
-        training_fraction_kept: the budget to train at, as a share of the visual tokens; None for the first
-            ``--budget-kept``. Top-k gives every budget at inference, so one may train where choosing well matters most.
+        training_fraction_kept: the budget to train at, as a share of the visual tokens, or the smallest
+            ``--budget-kept`` if that is less; None for the first. Top-k gives every budget at inference, so one may
+            train where choosing well matters most.
         threshold: "per-image" moves the threshold of every draw so that each image keeps the scheduled number of tokens
             on average; "initial" fixes one per stage at the first update and leaves the number to the reward, and the
             agent's plan gets the budget that the policy settled on besides those asked for.

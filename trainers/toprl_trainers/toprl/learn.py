@@ -91,7 +91,7 @@ def _step(run: Run, state: TrainingState, source: BlockSource) -> tuple[list[flo
     figures = ppo_update(
         state.actor, state.critic, state.optimizer, rollouts, temperature, config, shuffle, run.processes
     )
-    return _row(update, temperature, rollouts, figures), len(rollouts.weights)
+    return _row(update, temperature, rollouts, figures, config.reward.assignment), len(rollouts.weights)
 
 
 def _collect(run: Run, state: TrainingState, source: BlockSource, temperature: float, purpose: str) -> Rollouts:
@@ -120,14 +120,15 @@ def _initial_thresholds(run: Run, state: TrainingState, source: BlockSource, tem
     return tuple((total / count) for total, count in run.processes.total(sums).tolist())
 
 
-def _row(update: int, temperature: float, rollouts: Rollouts, figures: UpdateFigures) -> list[float]:
-    """Figures in the order of `column_names`."""
+def _row(update: int, temperature: float, rollouts: Rollouts, figures: UpdateFigures, assignment: str) -> list[float]:
+    """Figures in the order of `column_names`; the reward is a stage's, also where all are paid at the last."""
     weights = rollouts.weights / rollouts.weights.sum().clamp(min=1e-8)
+    rewards = rollouts.rewards.sum(1) if assignment == "terminal" else rollouts.rewards.mean(1)
     kept = rollouts.kept_counts.mean(0).tolist()
     row = [
         float(update + 1),
         temperature,
-        float((rollouts.rewards.mean(1) * weights).sum()),
+        float((rewards * weights).sum()),
         float((rollouts.quality * weights).sum()),
         *kept,
         figures.entropy,

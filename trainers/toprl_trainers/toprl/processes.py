@@ -68,7 +68,11 @@ class Processes:
         try:
             summed: Tensor = reduce(x, reduction="sum")
         except RuntimeError as error:
-            raise self.ending("another process of this training ended early: repeat the command to resume") from error
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise self.ending(
+                f"the processes of this training lost each other, so one may have ended early ({reason}): repeat the "
+                "command to resume"
+            ) from error
         return summed
 
     def total_gradients(self, parameters: Iterable[nn.Parameter], figures: Tensor) -> Tensor:
@@ -136,6 +140,11 @@ class Processes:
             raise UserError(
                 f"the processes were launched for {self.device.type}, but the model is on {device.type}: "
                 f"add --device {self.device.type}, or set ACCELERATE_USE_CPU=true to train on CPUs"
+            )
+        if self.count > 1 and device.index is not None and device.index != self.device.index:
+            raise UserError(
+                f"process {self.index} was launched for {self.device}, but its model is on {device}: name no GPU, "
+                f"--device {device.type} gives each process its own"
             )
 
     def _agree(self, problem: UserError | None) -> None:

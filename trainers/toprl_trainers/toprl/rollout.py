@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from toprl_export.errors import UserError
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.walk import walk_from, walk_prefix
 from toprl_export.pruning.actor import Critic
@@ -89,6 +90,11 @@ def _play(
         prefix = walk_prefix(adapter.decoder, block.tokens, block.visual, stage_layers[0], policy.needs)
         prefill = walk_from(adapter.decoder, prefix.repeated(group), stage_layers, policy, policy.needs)
         log_probability, right = block.gold.score(adapter.decoder, prefill.hidden)  # [Q, group]
+    if bool(log_probability.isnan().any()):
+        raise UserError(
+            f"a reward is not a number, for model {adapter.model_id} answers with probabilities that are none once it "
+            "is pruned: train in float32 or check its weights"
+        )
     quality, weights = episode_quality(block, log_probability, right, config.reward.quality)
     kept_counts = torch.stack([record.kept.sum(1) for record in policy.records], dim=1).float()  # [b, T]
     total = adapter.visual_tokens

@@ -19,6 +19,7 @@ from toprl_export.files import check_replaceable, read_json_versioned
 from toprl_export.pruning.actor import ActorConfig
 from toprl_export.pruning.plan import PruningPlan, make_plan
 from toprl_export.pruning.schedule import Schedule, lowest_budget, solve_schedule
+from toprl_export.tasks.task import Task
 from toprl_export.trainer import TrainRequest
 from toprl_trainers.recipes import Recipe, load_recipe
 from toprl_trainers.toprl.config import TOPRLConfig
@@ -48,8 +49,8 @@ class Run:
         """Read the recipe and solve the schedules.
 
         Raises:
-            UserError: the recipe is unknown or wrong, a budget cannot be met, or the images cannot be divided among the
-                processes.
+            UserError: the recipe is unknown or wrong, a budget cannot be met, or the images are too many or cannot be
+                divided among the processes.
         """
         adapter = request.adapter
         recipe = load_recipe(request.recipe or METHOD, METHOD, request.task.name)
@@ -58,14 +59,14 @@ class Run:
             config = replace(config, precision=_fast_precision(adapter.device))
         if request.condition is not None:
             config = replace(config, condition=request.condition)
-        _check_divisible(config, processes)
-        layers = config.stage_layers or adapter.default_stage_layers
+        _check_images(config, request.task, processes)
+        layers = adapter.default_stage_layers if config.stage_layers is None else config.stage_layers
         total, depth = adapter.visual_tokens, adapter.shape.layers
         plan = make_plan(total, depth, layers, "actor", request.budgets_kept, config.decay)
         budget = request.budgets_kept[0]
         if config.training_fraction_kept is not None:
-            wanted = round(config.training_fraction_kept * total)
-            budget = min(total, max(wanted, lowest_budget(total, depth, layers[0])))
+            wanted = min(round(config.training_fraction_kept * total), *request.budgets_kept)
+            budget = max(wanted, lowest_budget(total, depth, layers[0]))
         return cls(request, recipe, config, plan, solve_schedule(total, depth, layers, budget, config.decay), processes)
 
     @property
@@ -176,8 +177,14 @@ class Run:
         )
 
 
-def _check_divisible(config: TOPRLConfig, processes: Processes) -> None:
-    """Refuse images of which some update would leave a process without any."""
+def _check_images(config: TOPRLConfig, task: Task, processes: Processes) -> None:
+    """Refuse more images than there are, and images of which some update would leave a process without any."""
+    available = task.image_count("train")
+    if available is not None and config.images + config.validation_images > available:
+        raise UserError(
+            f"{config.images} images to train on and {config.validation_images} others to validate on are wanted, but "
+            f"{task.name} has {available} in its train split: train on fewer with --limit"
+        )
     wanted = config.images_per_update * processes.count
     fewest = config.images % wanted or wanted
     if fewest < processes.count:
@@ -198,6 +205,6 @@ def package_version(distribution: str) -> str:
 def _fast_precision(device: torch.device) -> Literal["float32", "bfloat16"]:
     """bfloat16 where the processor multiplies it natively, else float32."""
     if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     abilities = torch.cpu.get_capabilities()
     return "bfloat16" if abilities.get("avx512_bf16") or abilities.get("amx_bf16") else "float32"

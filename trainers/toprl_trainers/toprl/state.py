@@ -88,11 +88,11 @@ class TrainingState:
             self.actor.load_state_dict(_part(tensors, "actor."))
             self.critic.load_state_dict(_part(tensors, "critic."))
             self.optimizer.load_state_dict(self._optimizer_state(_part(tensors, "adam.")))
+            self.curves = tensors["curves"].tolist()
         except (SafetensorError, RuntimeError, KeyError) as error:
             raise _damaged(path, error) from error
         thresholds = header.raw("thresholds")
         self.thresholds = None if thresholds is None else header.numbers("thresholds")
-        self.curves = tensors["curves"].tolist()
         self.seconds = header.number("seconds")
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from toprl_trainers.toprl.rollout import Rollouts
 
 @dataclass(frozen=True)
 class UpdateFigures:
-    """Means over the optimizer steps of one update."""
+    """Means over the optimizer steps of one update; 0 where it had nothing to learn from and took none."""
 
     policy_loss: float
     value_loss: float
@@ -63,7 +63,7 @@ def ppo_update(
         processes: those whose rollouts these are.
 
     Raises:
-        UserError: the loss is not a number.
+        UserError: the loss or its gradient is not a number.
     """
     images = len(rollouts.weights) // config.rollouts_per_image
     parameters = [*actor.parameters(), *critic.parameters()]
@@ -71,19 +71,23 @@ def ppo_update(
     for _ in range(config.epochs):
         order = torch.randperm(images, generator=generator).to(rollouts.weights.device)
         for part in order.tensor_split(config.minibatches):
+            if not bool(rollouts.weights[_rows(part, config.rollouts_per_image)].any()):
+                continue  # nothing to learn from, in any process; Adam would move all the same
             losses = _losses(actor, critic, rollouts, part, temperature, config)
             total = losses.policy + losses.value - config.entropy_weight * losses.entropy
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(total)
             figures = processes.total_gradients(parameters, torch.stack([total, *losses]).detach())
-            if not bool(torch.isfinite(figures[0])):
+            norms = [nn.utils.clip_grad_norm_(each.parameters(), config.gradient_clip) for each in (actor, critic)]
+            if not bool(torch.stack([figures[0], *norms]).isfinite().all()):
                 raise processes.ending(
-                    "the loss is not a number: lower learning_rate or raise temperature_end in the recipe"
+                    "the loss or its gradient is not a number: lower learning_rate or raise temperature_end in the "
+                    "recipe"
                 )
-            nn.utils.clip_grad_norm_(actor.parameters(), config.gradient_clip)
-            nn.utils.clip_grad_norm_(critic.parameters(), config.gradient_clip)
             optimizer.step()
             taken.append(figures[1:])
+    if not taken:
+        return UpdateFigures(0.0, 0.0, 0.0, 0.0, 0.0)
     return UpdateFigures(*torch.stack(taken).mean(0).tolist())
 
 
