@@ -170,3 +170,11 @@ def test_any_scorer_gets_what_it_asks_for(tmp_path):
     compare = exported(EverythingOfTheQuestion(), tmp_path, layers=2, stage_layers=(1,))
     compare(1, 2, (9,))
     compare(3, 1, (14,))
+
+
+@pytest.mark.parametrize("name", ["divprune", "cdpruner"])
+def test_baselines_that_take_one_token_after_another_do_so_in_the_graph(name, tmp_path):
+    """The graph orders all tokens, for there the keep count is an input; PyTorch no more than are kept."""
+    compare = exported(make_scorer(name), tmp_path, layers=2, stage_layers=(0,))
+    compare(1, 2, (9,))
+    compare(3, 1, (14,))

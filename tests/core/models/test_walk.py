@@ -257,6 +257,49 @@ def test_attention_row_is_the_eager_models_last_row(adapter: LlavaAdapter, score
     assert stage == 0 or (scores - other).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("scorer", [FastVScorer(), PyramidDropScorer()])
+def test_a_later_stages_row_is_the_eager_models_over_the_tokens_left(adapter: LlavaAdapter, scorer: Scorer) -> None:
+    """Tokens dropped before layer 0 are as if they had never been there, but for the positions of the others."""
+    tokens, visual = batch_of(adapter, 2)
+    seen: list[StageInputs] = []
+
+    def decide(inputs: StageInputs) -> Decision:
+        seen.append(inputs)
+        return Decision(select(inputs.visual.float().sum(-1), (10, 4)[inputs.stage]))
+
+    with torch.no_grad():
+        walk_prefill(adapter.decoder, tokens, visual, (0, 2), decide, scorer.needs)
+    left = tokens.visual_index.gather(1, seen[1].positions)  # [b, 10]
+    stays = torch.ones_like(tokens.input_ids, dtype=torch.bool).scatter(1, tokens.visual_index, False)
+    stays = stays.scatter(1, left, True)
+    index = stays.nonzero()[:, 1].reshape(len(stays), -1)  # [b, s - 15]
+    maps = eager_maps_of(adapter, tokens, visual, index)
+    columns = torch.searchsorted(index, left)
+    before, after = (maps[layer][:, -1].gather(1, columns) for layer in (1, 2))
+    expected, other = (before, after) if isinstance(scorer, FastVScorer) else (after, before)
+    torch.testing.assert_close(scorer(seen[1]), expected, atol=1e-5, rtol=1e-4)
+    assert (expected - other).abs().max() > 1e-3
+    renumbered = replace(tokens, position_ids=tokens.position_ids - (tokens.position_ids > 12).long())
+    moved = eager_maps_of(adapter, renumbered, visual, index)
+    assert (moved[1][:, -1].gather(1, columns) - before).abs().max() > 1e-3
+
+
+def eager_maps_of(adapter: LlavaAdapter, tokens: TokenTensors, visual: Tensor, index: Tensor) -> list[Tensor]:
+    """Hugging Face's attention maps, mean over heads ``[b, s', s']``, where only the tokens at ``index`` are there."""
+    adapter.model.set_attn_implementation("eager")
+    with torch.no_grad():
+        embedded = adapter.model.get_input_embeddings()(tokens.input_ids)
+        embedded = embedded.scatter(1, tokens.visual_index[..., None].expand_as(visual), visual)
+        maps = adapter.model.model.language_model(
+            inputs_embeds=embedded.gather(1, index[..., None].expand(-1, -1, embedded.shape[2])),
+            attention_mask=tokens.attention_mask.gather(1, index),
+            position_ids=tokens.position_ids.gather(1, index),
+            output_attentions=True,
+        ).attentions
+    adapter.model.set_attn_implementation("sdpa")
+    return [layer.mean(dim=1) for layer in maps]
+
+
 @pytest.mark.parametrize("layer", ["previous", "next"])
 @pytest.mark.parametrize("stage", [0, 2])
 def test_rows_of_all_text_tokens_are_the_eager_models(

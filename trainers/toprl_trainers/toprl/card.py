@@ -42,7 +42,7 @@ def card_markdown(record: AgentRecord, config: TOPRLConfig, figures: Sequence[Bu
         "",
         f"- {training.updates} PPO updates, {training.rollouts:,} rollouts, {training.seconds:.0f} s "
         f"({training.rollouts / max(training.seconds, 0.1):.1f} rollouts a second); recipe "
-        f"`{training.recipe}`, aimed at {training.trained_budget_kept} tokens kept, seed {record.seed}",
+        f"`{training.recipe}`, {_aim(record, config)}, seed {record.seed}",
         f"- γ {config.discount:g}, λ {config.trace:g}, τ {config.temperature_start:g} to {config.temperature_end:g}, "
         f"reward: {config.reward.quality} quality × {config.reward.quality_weight:g}, cost × "
         f"{config.reward.cost_weight:g} (η {config.reward.cost_decay:g}), budget × {config.reward.budget_weight:g}, "
@@ -57,6 +57,13 @@ def card_markdown(record: AgentRecord, config: TOPRLConfig, figures: Sequence[Bu
         "",
     ]
     return "\n".join(lines)
+
+
+def _aim(record: AgentRecord, config: TOPRLConfig) -> str:
+    counted = f"{record.training.trained_budget_kept} tokens kept, each stage {config.decay:g} of the one before"
+    if config.threshold == "initial":
+        return f"started at {counted}, from where the reward decided"
+    return f"aimed at {counted}"
 
 
 def _sight(record: AgentRecord) -> str:
