@@ -141,7 +141,10 @@ class Agent:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over task, plan and weights: what a bundle is bound to."""
-        identity = json.dumps([self.record.task, self.record.plan.to_json()], sort_keys=True)
+        said = [self.record.task, self.record.plan.to_json()]
+        if self.record.actor.residual != "none":
+            said.append(self.record.actor.residual)  # which no weight's name or shape tells
+        identity = json.dumps(said, sort_keys=True)
         weights = weight_fingerprint(self.actor.state_dict())
         return hashlib.sha256(f"{identity}\n{weights}".encode()).hexdigest()
 

@@ -13,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
+from importlib import metadata
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -25,8 +26,23 @@ from toprl_export.files import read_json_versioned, write_json_atomic
 CELL_FORMAT = "toprl-export/cell"
 CELL_VERSION = 1
 
+_ANSWERING = ("models", "pruning", "runtime", "tasks")
+
 Result = Mapping[str, Any]
 """What a cell comes to: a JSON object."""
+
+
+@cache
+def answered_by() -> Mapping[str, str]:
+    """What answers depend on besides model, questions and pruning: versions of PyTorch and transformers, and a SHA-256
+    of this package's own code that answers."""
+    package = Path(__file__).parent
+    files = [package / "evaluate.py", package / "seeding.py"]
+    files += [file for folder in _ANSWERING for file in sorted((package / folder).rglob("*.py"))]
+    code = hashlib.sha256()
+    for file in files:
+        code.update(f"{file.relative_to(package)}\n".encode() + file.read_bytes())
+    return {"code": code.hexdigest(), **{name: metadata.version(name) for name in ("torch", "transformers")}}
 
 
 class Cell(Protocol):
@@ -178,8 +194,10 @@ def _one_torch_thread() -> Iterator[None]:
 def _begin_process() -> None:
     import torch
 
-    # The default ends the process without a traceback on Ctrl-C, which a terminal sends to all of them.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # The default ends the process without a traceback on Ctrl-C, which a terminal sends to all of them. Where the
+    # parent ignores it, as in the background of a script, so does this one.
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
 

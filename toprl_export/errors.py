@@ -43,6 +43,10 @@ class MissingExtraError(UserError):
         self.module = module
         self.extra = extra
 
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
+        """Made again from what it was made of, so that it gets from one process to another."""
+        return type(self), (self.module, self.extra)
+
 
 def require(module: str, extra: str) -> ModuleType:
     """Import ``module`` and return it.

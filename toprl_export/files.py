@@ -102,6 +102,8 @@ def _write_error(path: Path, error: OSError) -> UserError | None:
         return UserError(f"{path} cannot be written (permission denied): choose another place")
     if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
         return UserError(f"{path} cannot be written (a file or directory is in the way): choose another place")
+    if error.errno in (errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP):
+        return UserError(f"{path} cannot be written ({error.strerror}): choose another place")
     return disk_full_error(path, error)
 
 

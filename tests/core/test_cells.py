@@ -137,3 +137,17 @@ def test_workers_end_with_a_process_that_was_killed(tmp_path: Path, working: sub
             break
         time.sleep(0.05)
     assert not any(map(runs, workers(tmp_path))) and noted(tmp_path) == [0, 1, 2]
+
+
+def test_a_worker_ignores_ctrl_c_where_its_parent_does(tmp_path: Path):
+    """As a script's background jobs do: a terminal's Ctrl-C goes to them too, and is not meant for them."""
+    program = (
+        "import signal, sys\n"
+        "from toprl_export import cells\n"
+        "signal.signal(signal.SIGINT, getattr(signal, sys.argv[1]))\n"
+        "cells._begin_process()\n"
+        "print(signal.getsignal(signal.SIGINT).name)\n"
+    )
+    for before, after in (("SIG_IGN", "SIG_IGN"), ("default_int_handler", "SIG_DFL")):
+        told = subprocess.run([sys.executable, "-c", program, before], capture_output=True, text=True, check=True)
+        assert told.stdout.strip() == after

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +27,11 @@ def test_missing_extra_names_module_and_command():
     assert isinstance(error, UserError)
     assert "torch" in str(error)
     assert "pip install 'toprl-export[train]'" in str(error)
+
+
+def test_missing_extra_can_be_copied_as_it_must_be_from_one_process_to_another():
+    again = copy.copy(MissingExtraError("easy_vqa", "demo"))
+    assert str(again) == str(MissingExtraError("easy_vqa", "demo")) and again.extra == "demo"
 
 
 def test_require_returns_the_module():

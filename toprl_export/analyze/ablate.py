@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import ClassVar
 
 import numpy as np
@@ -27,7 +29,14 @@ from toprl_export.analyze.results import (
     points,
 )
 from toprl_export.analyze.study import Study
-from toprl_export.analyze.training import OpenTrainer, TrainingJob, train_missing, trainer_of, write_recipe
+from toprl_export.analyze.training import (
+    OpenTrainer,
+    TrainingJob,
+    missing_agents,
+    train_all,
+    trainer_of,
+    write_recipe,
+)
 from toprl_export.analyze.variants import BASE_NAME, Variant
 from toprl_export.analyze.ways import ByAgent
 from toprl_export.errors import UserError
@@ -182,12 +191,18 @@ def run_ablation(study: Study, plan: AblationPlan) -> Ablation:
     """
     scope = study.scope
     Ablation.check_place(scope.output_dir)
+    adapter = study.adapter
+    with TemporaryDirectory() as trial:
+        # What is refused must neither cost time nor change the recipes of agents that are there.
+        missing_agents(training_jobs(study, plan, Path(trial)), adapter)
     full = study.unpruned()
-    jobs = training_jobs(study, plan)
+    jobs = training_jobs(study, plan, scope.output_dir / "recipes")
     opener = (
-        OpenTrainer(scope.model, str(study.adapter.device)) if scope.jobs > 1 else lambda: trainer_of(study.adapter)
+        OpenTrainer(scope.model, str(adapter.device), adapter.answering_fingerprint)
+        if scope.jobs > 1
+        else lambda: trainer_of(adapter)
     )
-    train_missing(jobs, study.adapter, opener, scope.jobs)
+    train_all(missing_agents(jobs, adapter), opener, scope.jobs)
     tasks = {task.name: task for task in study.tasks}
     found = study.right([(tasks[job.task], _way(job)) for job in jobs], "ablation")
     right = {(job.variant, job.task, job.seed): one for job, one in zip(jobs, found, strict=True)}
@@ -203,12 +218,11 @@ def run_ablation(study: Study, plan: AblationPlan) -> Ablation:
     )
 
 
-def training_jobs(study: Study, plan: AblationPlan) -> list[TrainingJob]:
-    """One agent for each task, variant and seed; the variants' recipes are written."""
+def training_jobs(study: Study, plan: AblationPlan, recipe_dir: Path) -> list[TrainingJob]:
+    """One agent for each task, variant and seed; the variants' recipes are written to ``recipe_dir``."""
     directory, depth = study.scope.output_dir, study.adapter.shape.layers
     recipes = {
-        variant.name: write_recipe(directory / "recipes", variant, plan.recipe, plan.method, depth)
-        for variant in plan.variants
+        variant.name: write_recipe(recipe_dir, variant, plan.recipe, plan.method, depth) for variant in plan.variants
     }
     return [
         TrainingJob(

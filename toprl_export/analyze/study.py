@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,13 @@ from numpy.typing import NDArray
 
 from toprl_export.analyze.results import Provenance
 from toprl_export.analyze.ways import Unpruned, Way
-from toprl_export.cells import CellStore, Result, compute_cells
+from toprl_export.cells import CellStore, Result, answered_by, compute_cells
 from toprl_export.compare.cell import SPLIT
 from toprl_export.compare.request import ALL, TaskQuestions, choose_tasks, draw_questions
 from toprl_export.errors import UserError
 from toprl_export.evaluate import BATCH, MAX_NEW_TOKENS, answer_samples
 from toprl_export.models.adapter import LVLMAdapter
-from toprl_export.models.load import load_model
+from toprl_export.models.load import load_model, load_unchanged_model
 from toprl_export.models.reference import ReferenceRunner
 from toprl_export.tasks.registry import TASKS
 from toprl_export.tasks.task import Sample, Task
@@ -92,7 +91,7 @@ class AnswerCell:
             "questions": self.questions.count,
             "questions_digest": self.questions.digest,
             "seed": self.seed,
-            "answering": [SPLIT, BATCH, MAX_NEW_TOKENS, metadata.version("toprl-export")],
+            "answering": [SPLIT, BATCH, MAX_NEW_TOKENS, answered_by()],
             **self.way.identity,
         }
 
@@ -103,10 +102,15 @@ class OpenAnswerer:
 
     model: str
     device: str
+    model_fingerprint: str
 
     def __call__(self) -> Answerer:
-        """Load the model."""
-        return Answerer(load_model(self.model, device=self.device))
+        """Load the model.
+
+        Raises:
+            UserError: it cannot be loaded, or answers otherwise by now.
+        """
+        return Answerer(load_unchanged_model(self.model, self.device, self.model_fingerprint))
 
 
 class Answerer:
@@ -165,11 +169,10 @@ class Study:
             UserError: a way does not suit the model, or a process died.
         """
         scope = self.scope
-        model = (self.adapter.fingerprint, str(self.adapter.dtype), str(self.adapter.device))
+        fingerprint, device = self.adapter.answering_fingerprint, str(self.adapter.device)
+        model = (fingerprint, str(self.adapter.dtype), device)
         cells = [AnswerCell(self.questions[task.name], way, scope.seed, model) for task, way in wanted]
-        opener = (
-            OpenAnswerer(scope.model, str(self.adapter.device)) if scope.jobs > 1 else lambda: Answerer(self.adapter)
-        )
+        opener = OpenAnswerer(scope.model, device, fingerprint) if scope.jobs > 1 else lambda: Answerer(self.adapter)
         results = compute_cells(cells, CellStore(scope.output_dir / "cells"), opener, scope.jobs, what)
         return [np.asarray(result["right"], dtype=np.float64) for result in results]
 

@@ -15,7 +15,7 @@ from toprl_export.cells import in_parallel
 from toprl_export.errors import UserError
 from toprl_export.files import write_text_atomic
 from toprl_export.models.adapter import LVLMAdapter
-from toprl_export.models.load import load_model
+from toprl_export.models.load import load_unchanged_model
 from toprl_export.trainer import TrainOutcome, train
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
@@ -43,10 +43,15 @@ class OpenTrainer:
 
     model: str
     device: str
+    model_fingerprint: str
 
     def __call__(self) -> Callable[[TrainingJob], TrainOutcome]:
-        """Load the model."""
-        return trainer_of(load_model(self.model, device=self.device))
+        """Load the model.
+
+        Raises:
+            UserError: it cannot be loaded, or answers otherwise by now.
+        """
+        return trainer_of(load_unchanged_model(self.model, self.device, self.model_fingerprint))
 
 
 def trainer_of(adapter: LVLMAdapter, dry_run: bool = False) -> Callable[[TrainingJob], TrainOutcome]:
@@ -74,29 +79,32 @@ def trainer_of(adapter: LVLMAdapter, dry_run: bool = False) -> Callable[[Trainin
     return run
 
 
-def train_missing(
-    jobs: Sequence[TrainingJob],
-    adapter: LVLMAdapter,
-    opener: Callable[[], Callable[[TrainingJob], TrainOutcome]],
-    processes: int,
+def missing_agents(jobs: Sequence[TrainingJob], adapter: LVLMAdapter) -> list[TrainingJob]:
+    """The jobs whose agents are not there; all are checked, nothing is written.
+
+    Raises:
+        UserError: a recipe or a budget is wrong, or a directory holds another agent.
+    """
+    check = trainer_of(adapter, dry_run=True)
+    return [job for job in jobs if check(job).status != "up-to-date"]
+
+
+def train_all(
+    jobs: Sequence[TrainingJob], opener: Callable[[], Callable[[TrainingJob], TrainOutcome]], processes: int
 ) -> None:
-    """Check all jobs, then train the agents that are not there; interrupted ones go on from their checkpoint.
+    """Train every job's agent; interrupted ones go on from their checkpoint.
 
     Args:
         jobs: what is wanted.
-        adapter: the model, for the checks.
         opener: see `toprl_export.cells.in_parallel`.
         processes: how many train at the same time.
 
     Raises:
-        UserError: a recipe or a budget is wrong, or a directory holds another agent (all before anything is trained);
-            or a training fails.
+        UserError: a training fails.
     """
-    check = trainer_of(adapter, dry_run=True)
-    missing = [job for job in jobs if check(job).status != "up-to-date"]
     with (
-        tqdm(total=len(missing), desc="training", unit="agent", disable=None, leave=False) as bar,
-        closing(in_parallel(missing, opener, processes)) as done,
+        tqdm(total=len(jobs), desc="training", unit="agent", disable=None, leave=False) as bar,
+        closing(in_parallel(jobs, opener, processes)) as done,
     ):
         for _ in done:
             bar.update()

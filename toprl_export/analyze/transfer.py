@@ -150,6 +150,8 @@ def measure_transfer(study: Study, agents: Sequence[Entrant], budget_kept: int |
             be met, the output directory holds something else, or the unpruned model gets nothing right on a task.
     """
     Transfer.check_place(study.scope.output_dir)
+    asked = [task.name for task in study.tasks]
+    agents = [one for one in agents if one.task in asked]
     _check(study, agents)
     budget = smallest_common_budget(agents) if budget_kept is None else budget_kept
     ways = [ByAgent(one.directory, one.agent.fingerprint, one.schedule(budget).keep_counts) for one in agents]

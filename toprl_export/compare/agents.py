@@ -71,7 +71,20 @@ def find_agents(patterns: Sequence[str]) -> tuple[Entrant, ...]:
                 f"{one.directory} and {other.directory} are both agents of {one.method} for {one.task} with seed "
                 f"{one.seed}: leave one out, or name them apart as NAME={other.directory}"
             )
+        if (one.method, one.task) == (other.method, other.task) and _made(one) != _made(other):
+            raise UserError(
+                f"{one.directory} ({_made(one)}) and {other.directory} ({_made(other)}) would count as seeds of one "
+                f"method: name them apart as NAME={other.directory}"
+            )
     return tuple(entrants)
+
+
+def _made(one: Entrant) -> str:
+    """What agents that are seeds of one method have in common."""
+    record, training = one.agent.record, one.agent.record.training
+    recipe = Path(training.recipe).name
+    actor = f"condition {record.actor.condition}, residual {record.actor.residual}, width {record.actor.hidden_size}"
+    return f"recipe {recipe}, trained at {training.trained_budget_kept} tokens, {training.updates} updates, {actor}"
 
 
 def check_agents(entrants: Sequence[Entrant], adapter: LVLMAdapter, tasks: Collection[str]) -> None:
@@ -86,7 +99,10 @@ def check_agents(entrants: Sequence[Entrant], adapter: LVLMAdapter, tasks: Colle
                 f"{one.directory} is an agent for {one.task}, which is not among the tasks ({', '.join(tasks)}): "
                 "add it to --tasks or leave the agent out"
             )
-        one.agent.check_fits(adapter)
+        try:
+            one.agent.check_fits(adapter)
+        except UserError as error:
+            raise UserError(f"{one.directory}: {error}") from error
 
 
 def _label(pattern: str) -> tuple[str | None, str]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import parent_process
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +15,7 @@ from toprl_export.compare.cell import SPLIT, Cell, Setting
 from toprl_export.errors import UserError
 from toprl_export.evaluate import BATCH, EncodedBatch, PruningOf
 from toprl_export.models.adapter import LVLMAdapter
-from toprl_export.models.load import load_model
+from toprl_export.models.load import load_unchanged_model
 from toprl_export.models.reference import Pruning, ReferenceRunner
 from toprl_export.pruning.baselines.make import make_scorer
 from toprl_export.pruning.baselines.oracle import OracleScorer
@@ -41,26 +38,10 @@ class OpenCellRunner:
         """Load the model.
 
         Raises:
-            UserError: it cannot be loaded, or has other weights by now.
+            UserError: it cannot be loaded, or answers otherwise by now.
         """
-        _end_with_parent()
-        adapter = load_model(self.setting.model, device=self.setting.device)
-        if adapter.fingerprint != self.setting.model_fingerprint:
-            raise UserError(f"the weights of model {self.setting.model} changed meanwhile: repeat the command")
-        return CellRunner(adapter)
-
-
-def _end_with_parent() -> None:
-    """End this process when the one that started it is gone, which a killed parent cannot ask for."""
-    parent = parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+        setting = self.setting
+        return CellRunner(load_unchanged_model(setting.model, setting.device, setting.model_fingerprint))
 
 
 class CellRunner:

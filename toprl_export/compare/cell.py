@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toprl_export.cells import Result
+from toprl_export.cells import Result, answered_by
 from toprl_export.errors import UserError
 from toprl_export.evaluate import BATCH, MAX_NEW_TOKENS
 from toprl_export.tasks.scenes.glyphs import Split
@@ -27,7 +26,7 @@ class Setting:
 
     Attributes:
         model: the reference model's name, path or hub id.
-        model_fingerprint: SHA-256 of its weights.
+        model_fingerprint: of all that its answers depend on, see `LVLMAdapter.answering_fingerprint`.
         device: where it runs, "cpu", "cuda" or "cuda:N".
         dtype: of its weights, as torch names it.
         seed: of the questions drawn and of random pruning.
@@ -87,7 +86,7 @@ class Cell:
             "split": SPLIT,
             "batch": BATCH,
             "max_new_tokens": MAX_NEW_TOKENS,
-            "toprl_export": metadata.version("toprl-export"),
+            "answered_by": answered_by(),
         }
 
     def result(self, scores: list[float]) -> Result:

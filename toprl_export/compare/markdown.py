@@ -157,9 +157,10 @@ def _detail_row(entry: Entry) -> list[str]:
 
 _MARGIN_TEXT = (
     "Accuracy of the agents minus that of the best baseline on the task, and minus that of random pruning, in points "
-    "with paired 95% intervals. The best baseline is picked by the same answers, which favours it. The averages are "
-    "over tasks: against each task's best baseline, which is no single method, and against the one that is best on "
-    "average.\n"
+    "with paired 95% intervals over the questions; the agents are held fixed, so how much other seeds of training "
+    "would change is not in them (*spread* above). The best baseline is picked by the same answers, which favours it. "
+    "The averages are over tasks: against each task's best baseline, which is no single method, and against the one "
+    "that is best on average.\n"
 )
 
 

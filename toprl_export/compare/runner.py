@@ -75,7 +75,7 @@ def prepare(request: CompareRequest) -> Prepared:
     check_agents(entrants, adapter, [task.name for task in tasks])
     setting = Setting(
         model=request.model,
-        model_fingerprint=adapter.fingerprint,
+        model_fingerprint=adapter.answering_fingerprint,
         device=str(adapter.device),
         dtype=str(adapter.dtype).removeprefix("torch."),
         seed=request.seed,

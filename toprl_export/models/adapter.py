@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -107,6 +109,16 @@ class LVLMAdapter(ABC):
         if self._fingerprint is None:
             self._fingerprint = weight_fingerprint(self.model.state_dict())
         return self._fingerprint
+
+    @property
+    def answering_fingerprint(self) -> str:
+        """SHA-256 over all that the model's answers depend on: weights, configuration, tokenizer, images and prompt."""
+        config = self.model.config.to_dict()
+        for name in ("_name_or_path", "transformers_version"):
+            config.pop(name, None)
+        said = [config, self.tokenizer.to_str(), asdict(self.image_processor), asdict(self.prompt_format)]
+        text = json.dumps([*said, self.end_tokens], sort_keys=True, default=str)
+        return hashlib.sha256(f"{self.fingerprint}\n{text}".encode()).hexdigest()
 
 
 def weight_fingerprint(tensors: dict[str, Tensor]) -> str:

@@ -76,6 +76,18 @@ def load_model(
         )
 
 
+def load_unchanged_model(name: str, device: str, answering_fingerprint: str) -> LVLMAdapter:
+    """The model again, as another process must have it.
+
+    Raises:
+        UserError: it cannot be loaded, or answers otherwise by now.
+    """
+    adapter = load_model(name, device=device)
+    if adapter.answering_fingerprint != answering_fingerprint:
+        raise UserError(f"the files of model {name} changed meanwhile: repeat the command")
+    return adapter
+
+
 def _check_device(torch: Any, device: str) -> None:
     try:
         wanted = torch.device(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tests.support.fake_trainer import FakeTrainer
 from toprl_export.agent import load_agent
 from toprl_export.analyze.ablate import Ablation, AblationPlan, run_ablation
 from toprl_export.analyze.study import Study
+from toprl_export.analyze.training import write_recipe
 from toprl_export.analyze.variants import BASE, Variant
 from toprl_export.analyze.ways import ByAgent
 from toprl_export.errors import UserError
@@ -66,10 +68,21 @@ def test_recipes_build_on_the_base(open_study: Callable[..., Study], tmp_path):
     recipes = study.scope.output_dir / "recipes"
     assert yaml.safe_load((recipes / "base.yaml").read_text()) == {"method": "toprl", "base": "some", "settings": {}}
     assert yaml.safe_load((recipes / "clipped.yaml").read_text())["settings"] == {"reward": {"clip": 0.1}}
+    written = write_recipe(tmp_path, BASE, "./mine.yaml", "toprl", decoder_layers=4)
+    assert yaml.safe_load(written.read_text())["base"] == str(Path("mine.yaml").resolve())
+
+
+def test_what_is_refused_asks_nothing_and_leaves_the_recipes_of_what_is_there(
+    open_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+):
+    study = open_study("echo-look")
+    run_ablation(study, plan(CLIPPED, seeds=(0,)))
+    before = {path: path.read_bytes() for path in study.scope.output_dir.rglob("*") if path.is_file()}
     other = open_study("echo-look", limit=4)
+    monkeypatch.setattr(Study, "unpruned", None)
     with pytest.raises(UserError, match="already holds an earlier result"):
         run_ablation(other, plan(CLIPPED, seeds=(0,), recipe="./mine.yaml"))
-    assert yaml.safe_load((recipes / "base.yaml").read_text())["base"].startswith("/")
+    assert {path: path.read_bytes() for path in study.scope.output_dir.rglob("*") if path.is_file()} == before
 
 
 def test_trained_agents_are_taken_as_they_are(open_study: Callable[..., Study]):

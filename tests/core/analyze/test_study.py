@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from toprl_export.analyze import study as study_module
-from toprl_export.analyze.study import Scope, Study
+from toprl_export.analyze.study import OpenAnswerer, Scope, Study
 from toprl_export.analyze.ways import OneCut, Unpruned
 from toprl_export.errors import MissingExtraError, UserError
+from toprl_export.models.llava import LlavaAdapter
 
 
 def test_the_unpruned_model_is_right_where_the_task_echoes_it(open_study: Callable[..., Study]):
@@ -42,6 +43,11 @@ def test_other_questions_are_other_cells(
     monkeypatch.setattr(study_module, "answer_samples", None)
     with pytest.raises(TypeError):
         open_study("echo-look", **changed).unpruned()
+
+
+def test_other_processes_refuse_a_model_that_changed(open_study: Callable[..., Study], adapter: LlavaAdapter):
+    with pytest.raises(UserError, match="the files of model mini changed meanwhile"):
+        OpenAnswerer("mini", "cpu", adapter.answering_fingerprint)()
 
 
 def test_a_task_without_right_answers_is_one_line(open_study: Callable[..., Study]):

@@ -49,6 +49,17 @@ def test_each_entry_is_the_mean_of_its_agents(open_study: Callable[..., Study], 
         assert column.own.difference == Estimate(0.0, (0.0, 0.0))
 
 
+def test_agents_of_tasks_that_are_not_asked_are_left_out(
+    open_study: Callable[..., Study], agents: tuple[Entrant, ...], monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[object] = []
+    real = Study.right
+    monkeypatch.setattr(Study, "right", lambda study, wanted, what: asked.extend(wanted) or real(study, wanted, what))
+    found = measure_transfer(open_study("echo-look"), agents)
+    assert found.trained_for == ("echo-look",)
+    assert len(asked) == 1 + 2  # the unpruned model and the task's two agents
+
+
 def test_files_say_what_was_found(open_study: Callable[..., Study], agents: tuple[Entrant, ...]):
     study = open_study("echo-think")
     found = measure_transfer(study, agents, 20)

@@ -69,6 +69,13 @@ def test_two_agents_of_one_seed_must_be_named_apart(agents: Path, adapter: LVLMA
     assert {one.method for one in apart} == {"toprl", "wide"}
 
 
+def test_agents_made_otherwise_are_no_seeds_of_one_method(agents: Path, adapter: LVLMAdapter) -> None:
+    other = save_tiny_agent(agents / "seed-2" / "mini-exist", adapter, seed=2, hidden_size=16)
+    with pytest.raises(UserError, match=r"width 8\) and .*width 16\) would count as seeds of one method"):
+        find_agents([f"{agents}/seed-*/mini-exist"])
+    assert len(find_agents([f"{agents}/seed-[01]/mini-exist", f"wide={other}"])) == 3
+
+
 def test_agents_of_a_task_that_is_not_asked_are_refused(agents: Path, adapter: LVLMAdapter) -> None:
     found = find_agents([f"{agents}/seed-0/*"])
     with pytest.raises(UserError, match="for mini-count, which is not among the tasks"):

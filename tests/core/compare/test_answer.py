@@ -102,7 +102,7 @@ def test_the_oracle_keeps_what_the_scene_shows(tmp_path: Path) -> None:
 
 
 def test_another_process_refuses_a_model_that_changed(adapter: LVLMAdapter, model_dir: Path) -> None:
-    setting = Setting(str(model_dir), adapter.fingerprint, "cpu", "float32", 0)
+    setting = Setting(str(model_dir), adapter.answering_fingerprint, "cpu", "float32", 0)
     assert measured(OpenCellRunner(setting)(), cell_of("unpruned")) == by_hand(adapter, None)
     with pytest.raises(UserError, match="changed meanwhile"):
         OpenCellRunner(replace(setting, model_fingerprint="0" * 64))()

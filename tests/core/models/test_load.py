@@ -28,6 +28,35 @@ def test_a_copy_is_the_same_model(copied: Path):
     assert copy.prompt_format == mini.prompt_format
 
 
+def _changed(name: str, old: str, new: str) -> Callable[[Path], None]:
+    def change(directory: Path) -> None:
+        content = (directory / name).read_text()
+        assert old in content
+        (directory / name).write_text(content.replace(old, new, 1))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _changed("config.json", '"vision_feature_layer": -1', '"vision_feature_layer": -2'),
+        _changed("config.json", '"rms_norm_eps": 1e-05', '"rms_norm_eps": 1e-06'),
+        _changed("prompt_format.json", "assistant", "answer"),
+        _changed("preprocessor_config.json", '"resample": 3', '"resample": 2'),
+        _changed("tokenizer.json", '"circles"', '"discs"'),
+    ],
+    ids=["feature layer", "epsilon", "prompt", "resampling", "a word"],
+)
+def test_all_that_answers_depend_on_is_in_their_fingerprint(copied: Path, change: Callable[[Path], None]):
+    before = load_model(str(copied))
+    assert before.answering_fingerprint == load_model("mini").answering_fingerprint
+    change(copied)
+    after = load_model(str(copied))
+    assert after.fingerprint == before.fingerprint
+    assert after.answering_fingerprint != before.answering_fingerprint
+
+
 def _without(*names: str) -> Callable[[Path], None]:
     def change(directory: Path) -> None:
         path = directory / "preprocessor_config.json"
