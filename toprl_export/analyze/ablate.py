@@ -218,6 +218,24 @@ def run_ablation(study: Study, plan: AblationPlan) -> Ablation:
     )
 
 
+def preview_ablation(study: Study, plan: AblationPlan) -> str:
+    """How many agents :func:`run_ablation` would train, in words; everything is checked, nothing is written.
+
+    Raises:
+        UserError: a recipe, a budget or the output directory is wrong.
+    """
+    Ablation.check_place(study.scope.output_dir)
+    with TemporaryDirectory() as trial:
+        jobs = training_jobs(study, plan, Path(trial))
+        missing = missing_agents(jobs, study.adapter)
+    tasks = ", ".join(task.name for task in study.tasks)
+    return (
+        f"would train {counted(len(missing), 'agent')}, {len(jobs) - len(missing)} of {len(jobs)} are there: "
+        f"{counted(len(plan.variants), 'recipe')} × {counted(len(study.tasks), 'task')} ({tasks}) × "
+        f"{counted(len(plan.seeds), 'seed')}"
+    )
+
+
 def training_jobs(study: Study, plan: AblationPlan, recipe_dir: Path) -> list[TrainingJob]:
     """One agent for each task, variant and seed; the variants' recipes are written to ``recipe_dir``."""
     directory, depth = study.scope.output_dir, study.adapter.shape.layers

@@ -22,8 +22,9 @@ from toprl_export.cli.arguments import (
 from toprl_export.trainer import DEFAULT_BUDGETS_KEPT, DEFAULT_METHOD
 
 if TYPE_CHECKING:
+    from toprl_export.analyze.ablate import AblationPlan
     from toprl_export.analyze.results import AnalysisResult
-    from toprl_export.analyze.study import Scope
+    from toprl_export.analyze.study import Scope, Study
 
 DEFAULT_OUTPUT_DIR = Path("analysis")
 DEFAULT_LIMIT = 200
@@ -47,7 +48,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def _add(analyses: Subparsers, name: str, text: str) -> argparse.ArgumentParser:
     parser = analyses.add_parser(name, help=text, description=f"{text.capitalize()}.", allow_abbrev=False)
     add_model(parser)
-    tasks = "those of the agents" if name == "transfer" else "all"
+    tasks = {"transfer": "those of the agents", "ablate": "the first"}.get(name, "all")
     parser.add_argument(
         "--tasks", type=_names, metavar="TASK[,TASK]", help=f"all (whose data is installed), or some (default: {tasks})"
     )
@@ -109,12 +110,16 @@ def _add_ablate(analyses: Subparsers) -> None:
     )
     parser.add_argument("--updates", type=positive_int, metavar="N", help="policy updates (default: the recipe's)")
     parser.add_argument("--overwrite", action="store_true", help="train anew agents of other settings in the way")
+    parser.add_argument("--dry-run", action="store_true", help="check, and say how many agents would be trained")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, write the four files, and say what was found."""
     if args.analysis == "ablate" and args.list_variants:
         print(_variants(args))
+        return 0
+    if args.analysis == "ablate" and args.dry_run:
+        print(_preview(args))
         return 0
     try:
         result: AnalysisResult = args.measure(args)
@@ -154,9 +159,22 @@ def _transfer(args: argparse.Namespace) -> AnalysisResult:
 
 
 def _ablate(args: argparse.Namespace) -> AnalysisResult:
-    from toprl_export.analyze.ablate import AblationPlan, run_ablation
+    from toprl_export.analyze.ablate import run_ablation
+
+    return run_ablation(*_ablation(args))
+
+
+def _preview(args: argparse.Namespace) -> str:
+    from toprl_export.analyze.ablate import preview_ablation
+
+    return preview_ablation(*_ablation(args))
+
+
+def _ablation(args: argparse.Namespace) -> tuple[Study, AblationPlan]:
+    from toprl_export.analyze.ablate import AblationPlan
     from toprl_export.analyze.study import Study
     from toprl_export.analyze.variants import choose_variants, load_variants
+    from toprl_export.tasks.registry import TASKS
 
     plan = AblationPlan(
         variants=choose_variants(load_variants(args.variants_file), args.variants),
@@ -166,7 +184,7 @@ def _ablate(args: argparse.Namespace) -> AnalysisResult:
         updates=args.updates,
         overwrite=args.overwrite,
     )
-    return run_ablation(Study.open(_scope(args)), plan)
+    return Study.open(_scope(args, (TASKS.names()[0],))), plan
 
 
 def _variants(args: argparse.Namespace) -> str:

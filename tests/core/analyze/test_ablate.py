@@ -11,7 +11,7 @@ import yaml
 
 from tests.support.fake_trainer import FakeTrainer
 from toprl_export.agent import load_agent
-from toprl_export.analyze.ablate import Ablation, AblationPlan, run_ablation
+from toprl_export.analyze.ablate import Ablation, AblationPlan, preview_ablation, run_ablation
 from toprl_export.analyze.study import Study
 from toprl_export.analyze.training import write_recipe
 from toprl_export.analyze.variants import BASE, Variant
@@ -70,6 +70,16 @@ def test_recipes_build_on_the_base(open_study: Callable[..., Study], tmp_path):
     assert yaml.safe_load((recipes / "clipped.yaml").read_text())["settings"] == {"reward": {"clip": 0.1}}
     written = write_recipe(tmp_path, BASE, "./mine.yaml", "toprl", decoder_layers=4)
     assert yaml.safe_load(written.read_text())["base"] == str(Path("mine.yaml").resolve())
+
+
+def test_a_preview_counts_what_is_missing_and_writes_nothing(open_study: Callable[..., Study]):
+    study = open_study("echo-look")
+    run_ablation(study, plan(seeds=(0,)))
+    FakeTrainer.trained.clear()
+    before = sorted(study.scope.output_dir.rglob("*"))
+    told = preview_ablation(study, plan(ONE_SHOT))
+    assert told == "would train 3 agents, 1 of 4 are there: 2 recipes × 1 task (echo-look) × 2 seeds"
+    assert sorted(study.scope.output_dir.rglob("*")) == before and FakeTrainer.trained == []
 
 
 def test_what_is_refused_asks_nothing_and_leaves_the_recipes_of_what_is_there(
