@@ -72,7 +72,7 @@ def test_the_main_process_alone_reports(folder: Path):
         ("full", "no space left on the disk, says the test"),
         ("reward", "a reward is not a number, says the test"),
         ("other", "do not find the same settings or earlier results"),
-        ("lost", "another process of this training ended early"),
+        ("lost", "the processes of this training lost each other, so one may have ended early ("),
     ],
 )
 def test_a_mistake_in_one_process_ends_all_and_is_told_once(folder: Path, case: str, message: str):
