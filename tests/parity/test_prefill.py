@@ -155,7 +155,7 @@ def test_grouped_heads_a_first_stage_after_layer_0_and_a_fixed_count(batch, repe
 def test_agents_that_see_the_question_choose_by_it():
     """Also the control of the parity above: what these agents see beyond the image reaches their choice."""
     built = grouped_bundle()
-    assert built.agents[0].actor.needs == ScorerNeeds(attention="last", text=True)
+    assert built.agents[0].actor.needs == ScorerNeeds(attention="last", attention_layer="next", text=True)
     request = built.request((5,), batch=3)
     one_image = EncodedImages(request.images.visual[:1]).repeated(3)
     kept = built.open().prefill(replace(request, images=one_image)).kept[0].tolist()

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from textwrap import shorten
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,7 @@ class Processes:
         try:
             summed: Tensor = reduce(x, reduction="sum")
         except RuntimeError as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = shorten(str(error) or type(error).__name__, 160)
             raise self.ending(
                 f"the processes of this training lost each other, so one may have ended early ({reason}): repeat the "
                 "command to resume"
