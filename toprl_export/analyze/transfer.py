@@ -193,7 +193,7 @@ def _check(study: Study, agents: Sequence[Entrant]) -> None:
             f"no agent was given for {', '.join(missing)}, so that the matrix has no diagonal there: "
             "add one to --agents, or leave the task out of --tasks"
         )
-    methods = sorted({one.method for one in agents if one.task in asked})
+    methods = sorted({one.method for one in agents})
     if len(methods) > 1:
         raise UserError(f"the agents are of the methods {', '.join(methods)}, expected one: give those of one method")
 

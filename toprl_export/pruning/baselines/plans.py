@@ -23,7 +23,7 @@ BASELINES: tuple[str, ...] = (
 """Methods that need no training and no knowledge of the answer."""
 
 ORACLE = "oracle"
-"""Keeps what the answer depends on, which only generated scenes know: an upper mark to measure by, no method."""
+"""Keeps what the answer depends on, which only generated scenes know: a mark to measure by, no method."""
 
 _ONE_SHOT_AT_THE_INPUT = ("visionzip", "divprune", "cdpruner")
 _ONE_SHOT_AFTER_SOME_LAYERS = ("fastv", "dart")
