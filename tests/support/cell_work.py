@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from toprl_export.cells import CellStore, compute_cells
 from toprl_export.errors import UserError
+from toprl_export.evaluation.cells import CellStore, compute_cells
 
 
 @dataclass(frozen=True)

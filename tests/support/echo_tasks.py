@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tests.support.tiny_llava import IMAGE_PIXELS, QUESTIONS, tiny_adapter
-from toprl_export.evaluate import answer_samples
+from toprl_export.evaluation.answering import answer_samples
 from toprl_export.models.reference import ReferenceRunner
 from toprl_export.tasks.task import Sample, Task
 

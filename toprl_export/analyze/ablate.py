@@ -12,15 +12,6 @@ import numpy as np
 
 from toprl_export.agent import load_agent
 from toprl_export.analyze.ablate_picture import draw_ablation
-from toprl_export.analyze.estimates import (
-    Estimate,
-    Outcomes,
-    Resampled,
-    accuracy,
-    mean_difference,
-    mean_ratio,
-)
-from toprl_export.analyze.figures import counted
 from toprl_export.analyze.results import (
     AnalysisResult,
     figure_fields,
@@ -40,6 +31,15 @@ from toprl_export.analyze.training import (
 from toprl_export.analyze.variants import BASE_NAME, Variant
 from toprl_export.analyze.ways import ByAgent
 from toprl_export.errors import UserError
+from toprl_export.evaluation.estimates import (
+    Estimate,
+    Outcomes,
+    Resampled,
+    accuracy,
+    mean_difference,
+    mean_ratio,
+)
+from toprl_export.evaluation.figures import counted
 from toprl_export.tasks.task import Level
 from toprl_export.trainer import DEFAULT_BUDGETS_KEPT, DEFAULT_METHOD
 

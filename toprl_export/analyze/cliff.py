@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from toprl_export.analyze.cliff_picture import draw_cliff
-from toprl_export.analyze.estimates import Estimate, accuracy, retention
 from toprl_export.analyze.results import AnalysisResult, figure_fields, markdown_table, percent
 from toprl_export.analyze.study import RETAINED, Right, Study
 from toprl_export.analyze.ways import OneCut
+from toprl_export.evaluation.estimates import Estimate, accuracy, retention
 from toprl_export.tasks.task import Level, Task
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from toprl_export.analyze.figures import COLOURS, MARKERS, SMALL, new_figure, png_bytes, quiet_axes, whiskers
+from toprl_export.evaluation.figures import COLOURS, MARKERS, SMALL, new_figure, png_bytes, quiet_axes, whiskers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

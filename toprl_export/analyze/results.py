@@ -11,12 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from toprl_export.analyze.estimates import Estimate
 from toprl_export.errors import UserError
+from toprl_export.evaluation.estimates import Estimate
+from toprl_export.evaluation.machine import installed_versions
 from toprl_export.files import read_json_versioned, write_bytes_atomic, write_json_atomic, write_text_atomic
 from toprl_export.models.adapter import LVLMAdapter
-from toprl_export.validate.machine import installed_versions
-from toprl_export.validate.typed import from_json, to_json
+from toprl_export.typed import from_json, to_json
 
 VERSION = 1
 SUFFIXES = (".csv", ".md", ".png", ".json")

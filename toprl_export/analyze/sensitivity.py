@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from toprl_export.analyze.estimates import Estimate, accuracy, retention
 from toprl_export.analyze.results import AnalysisResult, figure_fields, markdown_table, percent
 from toprl_export.analyze.sensitivity_picture import draw_sensitivity
 from toprl_export.analyze.study import RETAINED, Right, Study
 from toprl_export.analyze.ways import OneCut, Unpruned, Way
 from toprl_export.errors import UserError
+from toprl_export.evaluation.estimates import Estimate, accuracy, retention
 from toprl_export.tasks.task import Level, Task
 
 RATIOS = tuple(step / 10 for step in range(11))

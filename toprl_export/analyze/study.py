@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from toprl_export.analyze.results import Provenance
 from toprl_export.analyze.ways import Unpruned, Way
-from toprl_export.cells import CellStore, Result, answered_by, compute_cells
 from toprl_export.compare.cell import SPLIT
 from toprl_export.compare.request import ALL, TaskQuestions, choose_tasks, draw_questions
 from toprl_export.errors import UserError
-from toprl_export.evaluate import BATCH, MAX_NEW_TOKENS, answer_samples
+from toprl_export.evaluation.answering import BATCH, MAX_NEW_TOKENS, answer_samples
+from toprl_export.evaluation.cells import CellStore, Result, answered_by, compute_cells
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.load import load_model, load_unchanged_model
 from toprl_export.models.reference import ReferenceRunner
@@ -83,7 +83,7 @@ class AnswerCell:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """See `toprl_export.cells.Cell`."""
+        """See `toprl_export.evaluation.cells.Cell`."""
         return {
             "kind": "answers",
             "model": self.model,

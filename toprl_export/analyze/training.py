@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from tqdm import tqdm
 
 from toprl_export.analyze.variants import Variant
-from toprl_export.cells import in_parallel
 from toprl_export.errors import UserError
+from toprl_export.evaluation.cells import in_parallel
 from toprl_export.files import write_text_atomic
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.load import load_unchanged_model
+from toprl_export.progress import Progress
 from toprl_export.trainer import TrainOutcome, train
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
@@ -96,14 +96,14 @@ def train_all(
 
     Args:
         jobs: what is wanted.
-        opener: see `toprl_export.cells.in_parallel`.
+        opener: see `toprl_export.evaluation.cells.in_parallel`.
         processes: how many train at the same time.
 
     Raises:
         UserError: a training fails.
     """
     with (
-        tqdm(total=len(jobs), desc="training", unit="agent", disable=None, leave=False) as bar,
+        Progress("training", len(jobs), "agent") as bar,
         closing(in_parallel(jobs, opener, processes)) as done,
     ):
         for _ in done:

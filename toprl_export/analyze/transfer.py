@@ -8,14 +8,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from toprl_export.analyze.estimates import Estimate, Outcomes, Resampled, accuracy
-from toprl_export.analyze.figures import counted
 from toprl_export.analyze.results import AnalysisResult, figure_fields, markdown_table, percent
 from toprl_export.analyze.study import Study
 from toprl_export.analyze.transfer_picture import draw_transfer
 from toprl_export.analyze.ways import ByAgent
-from toprl_export.compare.agents import Entrant
 from toprl_export.errors import UserError
+from toprl_export.evaluation.compared_agents import Entrant
+from toprl_export.evaluation.estimates import Estimate, Outcomes, Resampled, accuracy
+from toprl_export.evaluation.figures import counted
 from toprl_export.tasks.task import Level, Task
 
 

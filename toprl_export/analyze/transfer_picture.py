@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from toprl_export.analyze.figures import HEAT, SMALL, counted, ink_on, new_figure, png_bytes
+from toprl_export.evaluation.figures import HEAT, SMALL, counted, ink_on, new_figure, png_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -151,7 +151,7 @@ def _sensitivity(args: argparse.Namespace) -> AnalysisResult:
 def _transfer(args: argparse.Namespace) -> AnalysisResult:
     from toprl_export.analyze.study import Study
     from toprl_export.analyze.transfer import measure_transfer
-    from toprl_export.compare.agents import find_agents
+    from toprl_export.evaluation.compared_agents import find_agents
 
     agents = find_agents(args.agents)
     trained = tuple(dict.fromkeys(one.task for one in agents))

@@ -11,7 +11,7 @@ from toprl_export.errors import UserError
 from toprl_export.files import write_bytes_atomic
 
 if TYPE_CHECKING:
-    from toprl_export.visualize import KeptTokens
+    from toprl_export.evaluation.overlay import KeptTokens
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -36,7 +36,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the picture and say what it shows."""
     _check(args)
-    from toprl_export.visualize import draw, png_bytes
+    from toprl_export.evaluation.overlay import draw, png_bytes
 
     tokens = _kept(args)
     write_bytes_atomic(args.output, png_bytes(draw(tokens)))
@@ -57,7 +57,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _kept(args: argparse.Namespace) -> KeptTokens:
-    from toprl_export.kept_tokens import Asked, TaskQuestion, kept_by_agent, kept_by_bundle
+    from toprl_export.evaluation.kept_tokens import Asked, TaskQuestion, kept_by_agent, kept_by_bundle
 
     asked = Asked(args.image, args.prompt) if args.image else TaskQuestion(args.task, args.index, args.seed)
     if args.bundle is not None:

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from toprl_export.agent import load_agent
-from toprl_export.cells import Result
 from toprl_export.compare.cell import SPLIT, Cell, Setting
 from toprl_export.errors import UserError
-from toprl_export.evaluate import BATCH, EncodedBatch, PruningOf
+from toprl_export.evaluation.answering import BATCH, EncodedBatch, PruningOf
+from toprl_export.evaluation.cells import Result
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.load import load_unchanged_model
 from toprl_export.models.reference import Pruning, ReferenceRunner

@@ -8,9 +8,9 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from toprl_export.cells import Result, answered_by
 from toprl_export.errors import UserError
-from toprl_export.evaluate import BATCH, MAX_NEW_TOKENS
+from toprl_export.evaluation.answering import BATCH, MAX_NEW_TOKENS
+from toprl_export.evaluation.cells import Result, answered_by
 from toprl_export.tasks.scenes.glyphs import Split
 
 SPLIT: Final[Split] = "held-out"
@@ -75,8 +75,8 @@ class Cell:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that the answers depend on (`toprl_export.cells.Cell`): what the method is called and where model
-        and agent lie is no part of it."""
+        """Everything that the answers depend on, as `toprl_export.evaluation.cells.Cell` asks: what the method is
+        called and where model and agent lie is no part of it."""
         own = {name: value for name, value in asdict(self).items() if name not in ("setting", "method", "agent")}
         shared = {name: value for name, value in asdict(self.setting).items() if name != "model"}
         return {

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from toprl_export.analyze.estimates import Resampled, accuracy, mean_ratio
 from toprl_export.compare.cell import Cell, Kind
 from toprl_export.compare.result import Average, Entry
 from toprl_export.errors import UserError
+from toprl_export.evaluation.estimates import Resampled, accuracy, mean_ratio
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from toprl_export.compare.agents import Entrant
 from toprl_export.compare.cell import UNPRUNED, Cell, Kind, Setting
 from toprl_export.compare.request import RANDOM, CompareRequest, TaskQuestions
 from toprl_export.errors import UserError
+from toprl_export.evaluation.compared_agents import Entrant
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.pruning.baselines.plans import ORACLE, baseline_plan
 from toprl_export.pruning.schedule import DEFAULT_DECAY, Schedule

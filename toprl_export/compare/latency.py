@@ -11,18 +11,18 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from toprl_export.cells import CellStore
 from toprl_export.compare.answer import cell_pruning
 from toprl_export.compare.cell import SPLIT, Cell
-from toprl_export.evaluate import EncodedBatch
+from toprl_export.evaluation.answering import EncodedBatch
+from toprl_export.evaluation.cells import CellStore
+from toprl_export.evaluation.machine import describe_device
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.reference import Pruning, ReferenceRunner
+from toprl_export.progress import Progress
 from toprl_export.tasks.registry import TASKS
-from toprl_export.validate.machine import describe_device
+from toprl_export.typed import from_json, to_json
 from toprl_export.validate.report import Device
-from toprl_export.validate.typed import from_json, to_json
 
 WARMUP = 3
 Contender: TypeAlias = tuple[str, int]
@@ -88,7 +88,7 @@ class LatencyCell:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """See `toprl_export.cells.Cell`."""
+        """See `toprl_export.evaluation.cells.Cell`."""
         contenders = [{"method": cell.method, **cell.identity} for cell in self.cells]
         measured = {"iterations": self.iterations, "warmup": WARMUP, "device": to_json(self.device)}
         return {"what": "compare-latency", "contenders": contenders, **measured}
@@ -142,13 +142,15 @@ def time_prefills(
     """
     names = list(contenders)
     rounds: dict[Contender, list[float]] = {name: [] for name in names}
-    for number in tqdm(range(WARMUP + iterations), desc="latency", disable=None, leave=False):
-        batch = asked[number % len(asked)]
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            milliseconds = _time_prefill(runner, batch, contenders[name])
-            if number >= WARMUP:
-                rounds[name].append(milliseconds)
+    with Progress("latency", WARMUP + iterations, "round") as bar:
+        for number in range(WARMUP + iterations):
+            batch = asked[number % len(asked)]
+            turn = number % len(names)
+            for name in names[turn:] + names[:turn]:
+                milliseconds = _time_prefill(runner, batch, contenders[name])
+                if number >= WARMUP:
+                    rounds[name].append(milliseconds)
+            bar.update()
     return {name: np.array(times) for name, times in rounds.items()}
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from toprl_export.analyze.estimates import Estimate, Resampled, mean_difference
 from toprl_export.compare.findings import Findings, contender
 from toprl_export.compare.request import RANDOM
 from toprl_export.compare.result import Margin, RivalRole
+from toprl_export.evaluation.estimates import Estimate, Resampled, mean_difference
 
 BEST_OF_EACH = "best of each task"
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from toprl_export.analyze.estimates import Estimate
 from toprl_export.analyze.results import Provenance
 from toprl_export.compare.cell import Kind
 from toprl_export.compare.grid import Gap
 from toprl_export.compare.latency import LatencyTable
+from toprl_export.evaluation.estimates import Estimate
 from toprl_export.files import read_json_versioned, write_json_atomic
 from toprl_export.tasks.task import Level
-from toprl_export.validate.typed import from_json, to_json
+from toprl_export.typed import from_json, to_json
 
 FORMAT = "toprl-export/comparison"
 VERSION = 1

@@ -11,8 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from toprl_export.analyze.results import Provenance
-from toprl_export.cells import CellStore, compute_cells
-from toprl_export.compare.agents import Entrant, check_agents, find_agents
 from toprl_export.compare.answer import CellRunner, OpenCellRunner
 from toprl_export.compare.cell import CELLS_FOLDER, UNPRUNED, Cell, Kind, Setting
 from toprl_export.compare.findings import Findings, nothing_right
@@ -22,10 +20,12 @@ from toprl_export.compare.margins import all_margins
 from toprl_export.compare.outputs import check_directory, write_outputs
 from toprl_export.compare.request import CompareRequest, TaskQuestions, choose_tasks, draw_questions
 from toprl_export.compare.result import AgentNote, Comparison, MethodRow, TaskColumn
+from toprl_export.evaluation.cells import CellStore, compute_cells
+from toprl_export.evaluation.compared_agents import Entrant, check_agents, find_agents
+from toprl_export.evaluation.machine import installed_versions, usable_cores
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.load import load_model
 from toprl_export.pruning.baselines.plans import ORACLE
-from toprl_export.validate.machine import installed_versions, usable_cores
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 
+from toprl_export.evaluation.machine import describe_device, installed_versions
 from toprl_export.pruning.actor import Actor
 from toprl_export.pruning.flops import plan_flops
 from toprl_export.validate.bench import SPLIT, Bench, ValidationOptions
 from toprl_export.validate.gates import GateLimits, evaluate_gates, verdict_of
 from toprl_export.validate.latency import GENERATED_TOKENS, Timings
-from toprl_export.validate.machine import describe_device, installed_versions
 from toprl_export.validate.report import (
     BudgetReport,
     Flops,

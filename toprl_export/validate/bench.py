@@ -12,6 +12,7 @@ from toprl_export.agent import load_agent
 from toprl_export.bundle import Bundle, load_bundle
 from toprl_export.engine import Engine, SessionOptions, get_engine
 from toprl_export.errors import UserError
+from toprl_export.evaluation.machine import usable_cores
 from toprl_export.models.load import load_model
 from toprl_export.models.reference import Pruning, ReferenceRunner
 from toprl_export.pruning.baselines.make import make_scorer
@@ -20,7 +21,6 @@ from toprl_export.runtime.session import largest_batch
 from toprl_export.seeding import derive_seed
 from toprl_export.tasks.registry import TASKS
 from toprl_export.validate.answers import Contender, QuestionBatch, question_batches
-from toprl_export.validate.machine import usable_cores
 from toprl_export.validate.retention import BudgetContenders
 from toprl_export.validate.stock import StockSession
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from toprl_export.files import read_json_versioned, write_json_atomic
-from toprl_export.validate.typed import from_json, to_json
+from toprl_export.typed import from_json, to_json
 
 FORMAT = "toprl-export/report"
 VERSION = 1

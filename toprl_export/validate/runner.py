@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
 import torch
-from tqdm import tqdm
 
 from toprl_export.bundle import stamp_validation
 from toprl_export.errors import UserError
@@ -19,6 +17,7 @@ from toprl_export.files import (
     staged_directory,
     write_text_atomic,
 )
+from toprl_export.progress import Progress
 from toprl_export.validate.assemble import Measured, assemble
 from toprl_export.validate.bench import Bench, ValidationOptions, open_bench
 from toprl_export.validate.gates import GateLimits
@@ -115,12 +114,12 @@ def _check_takes_report(target: Path) -> None:
 
 def _measure(bench: Bench, options: ValidationOptions) -> Measured:
     budgets = bench.accuracy_contenders(options.seed)
-    with _progress("answers", len(bench.samples)) as bar:
+    with Progress("answers", len(bench.samples), "question") as bar:
         stock = bench.latency_contenders()["reference"]
         batches = bench.batches(options.batch)
         answers = collect_answers(stock, bench.tokenizer, bench.runner, budgets, batches, bar.update)
     parity = {}
-    with _progress("parity", len(budgets)) as bar:
+    with Progress("parity", len(budgets), "budget") as bar:
         for budget in budgets:
             parity[budget] = _parity(bench, options, budgets[budget], answers, budget)
             bar.update()
@@ -149,11 +148,11 @@ def _parity(bench: Bench, options: ValidationOptions, ways: BudgetContenders, an
 def _time(bench: Bench, options: ValidationOptions) -> tuple[dict[str, Timings], dict[str, tuple[float, ...]]]:
     contenders = bench.latency_contenders()
     first = bench.batches(1, 1)[0]
-    with _progress("latency", options.warmup + options.iterations) as bar:
+    with Progress("latency", options.warmup + options.iterations, "round") as bar:
         workload = Workload(first.pixels, first.tokens)
         timings = measure_latency(contenders, workload, options.warmup, options.iterations, bar.update)
     batches = [bench.batches(size, size)[0] for size in bench.throughput_batches(options)]
-    with _progress("throughput", len(batches) * (THROUGHPUT_ROUNDS + 1)) as bar:
+    with Progress("throughput", len(batches) * (THROUGHPUT_ROUNDS + 1)) as bar:
         workloads = [Workload(batch.pixels, batch.tokens) for batch in batches]
         throughput = measure_throughput(contenders, workloads, THROUGHPUT_ROUNDS, bar.update)
     return timings, throughput
@@ -165,7 +164,7 @@ def _memory(bench: Bench, options: ValidationOptions) -> dict[str, int]:
         return {}
     peaks = {}
     contenders = bench.latency_contenders()
-    with _progress("memory", len(contenders)) as bar:
+    with Progress("memory", len(contenders), "contender") as bar:
         for name, contender in contenders.items():
             kind = "engine" if name.isdecimal() else name
             question = bench.samples[0].question
@@ -207,8 +206,3 @@ def _memory_missed() -> Iterator[None]:
             "the GPU has too little memory for the reference model in PyTorch beside the bundle's engine, pruned and "
             "unpruned: stop what else uses it, or take one with more"
         ) from error
-
-
-def _progress(what: str, total: int) -> tqdm[NoReturn]:
-    """A progress bar, silent where nobody watches."""
-    return tqdm(total=total, desc=what, disable=None, leave=False)

@@ -7,8 +7,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from toprl_engines.trt.binding import distribution_of, installed_bindings, load_binding
 from toprl_engines.trt.checks import check_build, check_options
 from toprl_engines.trt.gpu import find_gpu
@@ -17,6 +15,7 @@ from toprl_export.build_report import REPORT_NAME, BuildReport, GraphBuild, writ
 from toprl_export.engine import GRAPHS, BuildRequest, BuildResult, SessionOptions
 from toprl_export.errors import UserError, require
 from toprl_export.manifest import Compiled, GpuEntry
+from toprl_export.progress import Progress
 from toprl_export.tensorrt_options import TensorRTOptions, check_plugin_library
 
 if TYPE_CHECKING:
@@ -168,11 +167,11 @@ def build_plans(job: PlanJob, cache: TimingCache | None, directory: Path) -> Bui
     reused = cache is not None and bool(cache.content)
     builder = PlanBuilder(job.binding, job.settings, cache)
     graphs: dict[str, GraphBuild] = {}
-    with tqdm(total=1 + len(GRAPHS), desc="exporting graphs", disable=None, leave=False) as bar:
+    with Progress("exporting graphs", 1 + len(GRAPHS), "graph") as bar:
         export_graphs(job.export, folder)
         for name in GRAPHS:
             bar.update()
-            bar.set_description(f"building {name}")
+            bar.describe(f"building {name}")
             copy = write_copy(folder / f"{name}.onnx", job.attention)
             graphs[name] = builder.build(copy, profiles[name], directory / f"{name}.plan")
     return BuildReport(

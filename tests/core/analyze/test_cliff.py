@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from toprl_export.analyze.cliff import Cliff, CliffCurve, CliffPoint, measure_cliff
-from toprl_export.analyze.estimates import Estimate
 from toprl_export.analyze.study import Study
 from toprl_export.analyze.ways import OneCut
+from toprl_export.evaluation.estimates import Estimate
 
 
 def test_a_point_for_each_layer_and_the_unpruned_model_last(open_study: Callable[..., Study]):

@@ -11,11 +11,11 @@ from PIL import Image
 
 from toprl_export.analyze.ablate import Ablation, AblationEntry, AblationRow, AblationTask
 from toprl_export.analyze.cliff import Cliff, CliffCurve, CliffPoint
-from toprl_export.analyze.estimates import Estimate
 from toprl_export.analyze.results import Provenance, csv_text, percent, points
 from toprl_export.analyze.sensitivity import RATIOS, Sensitivity, SensitivityCell, SensitivityMap
 from toprl_export.analyze.transfer import Transfer, TransferColumn, TransferEntry
 from toprl_export.errors import UserError
+from toprl_export.evaluation.estimates import Estimate
 
 MADE = Provenance("mini", "f" * 64, 576, 8, "cpu", 0, "toprl-export analyze", "2026-11-20", {"torch": "2"})
 TASKS = ("mini-read", "mini-colour", "mini-count")

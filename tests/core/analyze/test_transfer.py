@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from tests.support.agents import save_tiny_agent
-from toprl_export.analyze.estimates import Estimate
 from toprl_export.analyze.study import Study
 from toprl_export.analyze.transfer import (
     Transfer,
@@ -19,8 +18,9 @@ from toprl_export.analyze.transfer import (
     smallest_common_budget,
 )
 from toprl_export.analyze.ways import ByAgent
-from toprl_export.compare.agents import Entrant, find_agents
 from toprl_export.errors import UserError
+from toprl_export.evaluation.compared_agents import Entrant, find_agents
+from toprl_export.evaluation.estimates import Estimate
 from toprl_export.models.llava import LlavaAdapter
 
 

@@ -11,8 +11,8 @@ from tests.support.agents import save_tiny_agent
 from tests.support.tiny_llava import VISUAL_TOKENS, tiny_adapter, tiny_pixels, tiny_tokens
 from toprl_export.agent import load_agent
 from toprl_export.analyze.ways import ByAgent, OneCut, Unpruned
-from toprl_export.cells import digest
 from toprl_export.errors import UserError
+from toprl_export.evaluation.cells import digest
 from toprl_export.models.llava import LlavaAdapter
 from toprl_export.models.reference import ReferenceRunner
 

@@ -17,7 +17,7 @@ from toprl_export.compare import answer
 from toprl_export.compare.answer import CellRunner, OpenCellRunner
 from toprl_export.compare.cell import Cell, Setting
 from toprl_export.errors import UserError
-from toprl_export.evaluate import answer_samples
+from toprl_export.evaluation.answering import answer_samples
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.load import load_model
 from toprl_export.models.reference import Pruning, ReferenceRunner

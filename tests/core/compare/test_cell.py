@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.support.comparison import make_cell
-from toprl_export.cells import CellStore, digest
 from toprl_export.errors import UserError
+from toprl_export.evaluation.cells import CellStore, digest
 
 
 def test_names_and_places_are_no_part_of_the_identity() -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.agents import save_tiny_agent
-from toprl_export.compare.agents import Entrant, find_agents
 from toprl_export.compare.cell import Setting
 from toprl_export.compare.grid import Grid, build_grid
 from toprl_export.compare.request import CompareRequest, TaskQuestions
 from toprl_export.errors import UserError
+from toprl_export.evaluation.compared_agents import Entrant, find_agents
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.pruning.baselines.plans import baseline_plan
 from toprl_export.pruning.plan import make_plan

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from tests.support.comparison import make_cell
-from toprl_export.cells import CellStore, digest
 from toprl_export.compare import latency
 from toprl_export.compare.latency import WARMUP, LatencyCell, latency_cell, measure_latency, time_prefills
-from toprl_export.evaluate import EncodedBatch
+from toprl_export.evaluation.answering import EncodedBatch
+from toprl_export.evaluation.cells import CellStore, digest
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.reference import Pruning, ReferenceRunner
 from toprl_export.tasks.mini_tasks import EXIST

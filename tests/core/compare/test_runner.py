@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from tests.support.agents import save_tiny_agent
-from toprl_export.cells import Result
 from toprl_export.compare import runner
 from toprl_export.compare.answer import CellRunner
 from toprl_export.compare.cell import Cell
@@ -18,6 +17,7 @@ from toprl_export.compare.request import CompareRequest
 from toprl_export.compare.result import read_comparison
 from toprl_export.compare.runner import compare, prepare
 from toprl_export.errors import UserError
+from toprl_export.evaluation.cells import Result
 from toprl_export.models.adapter import LVLMAdapter
 
 

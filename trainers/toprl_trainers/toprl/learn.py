@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 import torch
-from tqdm import tqdm
 
+from toprl_export.progress import Progress
 from toprl_export.seeding import torch_generator
 from toprl_trainers.rl.gae import explained_variance
 from toprl_trainers.rl.gumbel import temperature_at
@@ -42,12 +42,8 @@ def learn(run: Run, state: TrainingState, source: BlockSource) -> None:
         begin = time.perf_counter()
         warm_start(run, state.actor, source)
         state.seconds += time.perf_counter() - begin
-    with tqdm(
-        total=config.updates,
-        initial=state.update,
-        disable=None if run.processes.main else True,
-        unit="update",
-        desc=run.request.task.name,
+    with Progress(
+        run.request.task.name, config.updates, "update", initial=state.update, silent=not run.processes.main
     ) as bar:
         while state.update < config.updates:
             begin = time.perf_counter()
@@ -55,7 +51,7 @@ def learn(run: Run, state: TrainingState, source: BlockSource) -> None:
             took = time.perf_counter() - begin
             state.curves.append(row)
             state.seconds += took
-            bar.set_postfix_str(_postfix(row, len(run.plan.stages), played / took), refresh=False)
+            bar.postfix(_postfix(row, len(run.plan.stages), played / took))
             bar.update()
             if state.update % config.checkpoint_every == 0 or state.update == config.updates:
                 with run.processes.together():

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from toprl_export.models.reference import Pruning, forced_decisions
 from toprl_export.models.walk import Decision, walk_prefill
+from toprl_export.progress import Progress
 from toprl_export.pruning.actor import Actor
 from toprl_export.pruning.baselines.make import make_scorer
 from toprl_export.pruning.scorer import StageInputs
@@ -53,24 +53,30 @@ def warm_start(run: Run, actor: Actor, source: BlockSource) -> None:
         return
     teacher = Pruning(run.plan.stage_layers, run.trained.keep_counts, make_scorer(config.warm_start.baseline))
     optimizer = torch.optim.Adam(actor.parameters(), lr=config.learning_rate)
-    steps = tqdm(
-        range(config.warm_start.updates),
-        disable=None if run.processes.main else True,
-        unit="batch",
-        desc=f"imitating {config.warm_start.baseline}",
-    )
-    for number in steps:
-        with run.processes.together():
-            demonstration = demonstrate(run, teacher, actor, source, number)
-        share = source.share(number % len(source))
-        for _ in range(config.epochs):
-            # The mean over all images is the sum of what each process's own are of it.
-            loss = imitation_loss(actor, demonstration, config.temperature_start) * len(share.part) / share.images
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            run.processes.total_gradients(actor.parameters(), loss.detach().reshape(1))
-            nn.utils.clip_grad_norm_(actor.parameters(), config.gradient_clip)
-            optimizer.step()
+    with Progress(
+        f"imitating {config.warm_start.baseline}", config.warm_start.updates, "batch", silent=not run.processes.main
+    ) as bar:
+        for number in range(config.warm_start.updates):
+            _imitate(run, teacher, actor, source, number, optimizer)
+            bar.update()
+
+
+def _imitate(
+    run: Run, teacher: Pruning, actor: Actor, source: BlockSource, number: int, optimizer: torch.optim.Optimizer
+) -> None:
+    """One batch: what the teacher keeps of it, and as many steps towards that as an update has epochs."""
+    config = run.config
+    with run.processes.together():
+        demonstration = demonstrate(run, teacher, actor, source, number)
+    share = source.share(number % len(source))
+    for _ in range(config.epochs):
+        # The mean over all images is the sum of what each process's own are of it.
+        loss = imitation_loss(actor, demonstration, config.temperature_start) * len(share.part) / share.images
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        run.processes.total_gradients(actor.parameters(), loss.detach().reshape(1))
+        nn.utils.clip_grad_norm_(actor.parameters(), config.gradient_clip)
+        optimizer.step()
 
 
 @torch.no_grad()

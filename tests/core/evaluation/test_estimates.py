@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from toprl_export.analyze.estimates import Estimate, Resampled, accuracy, mean_difference, mean_ratio, retention
+from toprl_export.evaluation.estimates import Estimate, Resampled, accuracy, mean_difference, mean_ratio, retention
 from toprl_export.tasks.metrics import difference_interval, wilson_interval
 
 N = 300

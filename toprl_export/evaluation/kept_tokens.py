@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from toprl_export.errors import UserError
+from toprl_export.evaluation.overlay import KeptTokens, shown_image
 from toprl_export.runtime.preprocess import ImageInput, ImageProcessor
-from toprl_export.visualize import KeptTokens, shown_image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

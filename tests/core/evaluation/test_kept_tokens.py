@@ -12,7 +12,7 @@ from tests.support.tiny_bundle import ingredients, tiny_bundle
 from toprl_export.bundle import load_bundle
 from toprl_export.cli.main import main
 from toprl_export.errors import UserError
-from toprl_export.kept_tokens import Asked, TaskQuestion, kept_by_agent, kept_by_bundle
+from toprl_export.evaluation.kept_tokens import Asked, TaskQuestion, kept_by_agent, kept_by_bundle
 from toprl_export.models.reference import Pruning, ReferenceRunner
 from toprl_export.pruning.baselines.make import make_scorer
 

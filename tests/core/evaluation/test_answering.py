@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.support.tiny_llava import IMAGE_PIXELS, QUESTIONS, tiny_adapter
 from toprl_export.errors import UserError
-from toprl_export.evaluate import EncodedBatch, answer_samples, sample_batches
+from toprl_export.evaluation.answering import EncodedBatch, answer_samples, sample_batches
 from toprl_export.models.reference import Pruning, ReferenceRunner
 from toprl_export.pruning.baselines.make import make_scorer
 from toprl_export.pruning.baselines.oracle import OracleScorer

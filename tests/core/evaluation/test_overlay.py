@@ -8,7 +8,7 @@ from PIL import Image
 
 from toprl_export.cli.main import main
 from toprl_export.errors import UserError
-from toprl_export.visualize import PANEL, KeptTokens, dim_dropped, draw, patch_grid, png_bytes, shown_image
+from toprl_export.evaluation.overlay import PANEL, KeptTokens, dim_dropped, draw, patch_grid, png_bytes, shown_image
 
 
 def colourful(height: int, width: int) -> np.ndarray:

@@ -18,10 +18,9 @@ from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from tqdm import tqdm
-
 from toprl_export.errors import UserError
 from toprl_export.files import read_json_versioned, write_json_atomic
+from toprl_export.progress import Progress
 
 CELL_FORMAT = "toprl-export/cell"
 CELL_VERSION = 1
@@ -36,8 +35,8 @@ Result = Mapping[str, Any]
 def answered_by() -> Mapping[str, str]:
     """What answers depend on besides model, questions and pruning: versions of PyTorch and transformers, and a SHA-256
     of this package's own code that answers."""
-    package = Path(__file__).parent
-    files = [package / "evaluate.py", package / "seeding.py"]
+    package = Path(__file__).parents[1]
+    files = [package / "evaluation" / "answering.py", package / "seeding.py"]
     files += [file for folder in _ANSWERING for file in sorted((package / folder).rglob("*.py"))]
     code = hashlib.sha256()
     for file in files:
@@ -117,7 +116,7 @@ def compute_cells(
     results = {name: store.load(cell) for name, cell in {digest(cell): cell for cell in cells}.items()}
     missing = {digest(cell): cell for cell in cells if results[digest(cell)] is None}
     with (
-        tqdm(total=len(missing), desc=what, unit="cell", disable=None, leave=False) as bar,
+        Progress(what, len(missing), "cell") as bar,
         closing(in_parallel(list(missing.values()), open_worker, jobs)) as done,
     ):
         for cell, result in done:

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.cell_work import Number, OpenSquarer
-from toprl_export.cells import CellStore, compute_cells
 from toprl_export.errors import UserError
+from toprl_export.evaluation.cells import CellStore, compute_cells
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_a_worker_ignores_ctrl_c_where_its_parent_does(tmp_path: Path):
     """As a script's background jobs do: a terminal's Ctrl-C goes to them too, and is not meant for them."""
     program = (
         "import signal, sys\n"
-        "from toprl_export import cells\n"
+        "from toprl_export.evaluation import cells\n"
         "signal.signal(signal.SIGINT, getattr(signal, sys.argv[1]))\n"
         "cells._begin_process()\n"
         "print(signal.getsignal(signal.SIGINT).name)\n"

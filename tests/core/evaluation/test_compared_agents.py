@@ -8,8 +8,8 @@ import pytest
 
 from tests.support.agents import save_tiny_agent
 from tests.support.tiny_llava import tiny_adapter
-from toprl_export.compare.agents import check_agents, find_agents
 from toprl_export.errors import UserError
+from toprl_export.evaluation.compared_agents import check_agents, find_agents
 from toprl_export.models.adapter import LVLMAdapter
 
 
