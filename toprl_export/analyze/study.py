@@ -1,4 +1,5 @@
-"""What every analysis stands on: the model, the tasks' held-out questions, and which of them each way gets right."""
+"""What every analysis stands on: the model, the tasks' held-out questions, the pruning methods, and which questions the
+model answers correctly under each of them."""
 
 from __future__ import annotations
 
@@ -6,30 +7,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from toprl_export.analyze.results import Provenance
-from toprl_export.analyze.ways import Unpruned, Way
-from toprl_export.compare.cell import SPLIT
-from toprl_export.compare.request import ALL, TaskQuestions, choose_tasks, draw_questions
+from toprl_export.agent import load_agent
 from toprl_export.errors import UserError
 from toprl_export.evaluation.answering import BATCH, MAX_NEW_TOKENS, answer_samples
 from toprl_export.evaluation.cells import CellStore, Result, answered_by, compute_cells
+from toprl_export.evaluation.estimates import Correctness
+from toprl_export.evaluation.machine import Provenance
+from toprl_export.evaluation.questions import (
+    ALL,
+    SPLIT,
+    TaskQuestions,
+    choose_tasks,
+    draw_questions,
+    no_correct_answer,
+)
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.load import load_model, load_unchanged_model
-from toprl_export.models.reference import ReferenceRunner
+from toprl_export.models.reference import Pruning, ReferenceRunner
+from toprl_export.models.walk import Decision
+from toprl_export.pruning.baselines.fastv import FastVScorer
+from toprl_export.pruning.baselines.uniform import UniformScorer
+from toprl_export.pruning.scorer import StageInputs
 from toprl_export.tasks.registry import TASKS
 from toprl_export.tasks.task import Sample, Task
 
 RETAINED = 0.95
 """The share of the unpruned accuracy that counts as enough in what analyses say in words."""
-
-Right = NDArray[np.float64]
-"""1 for a question answered rightly, else 0, in the order of the questions, ``[n]``."""
 
 
 @dataclass(frozen=True)
@@ -65,19 +73,106 @@ class Scope:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
 
 
+class PruningMethod(Protocol):
+    """How visual tokens are pruned; small enough to be sent to another process and to name a file."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that the answers depend on besides model and questions, as a JSON object."""
+        ...
+
+    def pruning(self, adapter: LVLMAdapter) -> Pruning | None:
+        """What the reference runs; None for no pruning.
+
+        Raises:
+            UserError: the model cannot be pruned by this method.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Unpruned:
+    """All visual tokens go through all layers."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `PruningMethod.identity`."""
+        return {"pruning": "none"}
+
+    def pruning(self, adapter: LVLMAdapter) -> None:
+        """See `PruningMethod.pruning`."""
+        del adapter
+
+
+@dataclass(frozen=True)
+class OneCut:
+    """One stage, before decoder layer ``layer``, that keeps the ``kept`` tokens of the highest FastV scores, or none.
+
+    The score at a layer is the attention that the question's last token pays in the layer before. TOP-RL's Figure 1 is
+    made of such cuts.
+    """
+
+    layer: int
+    kept: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `PruningMethod.identity`."""
+        return {"pruning": "fastv" if self.kept else "everything", "layer": self.layer, "kept": self.kept}
+
+    def pruning(self, adapter: LVLMAdapter) -> Pruning:
+        """See `PruningMethod.pruning`."""
+        del adapter
+        if self.kept == 0:
+            return NothingKept((self.layer,), (0,), UniformScorer())
+        return Pruning((self.layer,), (self.kept,), FastVScorer())
+
+
+@dataclass(frozen=True)
+class NothingKept(Pruning):
+    """Pruning that drops all visual tokens at its stage; its scorer is never run."""
+
+    def decide(self, inputs: StageInputs) -> Decision:
+        """No token: ``int64 [b, 0]``."""
+        return Decision(inputs.positions[:, :0])
+
+
+@dataclass(frozen=True)
+class ByAgent:
+    """A trained agent that keeps so many tokens at each of its stages; ``fingerprint`` is the agent's, so that another
+    one in its place is noticed."""
+
+    directory: Path
+    fingerprint: str
+    keep_counts: tuple[int, ...]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `PruningMethod.identity`."""
+        return {"pruning": "agent", "fingerprint": self.fingerprint, "keep_counts": self.keep_counts}
+
+    def pruning(self, adapter: LVLMAdapter) -> Pruning:
+        """See `PruningMethod.pruning`."""
+        agent = load_agent(self.directory)
+        if agent.fingerprint != self.fingerprint:
+            raise UserError(f"the agent in {self.directory} has changed meanwhile: repeat the command")
+        agent.check_fits(adapter)
+        return Pruning(agent.record.plan.stage_layers, self.keep_counts, agent.actor.to(adapter.device))
+
+
 @dataclass(frozen=True)
 class AnswerCell:
-    """A task's held-out questions, answered in one way by one model.
+    """A task's held-out questions, answered by one model under one pruning method.
 
     Attributes:
-        questions: which task, how many, and a digest of the first, so that a task whose data changed is another one.
-        way: how visual tokens are pruned.
+        questions: the task and how many of its questions.
+        method: how visual tokens are pruned.
         seed: of the questions.
         model: what else of the model the answers depend on: fingerprint, dtype, device.
     """
 
     questions: TaskQuestions
-    way: Way
+    method: PruningMethod
     seed: int
     model: tuple[str, str, str]
 
@@ -91,8 +186,8 @@ class AnswerCell:
             "questions": self.questions.count,
             "questions_digest": self.questions.digest,
             "seed": self.seed,
-            "answering": [SPLIT, BATCH, MAX_NEW_TOKENS, answered_by()],
-            **self.way.identity,
+            "answering": [SPLIT, BATCH, MAX_NEW_TOKENS, answered_by(__name__)],
+            **self.method.identity,
         }
 
 
@@ -108,7 +203,7 @@ class OpenAnswerer:
         """Load the model.
 
         Raises:
-            UserError: it cannot be loaded, or answers otherwise by now.
+            UserError: it cannot be loaded, or has changed meanwhile.
         """
         return Answerer(load_unchanged_model(self.model, self.device, self.model_fingerprint))
 
@@ -123,7 +218,7 @@ class Answerer:
         """``right``: for each question 1 or 0."""
         task = TASKS.get(cell.questions.name)
         samples = held_out(task.name, cell.seed, cell.questions.count)
-        pruning = cell.way.pruning(self._runner.adapter)
+        pruning = cell.method.pruning(self._runner.adapter)
         answers = answer_samples(self._runner, samples, lambda _: pruning)
         return {"right": [int(task.score(one, sample.answer)) for one, sample in zip(answers, samples, strict=True)]}
 
@@ -155,23 +250,23 @@ class Study:
 
     @cached_property
     def questions(self) -> dict[str, TaskQuestions]:
-        """What is asked, by task."""
+        """The questions to answer, by task."""
         return {task.name: draw_questions(task, self.scope.seed, self.scope.limit) for task in self.tasks}
 
-    def right(self, wanted: Sequence[tuple[Task, Way]], what: str) -> list[Right]:
-        """Which questions each task's way gets right; what the output directory holds already is not asked again.
+    def correctness(self, wanted: Sequence[tuple[Task, PruningMethod]], what: str) -> list[Correctness]:
+        """Which questions are answered correctly; what the output directory holds already is not answered again.
 
         Args:
-            wanted: tasks and ways; those of one task best stand together.
+            wanted: tasks and pruning methods; those of one task best stand together.
             what: the progress bar's name.
 
         Raises:
-            UserError: a way does not suit the model, or a process died.
+            UserError: a method does not fit the model, or a process died.
         """
         scope = self.scope
         fingerprint, device = self.adapter.answering_fingerprint, str(self.adapter.device)
         model = (fingerprint, str(self.adapter.dtype), device)
-        cells = [AnswerCell(self.questions[task.name], way, scope.seed, model) for task, way in wanted]
+        cells = [AnswerCell(self.questions[task.name], method, scope.seed, model) for task, method in wanted]
         opener = OpenAnswerer(scope.model, device, fingerprint) if scope.jobs > 1 else lambda: Answerer(self.adapter)
         results = compute_cells(cells, CellStore(scope.output_dir / "cells"), opener, scope.jobs, what)
         return [np.asarray(result["right"], dtype=np.float64) for result in results]
@@ -180,20 +275,17 @@ class Study:
         """What results of this study are made with."""
         return Provenance.today(self.adapter, self.scope.seed, self.scope.command)
 
-    def unpruned(self) -> dict[str, Right]:
-        """Which questions the whole model gets right, by task.
+    def unpruned(self) -> dict[str, Correctness]:
+        """Which questions the unpruned model answers correctly, by task.
 
         Raises:
-            UserError: on one of the tasks it gets none right, so that nothing can be retained.
+            UserError: it has no correct answer on one of the tasks, so that there is no accuracy to retain.
         """
-        found = self.right([(task, Unpruned()) for task in self.tasks], "unpruned")
-        for task, right in zip(self.tasks, found, strict=True):
-            if not right.any():
-                raise UserError(
-                    f"the unpruned model answers none of {len(right)} questions of {task.name} rightly, so nothing can "
-                    "be retained: leave that task out, or raise --limit"
-                )
-        return {task.name: right for task, right in zip(self.tasks, found, strict=True)}
+        found = self.correctness([(task, Unpruned()) for task in self.tasks], "unpruned")
+        for task, correct in zip(self.tasks, found, strict=True):
+            if not correct.any():
+                raise no_correct_answer(task.name, len(correct))
+        return {task.name: correct for task, correct in zip(self.tasks, found, strict=True)}
 
 
 def _device(name: str) -> str:

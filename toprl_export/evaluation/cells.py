@@ -1,7 +1,8 @@
-"""A table's cells: independent pieces of work, done in parallel processes and each kept in a file of its own."""
+"""Cells of a table: independent pieces of work, done in parallel processes, each kept in a file of its own."""
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -25,23 +26,77 @@ from toprl_export.progress import Progress
 CELL_FORMAT = "toprl-export/cell"
 CELL_VERSION = 1
 
-_ANSWERING = ("models", "pruning", "runtime", "tasks")
-
 Result = Mapping[str, Any]
 """What a cell comes to: a JSON object."""
 
 
 @cache
-def answered_by() -> Mapping[str, str]:
+def answered_by(worker: str) -> Mapping[str, str]:
     """What answers depend on besides model, questions and pruning: versions of PyTorch and transformers, and a SHA-256
-    of this package's own code that answers."""
-    package = Path(__file__).parents[1]
-    files = [package / "evaluation" / "answering.py", package / "seeding.py"]
-    files += [file for folder in _ANSWERING for file in sorted((package / folder).rglob("*.py"))]
+    of the code of this package that ``worker``, the module that does cells, can reach."""
+    code = code_digest(worker, Path(__file__).parents[1])
+    return {"code": code, **{name: metadata.version(name) for name in ("torch", "transformers")}}
+
+
+def code_digest(worker: str, package: Path) -> str:
+    """The SHA-256 of the source of every module in ``reached_modules``, by name."""
     code = hashlib.sha256()
-    for file in files:
-        code.update(f"{file.relative_to(package)}\n".encode() + file.read_bytes())
-    return {"code": code.hexdigest(), **{name: metadata.version(name) for name in ("torch", "transformers")}}
+    for name, file in sorted(reached_modules(worker, package).items()):
+        code.update(f"{name}\n".encode() + file.read_bytes())
+    return code.hexdigest()
+
+
+def reached_modules(worker: str, package: Path) -> dict[str, Path]:
+    """The modules of a package that running ``worker`` may load, and their files.
+
+    An import counts wherever it stands, but for those under ``TYPE_CHECKING``, and so does a text that names a module,
+    for registries import what they need by such names. Importing a module runs the packages that it is in, too; of
+    these only what they import at once counts, not what they offer to their users when asked.
+
+    Args:
+        worker: the module's name, such as ``toprl_export.analyze.study``.
+        package: the directory of the root package.
+    """
+    found: dict[str, Path] = {}
+    seen: set[tuple[str, bool]] = set()
+    waiting = [(worker, True)]
+    while waiting:
+        name, with_lazy = waiting.pop()
+        file = _module_file(name, package)
+        if file is None or (name, with_lazy) in seen:
+            continue
+        seen.add((name, with_lazy))
+        found[name] = file
+        waiting += [(other, True) for other in _named_modules(ast.parse(file.read_bytes()), with_lazy)]
+        parent = name.rpartition(".")[0]
+        waiting += [(parent, False)] if parent else []
+    return found
+
+
+def _module_file(name: str, package: Path) -> Path | None:
+    """The file of a module of the package; None for what is none of its modules, such as a class in one."""
+    root, *parts = name.split(".")
+    if root != package.name or not all(part.isidentifier() for part in parts):
+        return None
+    path = package.joinpath(*parts)
+    return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)
+
+
+def _named_modules(tree: ast.AST, with_lazy: bool) -> Iterator[str]:
+    """What the code of a module may import, by name; imports are absolute, ruff sees to that."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            for statement in node.orelse:
+                yield from _named_modules(statement, with_lazy)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            # What is imported from a package may be one of its modules.
+            yield from (f"{node.module}{part}" for part in ("", *(f".{alias.name}" for alias in node.names)))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value.partition(":")[0]  # as registries have it, "package.module:attribute"
+        elif with_lazy or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _named_modules(node, with_lazy)
 
 
 class Cell(Protocol):
@@ -157,7 +212,7 @@ def in_parallel(
         finished = True
     except BrokenProcessPool as error:
         raise UserError(
-            "a worker process died, perhaps for want of memory; what was finished is kept: "
+            "a worker process died, perhaps out of memory; what was finished is kept: "
             "repeat the command with fewer --jobs"
         ) from error
     finally:
