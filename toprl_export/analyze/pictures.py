@@ -149,7 +149,7 @@ def draw_transfer(found: Transfer) -> bytes:
             _frame(axes, row, column)
     _label_matrix(axes, found)
     bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02)
-    bar.set_label_matrix("accuracy relative to the diagonal (above it: 1)", fontsize=9)
+    bar.set_label("accuracy relative to the diagonal (above it: 1)", fontsize=9)
     bar.ax.tick_params(labelsize=SMALL_FONT)
     return png_bytes(figure)
 
