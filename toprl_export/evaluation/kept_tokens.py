@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from toprl_export.errors import UserError
 from toprl_export.evaluation.questions import SPLIT
 from toprl_export.runtime.preprocess import ImageInput
-from toprl_export.tasks.registry import TASKS
 
 MAX_NEW_TOKENS: Final = 16
 
@@ -64,6 +63,8 @@ class TaskQuestion:
         Raises:
             UserError: the task is unknown or has no such question.
         """
+        from toprl_export.tasks.registry import TASKS
+
         task = TASKS.get(self.task or default)
         count = task.question_count(SPLIT)
         if count is not None and self.index >= count:
