@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
@@ -49,9 +49,9 @@ def code_digest(worker: str, package: Path) -> str:
 def reached_modules(worker: str, package: Path) -> dict[str, Path]:
     """The modules of a package that running ``worker`` may load, and their files.
 
-    An import counts wherever it stands, but for those under ``TYPE_CHECKING``, and so does a text that names a module,
-    for registries import what they need by such names. Importing a module runs the packages that it is in, too; of
-    these only what they import at once counts, not what they offer to their users when asked.
+    An import counts wherever it stands, but for those under ``TYPE_CHECKING``, and so does a string that names a
+    module, for registries import by such names. With a module Python runs the packages around it; of these only what
+    they import at once counts, not what their functions offer to users.
 
     Args:
         worker: the module's name, such as ``toprl_export.analyze.study``.
@@ -67,14 +67,13 @@ def reached_modules(worker: str, package: Path) -> dict[str, Path]:
             continue
         seen.add((name, with_lazy))
         found[name] = file
-        waiting += [(other, True) for other in _named_modules(ast.parse(file.read_bytes()), with_lazy)]
-        parent = name.rpartition(".")[0]
-        waiting += [(parent, False)] if parent else []
+        waiting += [(other, True) for other in _named_modules(ast.parse(file.read_bytes()), with_lazy, package)]
+        waiting.append((name.rpartition(".")[0], False))
     return found
 
 
 def _module_file(name: str, package: Path) -> Path | None:
-    """The file of a module of the package; None for what is none of its modules, such as a class in one."""
+    """The file of a module; None for what is no module of the package, such as a class in one."""
     root, *parts = name.split(".")
     if root != package.name or not all(part.isidentifier() for part in parts):
         return None
@@ -82,21 +81,25 @@ def _module_file(name: str, package: Path) -> Path | None:
     return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)
 
 
-def _named_modules(tree: ast.AST, with_lazy: bool) -> Iterator[str]:
-    """What the code of a module may import, by name; imports are absolute, ruff sees to that."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            for statement in node.orelse:
-                yield from _named_modules(statement, with_lazy)
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            # What is imported from a package may be one of its modules.
-            yield from (f"{node.module}{part}" for part in ("", *(f".{alias.name}" for alias in node.names)))
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.value.partition(":")[0]  # as registries have it, "package.module:attribute"
-        elif with_lazy or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield from _named_modules(node, with_lazy)
+def _named_modules(code: ast.AST, with_lazy: bool, package: Path) -> Iterator[str]:
+    """What code may import, by name; imports are absolute, ruff sees to that."""
+    if isinstance(code, ast.Import):
+        yield from (alias.name for alias in code.names)
+    elif isinstance(code, ast.ImportFrom):
+        for alias in code.names:
+            inner = f"{code.module}.{alias.name}"
+            yield inner if _module_file(inner, package) else str(code.module)
+    elif isinstance(code, ast.Constant) and isinstance(code.value, str):
+        yield code.value.partition(":")[0]  # as registries have it, "package.module:attribute"
+    elif with_lazy or not isinstance(code, ast.FunctionDef | ast.AsyncFunctionDef):
+        for part in _run_parts(code):
+            yield from _named_modules(part, with_lazy, package)
+
+
+def _run_parts(code: ast.AST) -> Iterable[ast.AST]:
+    if isinstance(code, ast.If) and ast.unparse(code.test) == "TYPE_CHECKING":
+        return code.orelse
+    return ast.iter_child_nodes(code)
 
 
 class Cell(Protocol):
