@@ -49,7 +49,7 @@ class AblationPlan:
         budget_kept: average visual tokens kept, in training's plan and in evaluation.
         method: the learner.
         updates: policy updates instead of the recipe's.
-        overwrite: replace agents of other settings that stand in the way.
+        overwrite: replace agents that were trained with other settings.
 
     Raises:
         UserError: the base is not first, or there is no seed, or one twice.
@@ -153,7 +153,7 @@ class Ablation(AnalysisResult):
             "# Ablation\n\n"
             f"Recipe `{self.recipe}` and variants of it at {self.budget_kept} of {self.provenance.visual_tokens} "
             f"visual tokens kept on average; {counted(len(self.seeds), 'seed')} of training, one agent for each task "
-            "and seed, all asked the same questions. Differences of accuracy to the recipe as it is are paired, in "
+            "and seed, all answering the same questions. Differences of accuracy to the recipe as it is are paired, in "
             "percentage points. Brackets are 95% intervals over the questions (bootstrap; Wilson for accuracies), with "
             "the agents as they are: they do not cover what other seeds of training would change.\n\n"
             f"{markdown_table(['variant', 'average retention', 'average difference', *names], [first, *differences])}\n"
@@ -181,7 +181,8 @@ def run_ablation(study: Study, plan: AblationPlan) -> Ablation:
     Ablation.check_directory(scope.output_dir)
     adapter = study.adapter
     with TemporaryDirectory() as trial:
-        # What is refused must neither cost time nor change the recipes of agents that are there.
+        # Checked first in a scratch directory: a refused plan must cost no time, and must not change the recipes that
+        # existing agents were trained by.
         missing_agents(training_jobs(study, plan, Path(trial)), adapter)
     unpruned = study.unpruned()
     jobs = training_jobs(study, plan, scope.output_dir / "recipes")

@@ -16,7 +16,7 @@ from toprl_export.tasks.task import Level, Task
 RATIOS = tuple(step / 10 for step in range(11))
 """Shares of the visual tokens kept, as in the paper: eleven from none to all."""
 SHALLOW = 12
-"""Decoders of up to so many layers are cut before each of them."""
+"""Decoders of at most this many layers are cut before every one of them."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def measure_sensitivity(
 
     Args:
         study: model, tasks and questions.
-        layers: decoder layers before which the cut stands; None for `default_layers`.
+        layers: decoder layers to cut before, one at a time; None for `default_layers`.
         ratios: shares of the visual tokens kept, 0 to 1.
 
     Raises:

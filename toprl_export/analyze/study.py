@@ -1,4 +1,4 @@
-"""What every analysis stands on: the model, the tasks' held-out questions, the pruning methods, and which questions the
+"""What every analysis builds on: the model, the tasks' held-out questions, the pruning methods, and which questions the
 model answers correctly under each of them."""
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from toprl_export.tasks.registry import TASKS
 from toprl_export.tasks.task import Sample, Task
 
 RETAINED = 0.95
-"""The share of the unpruned accuracy that counts as enough in what analyses say in words."""
+"""The share of the unpruned accuracy from which the analyses' texts call the accuracy retained."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Scope:
         limit: held-out questions a task; fewer where a task has fewer.
         seed: of questions and bootstrap.
         jobs: processes.
-        device: "cpu", "cuda", "cuda:N", or "auto" for a GPU where there is one.
+        device: "cpu", "cuda", "cuda:N", or "auto" for a GPU if there is one.
         command: for the record.
 
     Raises:
@@ -139,8 +139,8 @@ class NothingKept(Pruning):
 
 @dataclass(frozen=True)
 class ByAgent:
-    """A trained agent that keeps so many tokens at each of its stages; ``fingerprint`` is the agent's, so that another
-    one in its place is noticed."""
+    """A trained agent with its keep counts, one for each stage; ``fingerprint`` is the agent's, so that a replaced
+    agent is noticed."""
 
     directory: Path
     fingerprint: str
@@ -209,13 +209,13 @@ class OpenAnswerer:
 
 
 class Answerer:
-    """Answers cells with one model in PyTorch."""
+    """Answers the questions of cells by one model in PyTorch."""
 
     def __init__(self, adapter: LVLMAdapter) -> None:
         self._runner = ReferenceRunner(adapter)
 
     def __call__(self, cell: AnswerCell) -> Result:
-        """``right``: for each question 1 or 0."""
+        """``right``: 1 for each question answered correctly, else 0."""
         task = TASKS.get(cell.questions.name)
         samples = held_out(task.name, cell.seed, cell.questions.count)
         pruning = cell.method.pruning(self._runner.adapter)
@@ -223,7 +223,7 @@ class Answerer:
         return {"right": [int(task.score(one, sample.answer)) for one, sample in zip(answers, samples, strict=True)]}
 
 
-@lru_cache(maxsize=1)  # cells come task by task, and a task's pictures take more time to draw than memory to keep
+@lru_cache(maxsize=1)  # cells come task by task, and drawing a task's images takes long
 def held_out(task: str, seed: int, questions: int) -> tuple[Sample, ...]:
     """A task's first held-out questions."""
     return tuple(TASKS.get(task).samples(SPLIT, seed, questions))
@@ -257,7 +257,8 @@ class Study:
         """Which questions are answered correctly; what the output directory holds already is not answered again.
 
         Args:
-            wanted: tasks and pruning methods; those of one task best stand together.
+            wanted: tasks and pruning methods; those of one task next to each other, so that its
+                images are drawn once.
             what: the progress bar's name.
 
         Raises:
@@ -272,7 +273,7 @@ class Study:
         return [np.asarray(result["right"], dtype=np.float64) for result in results]
 
     def provenance(self) -> Provenance:
-        """What results of this study are made with."""
+        """What the results of this study were made with."""
         return Provenance.today(self.adapter, self.scope.seed, self.scope.command)
 
     def unpruned(self) -> dict[str, Correctness]:

@@ -63,7 +63,7 @@ class TransferColumn:
 
 @dataclass(frozen=True)
 class Transfer(AnalysisResult):
-    """The matrix; ``seeds`` of the agents by the task that they were trained for."""
+    """The matrix; ``seeds`` are the agents', by the task they were trained for."""
 
     name: ClassVar[str] = "transfer"
     budget_kept: int
@@ -103,7 +103,7 @@ class Transfer(AnalysisResult):
 
     def markdown(self) -> str:
         """See `AnalysisResult.markdown`."""
-        head = ["trained for ↓, asked →", *(f"{column.task} ({column.level})" for column in self.columns)]
+        head = ["trained for ↓, evaluated on →", *(f"{column.task} ({column.level})" for column in self.columns)]
         rows = [
             [f"{name} ({counted(len(self.seeds[name]), 'seed')})", *(_shown(column, at) for column in self.columns)]
             for at, name in enumerate(self.trained_for)

@@ -1,4 +1,4 @@
-"""How long prefill takes under each method, beside the unpruned reference and in one process alone."""
+"""Prefill latency of every method and the unpruned reference, measured in turns in one process."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class LatencyEntry:
         budget_kept: average visual tokens kept.
         prefill_ms: median milliseconds of the prefill of one question.
         iqr_ms: interquartile range of the same.
-        speedup: median over the rounds of the reference's time over this one's.
+        speedup: median over the rounds of the reference's time divided by this method's.
     """
 
     method: str
@@ -106,14 +106,14 @@ def latency_cell(cells: Sequence[MethodCell], iterations: int, device: str, thre
 
 
 def measure_latency(adapter: LVLMAdapter, cell: LatencyCell, store: CellStore) -> LatencyTable:
-    """What ``store`` holds of an earlier run on the same machine, else a fresh measurement.
+    """The stored latencies of an earlier run on the same machine, else a new measurement.
 
     Raises:
-        UserError: an agent cannot be read or has changed meanwhile, or a kept file is damaged.
+        UserError: an agent cannot be read or has changed meanwhile, or a stored file is damaged.
     """
     kept = store.load(cell)
     if kept is not None:
-        return from_json(LatencyTable, dict(kept), "the kept latencies")
+        return from_json(LatencyTable, dict(kept), "the stored latencies")
     runner, first = ReferenceRunner(adapter), cell.cells[0]
     task, seed = TASKS.get(first.task), first.setting.seed
     count = min(first.questions, WARMUP + cell.iterations)

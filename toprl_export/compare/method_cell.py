@@ -28,7 +28,7 @@ from toprl_export.tasks.task import Sample, Task
 
 CELLS_FOLDER = "cells"
 ENCODED_BYTES = 2**30
-"""Most memory for one task's encoded questions; those beyond it are drawn and encoded anew for every cell."""
+"""Most memory for one task's encoded questions; questions beyond it are drawn and encoded again for every cell."""
 
 MethodKind: TypeAlias = Literal["unpruned", "baseline", "oracle", "agent"]
 
@@ -59,7 +59,7 @@ class MethodCell:
     Attributes:
         setting: what it shares with the other cells.
         method: its name in the comparison.
-        kind: what sort of method it is.
+        kind: whether it prunes at all, and what by.
         scorer: an agent's fingerprint, a baseline's name, or "unpruned".
         task: whose questions are answered.
         questions: how many, the first of the held-out draw.
@@ -103,7 +103,7 @@ class MethodCell:
         }
 
     def result(self, scores: list[float]) -> Result:
-        """What is kept of the questions' scores, 0 or 1 each: ``right``, a string of as many digits."""
+        """What is stored of the questions' scores, 0 or 1 each: ``right``, a string of one digit per question."""
         return {"right": "".join(str(int(score)) for score in scores)}
 
     def correct(self, result: Result) -> Correctness:
@@ -115,7 +115,7 @@ class MethodCell:
         digits = result.get("right")
         if not isinstance(digits, str) or len(digits) != self.questions or set(digits) - {"0", "1"}:
             raise UserError(
-                f"the kept result of {self.method} on {self.task} is not {self.questions} digits of 0 or 1: "
+                f"the stored result of {self.method} on {self.task} is not {self.questions} digits of 0 or 1: "
                 f"delete the folder {CELLS_FOLDER} to have it measured again"
             )
         return np.array([int(digit) for digit in digits], dtype=np.float64)
@@ -123,7 +123,7 @@ class MethodCell:
 
 @dataclass(frozen=True)
 class OpenCellRunner:
-    """Makes a `CellRunner` in another process."""
+    """Makes a `CellRunner` in another process, to which it is sent in place of the model."""
 
     setting: ComparisonSetting
 
@@ -145,7 +145,7 @@ class CellRunner:
         self._encoded: _EncodedTask | None = None
 
     def __call__(self, cell: MethodCell) -> Result:
-        """Answer the cell's questions; see `Cell.result`.
+        """Answer the cell's questions; see `MethodCell.result`.
 
         Raises:
             UserError: its agent cannot be read or has changed meanwhile, or a question is too long for the model.
@@ -165,7 +165,7 @@ class CellRunner:
 
 
 class _EncodedTask:
-    """A task's questions in encoded batches; the first ``ENCODED_BYTES`` of them are kept from one pass to the next."""
+    """A task's questions in encoded batches; the first ``ENCODED_BYTES`` stay in memory between passes."""
 
     def __init__(self, runner: ReferenceRunner, task: Task, seed: int, questions: int) -> None:
         self.wanted = (task, seed, questions)

@@ -27,16 +27,16 @@ class CompareRequest:
         output_dir: where tables, plots and cells go.
         model: the reference model's name, path or hub id.
         agents: patterns of agent directories, see `find_agents`.
-        baselines: their names, or "all" for every baseline and the oracle; random takes part always.
+        baselines: their names, or "all" for every baseline and the oracle; random pruning is always among them.
         tasks: their names, or "all" for every one whose data is installed; None for those of the agents, or all.
-        budgets_kept: average visual tokens kept over all decoder layers.
+        budgets_kept: visual tokens kept, averaged over all decoder layers.
         limit: held-out questions a task, where it has as many.
-        draws: how often random pruning is drawn.
+        draws: seeds of random pruning.
         seed: of the questions, of random pruning and of the bootstrap.
         jobs: processes that answer questions at the same time.
         iterations: rounds of the latency measurement; 0 leaves it out.
         threads: CPU threads of the latency measurement; None for all cores.
-        device: "cpu", "cuda", "cuda:N", or "auto" for a GPU where there is one.
+        device: "cpu", "cuda", "cuda:N", or "auto" for a GPU if there is one.
         command: the command line, for the record.
 
     Raises:
@@ -80,7 +80,7 @@ class CompareRequest:
 
     @property
     def baseline_names(self) -> tuple[str, ...]:
-        """The baselines that take part, in the registry's order, the oracle last."""
+        """The baselines to compare, in the registry's order, the oracle last."""
         known = (*BASELINES, ORACLE)
         return known if ALL in self.baselines else tuple(n for n in known if n == RANDOM or n in self.baselines)
 
@@ -135,7 +135,7 @@ def baseline_layout(agents: Sequence[ComparedAgent], adapter: LVLMAdapter) -> tu
 
 @dataclass(frozen=True)
 class _Layout:
-    """Makes cells for one model; ``stage_layers`` and ``decay`` are those of baselines that bring none."""
+    """Makes cells for one model; ``stage_layers`` and ``decay`` are for baselines that do not set their own."""
 
     adapter: LVLMAdapter
     setting: ComparisonSetting
@@ -144,19 +144,19 @@ class _Layout:
     draws: int
 
     def unpruned(self, task: TaskQuestions) -> MethodCell:
-        """The whole model."""
+        """The unpruned reference."""
         n = self.adapter.visual_tokens
         return self._cell(UNPRUNED, "unpruned", UNPRUNED, task, (), Schedule(n, (n,), n))
 
     def baseline(self, name: str, task: TaskQuestions, budget: int) -> list[MethodCell] | Gap:
-        """One cell, or as many as there are draws of random pruning."""
+        """One cell, or one for each seed of random pruning."""
         n, depth = self.adapter.visual_tokens, self.adapter.shape.layers
         if name == ORACLE and task.evidence_patches != n:
             marked = task.evidence_patches or "no"
             reason = f"{task.name} marks its evidence on {marked} patches, but the model has {n} visual tokens"
             return Gap(name, task.name, budget, reason)
         try:
-            # One plan a budget: another budget of the comparison does not move a baseline's stages.
+            # A plan of its own for each budget: in a common one the smallest budget decides where the stages are.
             plan = baseline_plan(name, n, depth, [budget], self.stage_layers, self.decay)
         except UserError as error:
             return Gap(name, task.name, budget, str(error))
@@ -178,8 +178,8 @@ class _Layout:
         for one, cell in zip(chosen, cells, strict=True):
             if (cell.stage_layers, cell.keep_counts) != (cells[0].stage_layers, cells[0].keep_counts):
                 raise UserError(
-                    f"{chosen[0].directory} and {one.directory} are to be seeds of one method, but prune differently "
-                    f"at {budget} tokens kept: name them apart as NAME={one.directory}"
+                    f"{chosen[0].directory} and {one.directory} would count as seeds of one method, but prune "
+                    f"differently at {budget} tokens kept: name them apart as NAME={one.directory}"
                 )
         return cells
 
@@ -216,7 +216,7 @@ class _Layout:
 
 
 def _check_budgets(budgets: Iterable[int], cells: Sequence[MethodCell], gaps: Sequence[Gap]) -> None:
-    """Refuse a budget that no method of its own right can meet."""
+    """Refuse a budget that no baseline and no agent can meet; the unpruned model and the oracle do not count."""
     met = {cell.budget_kept for cell in cells if cell.kind in ("baseline", "agent")}
     for budget in budgets:
         if budget not in met:

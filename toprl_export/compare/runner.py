@@ -52,7 +52,7 @@ _LEFT_BY_A_KILL = re.compile(r"\.(compare\.(md|csv|json)|pareto\.png)\.partial-[
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request whose model, agents and questions are there and fit together."""
+    """A checked request, with its model and agents loaded and its questions drawn."""
 
     request: CompareRequest
     adapter: LVLMAdapter
@@ -63,17 +63,17 @@ class Prepared:
 
     @property
     def store(self) -> CellStore:
-        """Where measured cells are kept."""
+        """Where results of cells are kept."""
         return CellStore(self.request.output_dir / CELLS_FOLDER)
 
 
 def compare(request: CompareRequest) -> Comparison:
     """Answer every task's questions with every method at every budget, and write what follows from it.
 
-    What the output directory holds already of the same cells is not measured again; Ctrl-C loses no finished cell.
+    Cells whose results the output directory holds already are not measured again; Ctrl-C loses no finished cell.
 
     Returns:
-        what was found, which ``compare.md``, ``compare.csv``, ``compare.json`` and ``pareto.png`` say too.
+        what was found; ``compare.md``, ``compare.csv``, ``compare.json`` and ``pareto.png`` show the same.
 
     Raises:
         UserError: a name is unknown, an agent fits neither model nor tasks, no method can meet a budget, the unpruned
@@ -89,7 +89,7 @@ def compare(request: CompareRequest) -> Comparison:
 
 
 def prepare(request: CompareRequest) -> Prepared:
-    """Load and check everything, measure nothing; see :func:`compare`."""
+    """Load and check everything without measuring anything; see :func:`compare`."""
     check_directory(request.output_dir)
     agents = find_agents(request.agents)
     tasks = choose_tasks(request.tasks, [one.task for one in agents])

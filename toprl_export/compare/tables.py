@@ -34,14 +34,14 @@ def render_markdown(comparison: Comparison, picture: str) -> str:
 
 def _introduction(comparison: Comparison) -> str:
     counts = {column.questions for column in comparison.tasks}
-    asked = (
+    questions = (
         f"{counts.pop():,} held-out questions a task"
         if len(counts) == 1
         else "held-out questions: " + ", ".join(f"{column.name} {column.questions:,}" for column in comparison.tasks)
     )
     return (
         f"Accuracy in % (exact match of the greedy answer) and retention, accuracy over that of the unpruned model; "
-        f"{asked}, the same for every method. A budget is the number of visual tokens kept on average over all "
+        f"{questions}, the same for every method. A budget is the number of visual tokens kept on average over all "
         "decoder layers. Methods of several seeds are pooled. **Bold**: the best of its column in a block (the oracle, "
         "which knows where the objects are, does not compete). The average counts every task the same.\n"
     )

@@ -32,7 +32,7 @@ def answer_samples(
         runner: the model.
         samples: the questions.
         pruning_of: called once for every batch, in order.
-        batch: questions answered together; the last batch may be smaller.
+        batch: questions in a batch; the last one may be smaller.
         max_new_tokens: the longest answer.
         progress: called after each batch with its number of questions.
 

@@ -27,19 +27,25 @@ CELL_FORMAT = "toprl-export/cell"
 CELL_VERSION = 1
 
 Result = Mapping[str, Any]
-"""What a cell comes to: a JSON object."""
+"""The result of a cell: a JSON object."""
 
 
 @cache
 def answered_by(worker: str) -> Mapping[str, str]:
-    """What answers depend on besides model, questions and pruning: versions of PyTorch and transformers, and a SHA-256
-    of the code of this package that ``worker``, the module that does cells, can reach."""
+    """What answers depend on besides model, questions and pruning, as part of a cell's identity.
+
+    Args:
+        worker: the module that answers a cell's questions.
+
+    Returns:
+        versions of PyTorch and transformers, and a SHA-256 of the code of this package that ``worker`` can reach.
+    """
     code = code_digest(worker, Path(__file__).parents[1])
     return {"code": code, **{name: metadata.version(name) for name in ("torch", "transformers")}}
 
 
 def code_digest(worker: str, package: Path) -> str:
-    """The SHA-256 of the source of every module in ``reached_modules``, by name."""
+    """SHA-256 of the names and sources of all modules that ``worker`` can reach; arguments as in `reached_modules`."""
     code = hashlib.sha256()
     for name, file in sorted(reached_modules(worker, package).items()):
         code.update(f"{name}\n".encode() + file.read_bytes())
@@ -103,11 +109,11 @@ def _run_parts(code: ast.AST) -> Iterable[ast.AST]:
 
 
 class Cell(Protocol):
-    """A piece of work that depends on nothing but what it says of itself, and can be sent to another process."""
+    """A piece of work whose result depends on nothing but its identity, and which can be sent to another process."""
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Everything that the result depends on, as a JSON object: cells of one identity have one result."""
+        """Everything that the result depends on, as a JSON object: equal identities have equal results."""
         ...
 
 
@@ -118,7 +124,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class CellStore:
-    """The results that a directory holds: one file a cell, named by the digest of its identity."""
+    """Results on disk: one file for each cell, named by the digest of its identity."""
 
     directory: Path
 
@@ -126,14 +132,14 @@ class CellStore:
         """The result of ``cell``, or None where it has not been computed.
 
         Raises:
-            UserError: its file is damaged or another release's.
+            UserError: its file is damaged or of another version.
         """
         path = self._path(cell)
         if not path.is_file():
             return None
         payload = read_json_versioned(path, CELL_FORMAT, CELL_VERSION)
         if payload.get("identity") != _plain(cell.identity) or not isinstance(payload.get("result"), dict):
-            raise UserError(f"{path} does not hold the result that its name says: delete it to have it computed again")
+            raise UserError(f"{path} does not hold the result of this cell: delete it to have it computed again")
         found: Result = payload["result"]
         return found
 
@@ -159,10 +165,10 @@ def _plain(identity: Mapping[str, Any]) -> Any:
 def compute_cells(
     cells: Sequence[C], store: CellStore, open_worker: Callable[[], Callable[[C], Result]], jobs: int, what: str
 ) -> list[Result]:
-    """The results of ``cells`` in order; only what the store lacks is computed, each cell kept as soon as it is done.
+    """The results of ``cells`` in order; only what the store lacks is computed, and each result is kept at once.
 
     Args:
-        cells: several of one identity are computed once.
+        cells: those of equal identity are computed once.
         store: where results are kept; Ctrl-C or an error loses no finished cell.
         open_worker: see `in_parallel`.
         jobs: processes.
@@ -188,7 +194,9 @@ def compute_cells(
 def in_parallel(
     items: Sequence[T], open_worker: Callable[[], Callable[[T], R]], jobs: int
 ) -> Generator[tuple[T, R], None, None]:
-    """Every item with its result, as they are done, each by one torch thread, so that no figure depends on ``jobs``.
+    """Every item with its result, in the order of completion.
+
+    Each item is worked on by one torch thread, so that no figure depends on ``jobs``.
 
     With one job, in this process and in order. With more, in spawned processes, which end when the generator is closed
     or this process ends, however it does.
@@ -260,7 +268,7 @@ def _begin_process() -> None:
 
 
 def _end_with_parent() -> None:
-    """Wait for the parent's end and follow it: killed, it cannot tell its workers, which would wait for ever."""
+    """End with the parent: one that is killed cannot stop its workers, which would wait for ever."""
     parent = parent_process()
     if parent is not None:
         parent.join()

@@ -1,4 +1,4 @@
-"""Which agents take part: patterns to directories, and what must hold for them to stand in one table."""
+"""The agents of a comparison: found by patterns, and checked to fit each other, the model and the tasks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WILDCARDS = re.compile(r"[*?\[]")
 
 @dataclass(frozen=True)
 class ComparedAgent:
-    """An agent that takes part under a method's name."""
+    """An agent and the method that it is a seed of."""
 
     method: str
     directory: Path
@@ -30,12 +30,12 @@ class ComparedAgent:
 
     @property
     def task(self) -> str:
-        """The task that it was trained for."""
+        """The task it was trained for."""
         return self.agent.record.task
 
     @property
     def seed(self) -> int:
-        """The seed that it was trained with."""
+        """The seed it was trained with."""
         return self.agent.record.seed
 
     def schedule(self, budget_kept: int) -> Schedule:
@@ -51,12 +51,12 @@ def find_agents(patterns: Sequence[str]) -> tuple[ComparedAgent, ...]:
     """Load the agents that patterns name.
 
     Args:
-        patterns: each a directory or a glob, with ``NAME=`` before it where the method is not to be called as its
-            learner. A glob takes the agents among what it matches.
+        patterns: each a directory or a glob, with ``NAME=`` before it to name the method; without it the method has
+            its learner's name. Of what a glob matches, the agents are taken.
 
     Raises:
-        UserError: nothing matches, a directory is no agent, a name is taken or impossible, or two agents of one
-            method are of the same task and seed.
+        UserError: nothing matches, a directory holds no agent, a name is taken or malformed, or two agents of one
+            method and task have the same seed or were trained differently.
     """
     found: dict[Path, ComparedAgent] = {}
     for pattern in patterns:
@@ -87,7 +87,7 @@ def _check_seeds(one: ComparedAgent, other: ComparedAgent) -> None:
 
 
 def _training_of(one: ComparedAgent) -> str:
-    """What agents that are seeds of one method have in common."""
+    """What all seeds of one method must have in common, in words."""
     record, training = one.agent.record, one.agent.record.training
     recipe = Path(training.recipe).name
     actor = f"condition {record.actor.condition}, residual {record.actor.residual}, width {record.actor.hidden_size}"
@@ -113,7 +113,7 @@ def check_agents(agents: Sequence[ComparedAgent], adapter: LVLMAdapter, tasks: C
 
 
 def _label(pattern: str) -> tuple[str | None, str]:
-    """The method's name, where one stands before the place."""
+    """The method's name, if the pattern gives one, and the directory or glob."""
     name, equals, place = pattern.partition("=")
     if not equals or Path(pattern).exists():
         return None, pattern
@@ -121,10 +121,10 @@ def _label(pattern: str) -> tuple[str | None, str]:
 
 
 def _checked(method: str) -> str:
-    """The method's name, unless it is a baseline's or cannot stand in a table.
+    """The method's name.
 
     Raises:
-        UserError: it is, or cannot.
+        UserError: it is malformed, or is the name of a method that needs no agent.
     """
     taken = (UNPRUNED, ORACLE, *BASELINES)
     if not _LABEL.fullmatch(method) or method in taken:

@@ -1,4 +1,4 @@
-"""Which visual tokens a question keeps, by a bundle's engine or by an agent in PyTorch; what `visualize` draws."""
+"""Which visual tokens are kept for a question, by a bundle's engine or by an agent in PyTorch."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class KeptTokens:
 
     Attributes:
         image: the picture as the model sees it, ``uint8 [h, w, 3]``.
-        visual_tokens: n, in rows from the upper left.
+        visual_tokens: n, row by row from the upper left.
         kept: per stage, indices of the kept tokens within 0 to n-1, ``int64 [k_t]``.
-        sites: per stage, where it stands ("decoder:2").
+        sites: per stage, where it prunes ("decoder:2").
         question: the prompt.
         answer: the model's, from these tokens alone.
         expected: the correct answer where it is known.
@@ -80,12 +80,12 @@ def kept_by_bundle(
     budget_kept: int | None,
     threads: int | None,
 ) -> KeptTokens:
-    """Ask a bundle's engine.
+    """Answer a question by a bundle's engine and record the tokens it keeps.
 
     Args:
         directory: the bundle.
-        question: what to ask.
-        task: whose agent prunes; the first one's by default. A baseline prunes alike for every task.
+        question: the prompt and its image.
+        task: whose agent prunes; the first one's by default. A baseline prunes the same for every task.
         budget_kept: one of the bundle's budgets, or n to keep all; by default its largest.
         threads: CPU threads of the engine.
 
@@ -132,10 +132,11 @@ def kept_by_bundle(
 def kept_by_agent(
     directory: Path, question: ImageQuestion | TaskQuestion, budget_kept: int | None, threads: int | None
 ) -> KeptTokens:
-    """Ask the model an agent was trained on, in PyTorch; arguments as in `kept_by_bundle`.
+    """Answer a question in PyTorch by the model that an agent was trained on; arguments as in `kept_by_bundle`.
 
     Raises:
-        UserError: it is no agent, its model has other weights now, it has no such budget, or the question is too long.
+        UserError: the directory holds no agent, its model's weights have changed, it has no such budget, or the
+            question is too long.
     """
     import torch
 

@@ -24,8 +24,8 @@ class Device:
         kind: the torch device, "cpu", "cuda" or "cuda:N".
         name: of the processor, on a GPU after the GPU's.
         cores: CPU cores that the process may use.
-        threads: CPU threads that everything compared was given alike.
-        memory_bytes: of the machine; None where it cannot be told.
+        threads: CPU threads; everything compared has the same number.
+        memory_bytes: of the machine; None where it is unknown.
         platform: operating system and architecture.
     """
 

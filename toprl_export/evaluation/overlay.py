@@ -21,7 +21,7 @@ TITLE_HEIGHT = 52
 LINE_HEIGHT = 26
 TEXT, MUTED, BACKGROUND = (28, 36, 48), (91, 100, 114), (255, 255, 255)
 DIM = 0.78
-"""How far a dropped patch's grey is drawn towards white."""
+"""How far the grey of a dropped patch is faded to white, 0 to 1."""
 
 
 def patch_grid(height: int, width: int, visual_tokens: int) -> tuple[int, int]:
