@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from toprl_export.agent import load_agent
 from toprl_export.errors import UserError
 from toprl_export.evaluation.answering import BATCH, MAX_NEW_TOKENS, answer_samples
 from toprl_export.evaluation.cells import CellStore, Result, answered_by, compute_cells
 from toprl_export.evaluation.estimates import Correctness
-from toprl_export.evaluation.machine import Provenance
+from toprl_export.evaluation.machine import Provenance, torch_device
 from toprl_export.evaluation.questions import (
     ALL,
     SPLIT,
@@ -246,7 +245,7 @@ class Study:
             MissingExtraError: a named task's data is not installed.
         """
         tasks = tuple(sorted(choose_tasks(scope.tasks, ()), key=lambda task: task.level))
-        return cls(scope, adapter or load_model(scope.model, device=_device(scope.device)), tasks)
+        return cls(scope, adapter or load_model(scope.model, device=torch_device(scope.device)), tasks)
 
     @cached_property
     def questions(self) -> dict[str, TaskQuestions]:
@@ -287,9 +286,3 @@ class Study:
             if not correct.any():
                 raise no_correct_answer(task.name, len(correct))
         return {task.name: correct for task, correct in zip(self.tasks, found, strict=True)}
-
-
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -24,6 +24,7 @@ from toprl_export.tasks.registry import TASKS
 from toprl_export.typed import from_json, to_json
 
 WARMUP = 3
+"""Rounds that are not counted: the first ones pay for allocations and cold caches."""
 TimedMethod: TypeAlias = tuple[str, int]
 """A method and the budget that it is timed at."""
 

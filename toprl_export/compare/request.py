@@ -125,6 +125,7 @@ def build_grid(
 def baseline_layout(agents: Sequence[ComparedAgent], adapter: LVLMAdapter) -> tuple[tuple[int, ...], float]:
     """Where baselines without stages of their own prune, and the decay of their keep counts: each as the agents have it
     if they agree on it, else the default."""
+    # At the same layers and as steeply, scores alone are compared.
     layers = {one.agent.record.plan.stage_layers for one in agents}
     decays = {one.agent.record.plan.decay for one in agents}
     return (

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from toprl_export.compare.findings import Findings, all_margins
 from toprl_export.compare.latency import LatencyTable, latency_cell, measure_latency
 from toprl_export.compare.method_cell import (
@@ -35,7 +33,7 @@ from toprl_export.errors import UserError
 from toprl_export.evaluation.cells import CellStore, compute_cells
 from toprl_export.evaluation.compared_agents import ComparedAgent, check_agents, find_agents
 from toprl_export.evaluation.estimates import Correctness
-from toprl_export.evaluation.machine import Provenance, usable_cores
+from toprl_export.evaluation.machine import Provenance, torch_device, usable_cores
 from toprl_export.evaluation.questions import UNPRUNED, TaskQuestions, choose_tasks, draw_questions, no_correct_answer
 from toprl_export.evaluation.tables import csv_text
 from toprl_export.files import write_bytes_atomic, write_text_atomic
@@ -47,6 +45,7 @@ MARKDOWN_FILE = "compare.md"
 CSV_FILE = "compare.csv"
 PICTURE_FILE = "pareto.png"
 _FILES = (MARKDOWN_FILE, CSV_FILE, PICTURE_FILE, JSON_FILE)
+# What `toprl_export.files` leaves of these when it is killed before the rename.
 _LEFT_BY_A_KILL = re.compile(r"\.(compare\.(md|csv|json)|pareto\.png)\.partial-[0-9a-f]+")
 
 
@@ -93,7 +92,7 @@ def prepare(request: CompareRequest) -> Prepared:
     check_directory(request.output_dir)
     agents = find_agents(request.agents)
     tasks = choose_tasks(request.tasks, [one.task for one in agents])
-    adapter = load_model(request.model, device=_device(request.device))
+    adapter = load_model(request.model, device=torch_device(request.device))
     check_agents(agents, adapter, [task.name for task in tasks])
     setting = ComparisonSetting(
         model=request.model,
@@ -128,6 +127,7 @@ def measure(prepared: Prepared) -> list[Correctness]:
 
 def _compute(prepared: Prepared, cells: Sequence[MethodCell], what: str) -> list[Correctness]:
     jobs = prepared.request.jobs
+    # A worker process loads the model itself: weights are not sent between processes.
     opener = OpenCellRunner(prepared.setting) if jobs > 1 else lambda: CellRunner(prepared.adapter)
     results = compute_cells(cells, prepared.store, opener, jobs, what)
     return [cell.correct(result) for cell, result in zip(cells, results, strict=True)]
@@ -173,12 +173,6 @@ def _methods(prepared: Prepared) -> tuple[MethodRow, ...]:
     return tuple(MethodRow(name, kind, tuple(agents.get(name, ()))) for name, kind in kinds)
 
 
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def check_directory(directory: Path) -> None:
     """Refuse an output directory that holds anything but an earlier comparison, finished or not.
 
@@ -191,14 +185,14 @@ def check_directory(directory: Path) -> None:
         raise UserError(f"{directory} is a file, expected a directory: choose another --output-dir")
     names = sorted(path.name for path in directory.iterdir())
     others = [name for name in names if name not in (*_FILES, CELLS_FOLDER) and not _LEFT_BY_A_KILL.fullmatch(name)]
-    begun = (directory / CELLS_FOLDER).is_dir()
-    if not others and names and not begun:
-        # Without cells only a finished comparison shows whose files these are.
-        read_comparison(directory / JSON_FILE)
     if others:
         raise UserError(
             f"{directory} holds something else ({others[0]}), so it is left alone: choose another --output-dir"
         )
+    begun = (directory / CELLS_FOLDER).is_dir()
+    if names and not begun:
+        # Without cells only the JSON file of a finished comparison shows that these files are ours to replace.
+        read_comparison(directory / JSON_FILE)
 
 
 def write_outputs(directory: Path, comparison: Comparison) -> None:

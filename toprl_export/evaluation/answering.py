@@ -11,6 +11,8 @@ from toprl_export.models.reference import Pruning, ReferenceRunner
 from toprl_export.tasks.task import Sample
 
 BATCH = 20
+"""Questions in a batch. The padding of a batch moves logits by rounding errors and so, rarely, an answer: kept results
+depend on it."""
 MAX_NEW_TOKENS = 16
 
 PruningOf = Callable[[Sequence[Sample]], Pruning | None]

@@ -89,8 +89,17 @@ class Provenance:
 
 
 def usable_cores() -> int:
-    """CPU cores this process may use."""
+    """CPU cores this process may use, which in a container may be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def torch_device(name: str) -> str:
+    """The torch device that a user chose; "auto" is a GPU if there is one."""
+    if name != "auto":
+        return name
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def describe_device(device: str, threads: int) -> Device:
