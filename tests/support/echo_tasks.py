@@ -1,4 +1,4 @@
-"""Tasks whose right answers are the unpruned tiny model's own, but for one of ``THINK`` and all of ``NEVER``."""
+"""Tasks whose correct answers are the unpruned tiny model's own, but for one of ``THINK`` and all of ``NEVER``."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class FixedTask(Task):
 def _echoed(seed: int) -> tuple[Sample, ...]:
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, size=(COUNT, IMAGE_PIXELS, IMAGE_PIXELS, 3), dtype=np.uint8)
-    asked = [Sample(image, QUESTIONS[at % 3], "", None, f"{seed}/{at}") for at, image in enumerate(images)]
-    answers = answer_samples(ReferenceRunner(tiny_adapter()), asked, lambda _: None)
-    return tuple(replace(sample, answer=answer) for sample, answer in zip(asked, answers, strict=True))
+    samples = [Sample(image, QUESTIONS[at % 3], "", None, f"{seed}/{at}") for at, image in enumerate(images)]
+    answers = answer_samples(ReferenceRunner(tiny_adapter()), samples, lambda _: None)
+    return tuple(replace(sample, answer=answer) for sample, answer in zip(samples, answers, strict=True))
 
 
 LOOK = FixedTask("echo-look", "perception", "", "numpy", given=_echoed(1))

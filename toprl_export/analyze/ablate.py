@@ -11,39 +11,31 @@ from typing import ClassVar
 import numpy as np
 
 from toprl_export.agent import load_agent
-from toprl_export.analyze.ablate_picture import draw_ablation
-from toprl_export.analyze.results import (
-    AnalysisResult,
-    figure_fields,
-    markdown_table,
-    percent,
-    points,
-)
-from toprl_export.analyze.study import Study
-from toprl_export.analyze.training import (
+from toprl_export.analyze.results import AnalysisResult
+from toprl_export.analyze.study import ByAgent, Study
+from toprl_export.analyze.variants import (
+    BASE_NAME,
     OpenTrainer,
     TrainingJob,
+    Variant,
     missing_agents,
     train_all,
     trainer_of,
     write_recipe,
 )
-from toprl_export.analyze.variants import BASE_NAME, Variant
-from toprl_export.analyze.ways import ByAgent
 from toprl_export.errors import UserError
 from toprl_export.evaluation.estimates import (
+    Correctness,
     Estimate,
-    Outcomes,
     Resampled,
     accuracy,
     mean_difference,
     mean_ratio,
 )
-from toprl_export.evaluation.figures import counted
+from toprl_export.evaluation.questions import UNPRUNED
+from toprl_export.evaluation.tables import counted, estimate_fields, markdown_table, percent, points
 from toprl_export.tasks.task import Level
 from toprl_export.trainer import DEFAULT_BUDGETS_KEPT, DEFAULT_METHOD
-
-FULL = "unpruned"
 
 
 @dataclass(frozen=True)
@@ -57,7 +49,7 @@ class AblationPlan:
         budget_kept: average visual tokens kept, in training's plan and in evaluation.
         method: the learner.
         updates: policy updates instead of the recipe's.
-        overwrite: replace agents of other settings that stand in the way.
+        overwrite: replace agents that were trained with other settings.
 
     Raises:
         UserError: the base is not first, or there is no seed, or one twice.
@@ -132,9 +124,9 @@ class Ablation(AnalysisResult):
                 "task": entry.task,
                 "budget_kept": self.budget_kept,
                 "questions": task.questions,
-                **figure_fields("accuracy", entry.accuracy),
-                **figure_fields("retention", entry.retention),
-                **figure_fields("difference_to_base", entry.difference),
+                **estimate_fields("accuracy", entry.accuracy),
+                **estimate_fields("retention", entry.retention),
+                **estimate_fields("difference_to_base", entry.difference),
                 **{f"accuracy_seed_{seed}": f"{one:.6g}" for seed, one in zip(self.seeds, entry.by_seed, strict=True)},
             }
             for row in self.rows
@@ -161,7 +153,7 @@ class Ablation(AnalysisResult):
             "# Ablation\n\n"
             f"Recipe `{self.recipe}` and variants of it at {self.budget_kept} of {self.provenance.visual_tokens} "
             f"visual tokens kept on average; {counted(len(self.seeds), 'seed')} of training, one agent for each task "
-            "and seed, all asked the same questions. Differences of accuracy to the recipe as it is are paired, in "
+            "and seed, all answering the same questions. Differences of accuracy to the recipe as it is are paired, in "
             "percentage points. Brackets are 95% intervals over the questions (bootstrap; Wilson for accuracies), with "
             "the agents as they are: they do not cover what other seeds of training would change.\n\n"
             f"{markdown_table(['variant', 'average retention', 'average difference', *names], [first, *differences])}\n"
@@ -175,10 +167,6 @@ class Ablation(AnalysisResult):
         lines = [f"{base.text}: {percent(base.retention)} of the accuracy retained at {self.budget_kept} tokens kept"]
         return "\n".join([*lines, *(f"{row.variant:<20} {points(row.difference)} points" for row in others)])
 
-    def picture(self) -> bytes:
-        """See `AnalysisResult.picture`."""
-        return draw_ablation(self)
-
 
 def run_ablation(study: Study, plan: AblationPlan) -> Ablation:
     """Train what is missing, answer every task's questions by every agent, and compare with the base.
@@ -186,16 +174,17 @@ def run_ablation(study: Study, plan: AblationPlan) -> Ablation:
     Recipes, agents and answers go to the study's output directory, where a later run finds them.
 
     Raises:
-        UserError: a recipe, a budget or the output directory is wrong, a training fails, or the unpruned model gets
-            nothing right on a task.
+        UserError: a recipe, a budget or the output directory is wrong, a training fails, or the unpruned model has no
+            correct answer on a task.
     """
     scope = study.scope
-    Ablation.check_place(scope.output_dir)
+    Ablation.check_directory(scope.output_dir)
     adapter = study.adapter
     with TemporaryDirectory() as trial:
-        # What is refused must neither cost time nor change the recipes of agents that are there.
+        # Checked first in a scratch directory: a refused plan must cost no time, and must not change the recipes that
+        # existing agents were trained by.
         missing_agents(training_jobs(study, plan, Path(trial)), adapter)
-    full = study.unpruned()
+    unpruned = study.unpruned()
     jobs = training_jobs(study, plan, scope.output_dir / "recipes")
     opener = (
         OpenTrainer(scope.model, str(adapter.device), adapter.answering_fingerprint)
@@ -204,17 +193,18 @@ def run_ablation(study: Study, plan: AblationPlan) -> Ablation:
     )
     train_all(missing_agents(jobs, adapter), opener, scope.jobs)
     tasks = {task.name: task for task in study.tasks}
-    found = study.right([(tasks[job.task], _way(job)) for job in jobs], "ablation")
-    right = {(job.variant, job.task, job.seed): one for job, one in zip(jobs, found, strict=True)}
+    found = study.correctness([(tasks[job.task], _method(job)) for job in jobs], "ablation")
+    correct = {(job.variant, job.task, job.seed): one for job, one in zip(jobs, found, strict=True)}
     return Ablation(
         provenance=study.provenance(),
         recipe=plan.recipe,
         budget_kept=plan.budget_kept,
         seeds=plan.seeds,
         tasks=tuple(
-            AblationTask(task.name, task.level, len(full[task.name]), accuracy(full[task.name])) for task in study.tasks
+            AblationTask(task.name, task.level, len(unpruned[task.name]), accuracy(unpruned[task.name]))
+            for task in study.tasks
         ),
-        rows=_rows(plan, full, right, scope.seed),
+        rows=_rows(plan, unpruned, correct, scope.seed),
     )
 
 
@@ -224,7 +214,7 @@ def preview_ablation(study: Study, plan: AblationPlan) -> str:
     Raises:
         UserError: a recipe, a budget or the output directory is wrong.
     """
-    Ablation.check_place(study.scope.output_dir)
+    Ablation.check_directory(study.scope.output_dir)
     with TemporaryDirectory() as trial:
         jobs = training_jobs(study, plan, Path(trial))
         missing = missing_agents(jobs, study.adapter)
@@ -261,34 +251,35 @@ def training_jobs(study: Study, plan: AblationPlan, recipe_dir: Path) -> list[Tr
     ]
 
 
-def _way(job: TrainingJob) -> ByAgent:
+def _method(job: TrainingJob) -> ByAgent:
     agent = load_agent(job.directory)
     return ByAgent(job.directory, agent.fingerprint, agent.record.plan.schedule(job.budget_kept).keep_counts)
 
 
 def _rows(
     plan: AblationPlan,
-    full: Mapping[str, Outcomes],
-    right: Mapping[tuple[str, str, int], Outcomes],
+    unpruned: Mapping[str, Correctness],
+    correct: Mapping[tuple[str, str, int], Correctness],
     seed: int,
 ) -> tuple[AblationRow, ...]:
+    """The table's rows, from ``unpruned`` by task and ``correct`` by variant, task and seed."""
     means = {
         task: {
-            variant.name: np.mean([right[variant.name, task, one] for one in plan.seeds], axis=0)
+            variant.name: np.mean([correct[variant.name, task, one] for one in plan.seeds], axis=0)
             for variant in plan.variants
         }
-        for task in full
+        for task in unpruned
     }
-    drawn = {task: Resampled.of({FULL: full[task], **means[task]}, seed, task) for task in full}
-    every = list(drawn.values())
+    resampled = {task: Resampled.of({UNPRUNED: unpruned[task], **means[task]}, seed, task) for task in unpruned}
+    every = list(resampled.values())
 
     def entry(name: str, task: str) -> AblationEntry:
         return AblationEntry(
             task=task,
             accuracy=accuracy(means[task][name]),
-            retention=drawn[task].ratio(name, FULL),
-            difference=drawn[task].difference(name, BASE_NAME),
-            by_seed=tuple(float(right[name, task, one].mean()) for one in plan.seeds),
+            retention=resampled[task].ratio(name, UNPRUNED),
+            difference=resampled[task].difference(name, BASE_NAME),
+            by_seed=tuple(float(correct[name, task, one].mean()) for one in plan.seeds),
         )
 
     return tuple(
@@ -296,9 +287,9 @@ def _rows(
             variant=variant.name,
             group=variant.group,
             text=variant.text,
-            retention=mean_ratio(every, variant.name, FULL),
+            retention=mean_ratio(every, variant.name, UNPRUNED),
             difference=mean_difference(every, variant.name, BASE_NAME),
-            entries=tuple(entry(variant.name, task) for task in full),
+            entries=tuple(entry(variant.name, task) for task in unpruned),
         )
         for variant in plan.variants
     )

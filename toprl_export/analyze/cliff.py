@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from toprl_export.analyze.cliff_picture import draw_cliff
-from toprl_export.analyze.results import AnalysisResult, figure_fields, markdown_table, percent
-from toprl_export.analyze.study import RETAINED, Right, Study
-from toprl_export.analyze.ways import OneCut
-from toprl_export.evaluation.estimates import Estimate, accuracy, retention
+from toprl_export.analyze.results import AnalysisResult
+from toprl_export.analyze.study import RETAINED, OneCut, Study
+from toprl_export.evaluation.estimates import Correctness, Estimate, accuracy, retention
+from toprl_export.evaluation.tables import estimate_fields, markdown_table, percent
 from toprl_export.tasks.task import Level, Task
 
 
@@ -53,8 +52,8 @@ class Cliff(AnalysisResult):
                 "level": curve.level,
                 "removed_before_layer": "none" if point.layer == self.provenance.decoder_layers else point.layer,
                 "questions": curve.questions,
-                **figure_fields("accuracy", point.accuracy),
-                **figure_fields("retention", point.retention),
+                **estimate_fields("accuracy", point.accuracy),
+                **estimate_fields("retention", point.retention),
             }
             for curve in self.curves
             for point in curve.points
@@ -95,29 +94,27 @@ class Cliff(AnalysisResult):
         known = curve.past_cliff < self.provenance.decoder_layers
         return f"before layer {curve.past_cliff} or later" if known else "before no layer"
 
-    def picture(self) -> bytes:
-        """See `AnalysisResult.picture`."""
-        return draw_cliff(self)
-
 
 def measure_cliff(study: Study) -> Cliff:
     """Answer every task's questions once for each layer, and once unpruned.
 
     Raises:
-        UserError: the output directory holds something else, or the unpruned model gets nothing right on a task.
+        UserError: the output directory holds something else, or the unpruned model has no correct answer on a task.
     """
-    Cliff.check_place(study.scope.output_dir)
-    full = study.unpruned()
+    Cliff.check_directory(study.scope.output_dir)
+    unpruned = study.unpruned()
     layers = range(study.adapter.shape.layers)
     cells = [(task, OneCut(layer, kept=0)) for task in study.tasks for layer in layers]
-    right = iter(study.right(cells, "cliff"))
-    curves = [
-        _curve(study, task, [*(next(right) for _ in layers), full[task.name]], full[task.name]) for task in study.tasks
-    ]
+    found = iter(study.correctness(cells, "cliff"))
+    curves = [_curve(study, task, [next(found) for _ in layers], unpruned[task.name]) for task in study.tasks]
     return Cliff(study.provenance(), tuple(curves))
 
 
-def _curve(study: Study, task: Task, right: list[Right], full: Right) -> CliffCurve:
+def _curve(study: Study, task: Task, by_layer: list[Correctness], unpruned: Correctness) -> CliffCurve:
     seed = study.scope.seed
-    points = [CliffPoint(at, accuracy(one), retention(one, full, seed)) for at, one in enumerate(right)]
-    return CliffCurve(task.name, task.level, len(full), tuple(points))
+    # The last point, after all layers, removes nothing.
+    points = [
+        CliffPoint(layer, accuracy(correct), retention(correct, unpruned, seed))
+        for layer, correct in enumerate([*by_layer, unpruned])
+    ]
+    return CliffCurve(task.name, task.level, len(unpruned), tuple(points))

@@ -1,76 +1,20 @@
-"""An analysis on disk: ``NAME.json`` that can be read back, ``NAME.csv``, ``NAME.md`` and the picture ``NAME.png``."""
+"""An analysis on disk: ``NAME.json``, which can be read back, ``NAME.csv``, ``NAME.md`` and ``NAME.png``."""
 
 from __future__ import annotations
 
-import csv
-import io
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from toprl_export.errors import UserError
-from toprl_export.evaluation.estimates import Estimate
-from toprl_export.evaluation.machine import installed_versions
+from toprl_export.evaluation.machine import Provenance
+from toprl_export.evaluation.tables import csv_text
 from toprl_export.files import read_json_versioned, write_bytes_atomic, write_json_atomic, write_text_atomic
-from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.typed import from_json, to_json
 
 VERSION = 1
 SUFFIXES = (".csv", ".md", ".png", ".json")
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """What an analysis was made with.
-
-    Attributes:
-        model: its name or path.
-        model_fingerprint: its weights.
-        visual_tokens: n.
-        decoder_layers: L.
-        device: where it ran.
-        seed: of questions and bootstrap.
-        command: the command line, or "python" when called from code.
-        date: when it was made, in UTC, such as 2026-11-20.
-        versions: package versions by name.
-    """
-
-    model: str
-    model_fingerprint: str
-    visual_tokens: int
-    decoder_layers: int
-    device: str
-    seed: int
-    command: str
-    date: str
-    versions: dict[str, str]
-
-    @classmethod
-    def today(cls, adapter: LVLMAdapter, seed: int, command: str) -> Provenance:
-        """That of what is made now, with the packages installed."""
-        return cls(
-            model=adapter.model_id,
-            model_fingerprint=adapter.fingerprint,
-            visual_tokens=adapter.visual_tokens,
-            decoder_layers=adapter.shape.layers,
-            device=str(adapter.device),
-            seed=seed,
-            command=command,
-            date=datetime.now(UTC).date().isoformat(),
-            versions=installed_versions(),
-        )
-
-    def markdown(self) -> str:
-        """What a reader needs to repeat it."""
-        versions = ", ".join(f"{name} {number}" for name, number in self.versions.items())
-        return (
-            f"Model `{self.model}` (weights `{self.model_fingerprint[:12]}…`, {self.visual_tokens} visual tokens, "
-            f"{self.decoder_layers} decoder layers) on {self.device}; seed {self.seed}; {self.date}; {versions}.\n\n"
-            f"```\n{self.command}\n```\n"
-        )
 
 
 @dataclass(frozen=True)
@@ -97,10 +41,6 @@ class AnalysisResult(ABC):
     def summary(self) -> str:
         """The findings in a few lines, for the terminal."""
 
-    @abstractmethod
-    def picture(self) -> bytes:
-        """The PNG file."""
-
     @classmethod
     def format(cls) -> str:
         """What its JSON file says that it is."""
@@ -110,15 +50,19 @@ class AnalysisResult(ABC):
         """What the JSON file holds."""
         return {"format": self.format(), "version": VERSION, **to_json(self)}
 
-    def write(self, directory: Path) -> None:
+    def write(self, directory: Path, picture: bytes) -> None:
         """Write the four files, each whole or not at all.
+
+        Args:
+            directory: where they go.
+            picture: the PNG file's content, see `toprl_export.analyze.pictures.draw`.
 
         Raises:
             UserError: they cannot be written there, or something else is in their place.
         """
-        self.check_place(directory)
-        table, text, picture = csv_text(self.records()), self.markdown(), self.picture()
-        # The JSON file comes first: by it `check_place` knows the others, should this be interrupted.
+        self.check_directory(directory)
+        table, text = csv_text(self.records()), self.markdown()
+        # The JSON file comes first: by it `check_directory` knows the others, should this be interrupted.
         write_json_atomic(directory / f"{self.name}.json", self.to_json())
         write_text_atomic(directory / f"{self.name}.csv", table)
         write_text_atomic(directory / f"{self.name}.md", text)
@@ -137,7 +81,7 @@ class AnalysisResult(ABC):
         return from_json(cls, payload, str(path))
 
     @classmethod
-    def check_place(cls, directory: Path) -> None:
+    def check_directory(cls, directory: Path) -> None:
         """Refuse a directory in which other files have the names of this analysis; an earlier one is replaced.
 
         Raises:
@@ -152,40 +96,5 @@ class AnalysisResult(ABC):
             read_json_versioned(directory / f"{cls.name}.json", cls.format(), VERSION)
         except UserError as error:
             raise UserError(
-                f"{found[0]} is not from an earlier analysis of ours, so it is left alone: choose another --output-dir"
+                f"{found[0]} is not from an earlier analysis, so it is left alone: choose another --output-dir"
             ) from error
-
-
-def csv_text(rows: Sequence[dict[str, object]]) -> str:
-    """Records of the same fields as CSV with a header."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def figure_fields(name: str, estimate: Estimate | None) -> dict[str, object]:
-    """A figure as CSV fields: NAME, NAME_low, NAME_high; empty where there is none."""
-    if estimate is None:
-        return {name: "", f"{name}_low": "", f"{name}_high": ""}
-    low, high = estimate.ci95
-    return {name: f"{estimate.value:.6g}", f"{name}_low": f"{low:.6g}", f"{name}_high": f"{high:.6g}"}
-
-
-def percent(estimate: Estimate) -> str:
-    """``97.5% [96.0%, 98.4%]``."""
-    low, high = estimate.ci95
-    return f"{estimate.value:.1%} [{low:.1%}, {high:.1%}]"
-
-
-def points(estimate: Estimate) -> str:
-    """A difference in percentage points, ``+1.2 [-0.3, +2.7]``."""
-    low, high = (100 * end for end in estimate.ci95)
-    return f"{100 * estimate.value:+.1f} [{low:+.1f}, {high:+.1f}]"
-
-
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

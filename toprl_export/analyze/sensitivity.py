@@ -6,18 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from toprl_export.analyze.results import AnalysisResult, figure_fields, markdown_table, percent
-from toprl_export.analyze.sensitivity_picture import draw_sensitivity
-from toprl_export.analyze.study import RETAINED, Right, Study
-from toprl_export.analyze.ways import OneCut, Unpruned, Way
+from toprl_export.analyze.results import AnalysisResult
+from toprl_export.analyze.study import RETAINED, OneCut, PruningMethod, Study, Unpruned
 from toprl_export.errors import UserError
-from toprl_export.evaluation.estimates import Estimate, accuracy, retention
+from toprl_export.evaluation.estimates import Correctness, Estimate, accuracy, retention
+from toprl_export.evaluation.tables import estimate_fields, markdown_table, percent
 from toprl_export.tasks.task import Level, Task
 
 RATIOS = tuple(step / 10 for step in range(11))
 """Shares of the visual tokens kept, as in the paper: eleven from none to all."""
 SHALLOW = 12
-"""Decoders of up to so many layers are cut before each of them."""
+"""Decoders of at most this many layers are cut before every one of them."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,8 @@ class Sensitivity(AnalysisResult):
                 "ratio_kept": cell.ratio,
                 "tokens_kept": cell.kept,
                 "questions": one.questions,
-                **figure_fields("accuracy", cell.accuracy),
-                **figure_fields("retention", cell.retention),
+                **estimate_fields("accuracy", cell.accuracy),
+                **estimate_fields("retention", cell.retention),
             }
             for one in self.maps
             for cell in one.cells
@@ -90,10 +89,6 @@ class Sensitivity(AnalysisResult):
             found.append(f"{f'{min(ratios):.0%}' if ratios else 'no share'} before layer {layer}")
         return f"{RETAINED:.0%} of the accuracy is retained with {', '.join(found)}"
 
-    def picture(self) -> bytes:
-        """See `AnalysisResult.picture`."""
-        return draw_sensitivity(self)
-
     def _table(self, one: SensitivityMap) -> str:
         rows = [
             [f"before {layer}", *(percent(cell.retention) for cell in one.cells if cell.layer == layer)]
@@ -117,14 +112,14 @@ def measure_sensitivity(
 
     Args:
         study: model, tasks and questions.
-        layers: decoder layers before which the cut stands; None for `default_layers`.
+        layers: decoder layers to cut before, one at a time; None for `default_layers`.
         ratios: shares of the visual tokens kept, 0 to 1.
 
     Raises:
         UserError: the decoder has no such layer, a ratio is out of range, the output directory holds something else,
-            or the unpruned model gets nothing right on a task.
+            or the unpruned model has no correct answer on a task.
     """
-    Sensitivity.check_place(study.scope.output_dir)
+    Sensitivity.check_directory(study.scope.output_dir)
     depth = study.adapter.shape.layers
     chosen = tuple(sorted(set(default_layers(depth) if layers is None else layers)))
     if not chosen or chosen[0] < 0 or chosen[-1] >= depth:
@@ -132,11 +127,12 @@ def measure_sensitivity(
         raise UserError(f"the layers are {listed}, expected some within 0 to {depth - 1}: choose --layers among them")
     if not ratios or not all(0 <= ratio <= 1 for ratio in ratios):
         raise UserError(f"the keep ratios are {', '.join(map(str, ratios)) or 'none'}, expected some from 0 to 1")
-    full = study.unpruned()
+    unpruned = study.unpruned()
     cuts = [(layer, ratio) for layer in chosen for ratio in ratios]
     n = study.adapter.visual_tokens
-    right = iter(study.right([(task, _way(*cut, n)) for task in study.tasks for cut in cuts], "sensitivity"))
-    maps = [_map(study, task, cuts, [next(right) for _ in cuts], full[task.name]) for task in study.tasks]
+    cells = [(task, _method(*cut, n)) for task in study.tasks for cut in cuts]
+    found = iter(study.correctness(cells, "sensitivity"))
+    maps = [_map(study, task, cuts, [next(found) for _ in cuts], unpruned[task.name]) for task in study.tasks]
     return Sensitivity(study.provenance(), chosen, tuple(ratios), tuple(maps))
 
 
@@ -145,17 +141,21 @@ def tokens_kept(ratio: float, visual_tokens: int) -> int:
     return max(round(ratio * visual_tokens), 1) if ratio else 0
 
 
-def _way(layer: int, ratio: float, visual_tokens: int) -> Way:
+def _method(layer: int, ratio: float, visual_tokens: int) -> PruningMethod:
     kept = tokens_kept(ratio, visual_tokens)
     return Unpruned() if kept == visual_tokens else OneCut(layer, kept)
 
 
 def _map(
-    study: Study, task: Task, cuts: Sequence[tuple[int, float]], right: Sequence[Right], full: Right
+    study: Study,
+    task: Task,
+    cuts: Sequence[tuple[int, float]],
+    by_cut: Sequence[Correctness],
+    unpruned: Correctness,
 ) -> SensitivityMap:
     n, seed = study.adapter.visual_tokens, study.scope.seed
     cells = [
-        SensitivityCell(layer, ratio, tokens_kept(ratio, n), accuracy(one), retention(one, full, seed))
-        for (layer, ratio), one in zip(cuts, right, strict=True)
+        SensitivityCell(layer, ratio, tokens_kept(ratio, n), accuracy(correct), retention(correct, unpruned, seed))
+        for (layer, ratio), correct in zip(cuts, by_cut, strict=True)
     ]
-    return SensitivityMap(task.name, task.level, len(full), tuple(cells))
+    return SensitivityMap(task.name, task.level, len(unpruned), tuple(cells))

@@ -1,4 +1,5 @@
-"""What every analysis stands on: the model, the tasks' held-out questions, and which of them each way gets right."""
+"""What every analysis builds on: the model, the tasks' held-out questions, the pruning methods, and which questions the
+model answers correctly under each of them."""
 
 from __future__ import annotations
 
@@ -6,30 +7,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from toprl_export.analyze.results import Provenance
-from toprl_export.analyze.ways import Unpruned, Way
-from toprl_export.compare.cell import SPLIT
-from toprl_export.compare.request import ALL, TaskQuestions, choose_tasks, draw_questions
+from toprl_export.agent import load_agent
 from toprl_export.errors import UserError
 from toprl_export.evaluation.answering import BATCH, MAX_NEW_TOKENS, answer_samples
 from toprl_export.evaluation.cells import CellStore, Result, answered_by, compute_cells
+from toprl_export.evaluation.estimates import Correctness
+from toprl_export.evaluation.machine import Provenance, torch_device
+from toprl_export.evaluation.questions import (
+    ALL,
+    SPLIT,
+    TaskQuestions,
+    choose_tasks,
+    draw_questions,
+    no_correct_answer,
+)
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.load import load_model, load_unchanged_model
-from toprl_export.models.reference import ReferenceRunner
+from toprl_export.models.reference import Pruning, ReferenceRunner
+from toprl_export.models.walk import Decision
+from toprl_export.pruning.baselines.fastv import FastVScorer
+from toprl_export.pruning.baselines.uniform import UniformScorer
+from toprl_export.pruning.scorer import StageInputs
 from toprl_export.tasks.registry import TASKS
 from toprl_export.tasks.task import Sample, Task
 
 RETAINED = 0.95
-"""The share of the unpruned accuracy that counts as enough in what analyses say in words."""
-
-Right = NDArray[np.float64]
-"""1 for a question answered rightly, else 0, in the order of the questions, ``[n]``."""
+"""The share of the unpruned accuracy from which the analyses' texts call the accuracy retained."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class Scope:
         limit: held-out questions a task; fewer where a task has fewer.
         seed: of questions and bootstrap.
         jobs: processes.
-        device: "cpu", "cuda", "cuda:N", or "auto" for a GPU where there is one.
+        device: "cpu", "cuda", "cuda:N", or "auto" for a GPU if there is one.
         command: for the record.
 
     Raises:
@@ -65,19 +72,106 @@ class Scope:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
 
 
+class PruningMethod(Protocol):
+    """How visual tokens are pruned; small enough to be sent to another process and to name a file."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that the answers depend on besides model and questions, as a JSON object."""
+        ...
+
+    def pruning(self, adapter: LVLMAdapter) -> Pruning | None:
+        """What the reference runs; None for no pruning.
+
+        Raises:
+            UserError: the model cannot be pruned by this method.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Unpruned:
+    """All visual tokens go through all layers."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `PruningMethod.identity`."""
+        return {"pruning": "none"}
+
+    def pruning(self, adapter: LVLMAdapter) -> None:
+        """See `PruningMethod.pruning`."""
+        del adapter
+
+
+@dataclass(frozen=True)
+class OneCut:
+    """One stage, before decoder layer ``layer``, that keeps the ``kept`` tokens of the highest FastV scores, or none.
+
+    The score at a layer is the attention that the question's last token pays in the layer before. TOP-RL's Figure 1 is
+    made of such cuts.
+    """
+
+    layer: int
+    kept: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `PruningMethod.identity`."""
+        return {"pruning": "fastv" if self.kept else "everything", "layer": self.layer, "kept": self.kept}
+
+    def pruning(self, adapter: LVLMAdapter) -> Pruning:
+        """See `PruningMethod.pruning`."""
+        del adapter
+        if self.kept == 0:
+            return NothingKept((self.layer,), (0,), UniformScorer())
+        return Pruning((self.layer,), (self.kept,), FastVScorer())
+
+
+@dataclass(frozen=True)
+class NothingKept(Pruning):
+    """Pruning that drops all visual tokens at its stage; its scorer is never run."""
+
+    def decide(self, inputs: StageInputs) -> Decision:
+        """No token: ``int64 [b, 0]``."""
+        return Decision(inputs.positions[:, :0])
+
+
+@dataclass(frozen=True)
+class ByAgent:
+    """A trained agent with its keep counts, one for each stage; ``fingerprint`` is the agent's, so that a replaced
+    agent is noticed."""
+
+    directory: Path
+    fingerprint: str
+    keep_counts: tuple[int, ...]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `PruningMethod.identity`."""
+        return {"pruning": "agent", "fingerprint": self.fingerprint, "keep_counts": self.keep_counts}
+
+    def pruning(self, adapter: LVLMAdapter) -> Pruning:
+        """See `PruningMethod.pruning`."""
+        agent = load_agent(self.directory)
+        if agent.fingerprint != self.fingerprint:
+            raise UserError(f"the agent in {self.directory} has changed meanwhile: repeat the command")
+        agent.check_fits(adapter)
+        return Pruning(agent.record.plan.stage_layers, self.keep_counts, agent.actor.to(adapter.device))
+
+
 @dataclass(frozen=True)
 class AnswerCell:
-    """A task's held-out questions, answered in one way by one model.
+    """A task's held-out questions, answered by one model under one pruning method.
 
     Attributes:
-        questions: which task, how many, and a digest of the first, so that a task whose data changed is another one.
-        way: how visual tokens are pruned.
+        questions: the task and how many of its questions.
+        method: how visual tokens are pruned.
         seed: of the questions.
         model: what else of the model the answers depend on: fingerprint, dtype, device.
     """
 
     questions: TaskQuestions
-    way: Way
+    method: PruningMethod
     seed: int
     model: tuple[str, str, str]
 
@@ -91,8 +185,8 @@ class AnswerCell:
             "questions": self.questions.count,
             "questions_digest": self.questions.digest,
             "seed": self.seed,
-            "answering": [SPLIT, BATCH, MAX_NEW_TOKENS, answered_by()],
-            **self.way.identity,
+            "answering": [SPLIT, BATCH, MAX_NEW_TOKENS, answered_by(__name__)],
+            **self.method.identity,
         }
 
 
@@ -108,27 +202,27 @@ class OpenAnswerer:
         """Load the model.
 
         Raises:
-            UserError: it cannot be loaded, or answers otherwise by now.
+            UserError: it cannot be loaded, or has changed meanwhile.
         """
         return Answerer(load_unchanged_model(self.model, self.device, self.model_fingerprint))
 
 
 class Answerer:
-    """Answers cells with one model in PyTorch."""
+    """Answers the questions of cells by one model in PyTorch."""
 
     def __init__(self, adapter: LVLMAdapter) -> None:
         self._runner = ReferenceRunner(adapter)
 
     def __call__(self, cell: AnswerCell) -> Result:
-        """``right``: for each question 1 or 0."""
+        """``right``: 1 for each question answered correctly, else 0."""
         task = TASKS.get(cell.questions.name)
         samples = held_out(task.name, cell.seed, cell.questions.count)
-        pruning = cell.way.pruning(self._runner.adapter)
+        pruning = cell.method.pruning(self._runner.adapter)
         answers = answer_samples(self._runner, samples, lambda _: pruning)
         return {"right": [int(task.score(one, sample.answer)) for one, sample in zip(answers, samples, strict=True)]}
 
 
-@lru_cache(maxsize=1)  # cells come task by task, and a task's pictures take more time to draw than memory to keep
+@lru_cache(maxsize=1)  # cells come task by task, and drawing a task's images takes long
 def held_out(task: str, seed: int, questions: int) -> tuple[Sample, ...]:
     """A task's first held-out questions."""
     return tuple(TASKS.get(task).samples(SPLIT, seed, questions))
@@ -151,52 +245,44 @@ class Study:
             MissingExtraError: a named task's data is not installed.
         """
         tasks = tuple(sorted(choose_tasks(scope.tasks, ()), key=lambda task: task.level))
-        return cls(scope, adapter or load_model(scope.model, device=_device(scope.device)), tasks)
+        return cls(scope, adapter or load_model(scope.model, device=torch_device(scope.device)), tasks)
 
     @cached_property
     def questions(self) -> dict[str, TaskQuestions]:
-        """What is asked, by task."""
+        """The questions to answer, by task."""
         return {task.name: draw_questions(task, self.scope.seed, self.scope.limit) for task in self.tasks}
 
-    def right(self, wanted: Sequence[tuple[Task, Way]], what: str) -> list[Right]:
-        """Which questions each task's way gets right; what the output directory holds already is not asked again.
+    def correctness(self, wanted: Sequence[tuple[Task, PruningMethod]], what: str) -> list[Correctness]:
+        """Which questions are answered correctly; what the output directory holds already is not answered again.
 
         Args:
-            wanted: tasks and ways; those of one task best stand together.
+            wanted: tasks and pruning methods; those of one task next to each other, so that its
+                images are drawn once.
             what: the progress bar's name.
 
         Raises:
-            UserError: a way does not suit the model, or a process died.
+            UserError: a method does not fit the model, or a process died.
         """
         scope = self.scope
         fingerprint, device = self.adapter.answering_fingerprint, str(self.adapter.device)
         model = (fingerprint, str(self.adapter.dtype), device)
-        cells = [AnswerCell(self.questions[task.name], way, scope.seed, model) for task, way in wanted]
+        cells = [AnswerCell(self.questions[task.name], method, scope.seed, model) for task, method in wanted]
         opener = OpenAnswerer(scope.model, device, fingerprint) if scope.jobs > 1 else lambda: Answerer(self.adapter)
         results = compute_cells(cells, CellStore(scope.output_dir / "cells"), opener, scope.jobs, what)
         return [np.asarray(result["right"], dtype=np.float64) for result in results]
 
     def provenance(self) -> Provenance:
-        """What results of this study are made with."""
+        """What the results of this study were made with."""
         return Provenance.today(self.adapter, self.scope.seed, self.scope.command)
 
-    def unpruned(self) -> dict[str, Right]:
-        """Which questions the whole model gets right, by task.
+    def unpruned(self) -> dict[str, Correctness]:
+        """Which questions the unpruned model answers correctly, by task.
 
         Raises:
-            UserError: on one of the tasks it gets none right, so that nothing can be retained.
+            UserError: it has no correct answer on one of the tasks, so that there is no accuracy to retain.
         """
-        found = self.right([(task, Unpruned()) for task in self.tasks], "unpruned")
-        for task, right in zip(self.tasks, found, strict=True):
-            if not right.any():
-                raise UserError(
-                    f"the unpruned model answers none of {len(right)} questions of {task.name} rightly, so nothing can "
-                    "be retained: leave that task out, or raise --limit"
-                )
-        return {task.name: right for task, right in zip(self.tasks, found, strict=True)}
-
-
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+        found = self.correctness([(task, Unpruned()) for task in self.tasks], "unpruned")
+        for task, correct in zip(self.tasks, found, strict=True):
+            if not correct.any():
+                raise no_correct_answer(task.name, len(correct))
+        return {task.name: correct for task, correct in zip(self.tasks, found, strict=True)}

@@ -8,14 +8,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from toprl_export.analyze.results import AnalysisResult, figure_fields, markdown_table, percent
-from toprl_export.analyze.study import Study
-from toprl_export.analyze.transfer_picture import draw_transfer
-from toprl_export.analyze.ways import ByAgent
+from toprl_export.analyze.results import AnalysisResult
+from toprl_export.analyze.study import ByAgent, Study
 from toprl_export.errors import UserError
-from toprl_export.evaluation.compared_agents import Entrant
-from toprl_export.evaluation.estimates import Estimate, Outcomes, Resampled, accuracy
-from toprl_export.evaluation.figures import counted
+from toprl_export.evaluation.compared_agents import ComparedAgent
+from toprl_export.evaluation.estimates import Correctness, Estimate, Resampled, accuracy
+from toprl_export.evaluation.tables import counted, estimate_fields, markdown_table, percent
 from toprl_export.tasks.task import Level, Task
 
 
@@ -26,7 +24,8 @@ class TransferEntry:
     Attributes:
         trained_for: the row.
         accuracy: on the column's questions, mean over seeds.
-        relative: that over the accuracy of the agents trained for the column's task; None where those have none right.
+        relative: that over the accuracy of the agents trained for the column's task; None where those have no correct
+            answer.
         difference: that minus theirs.
     """
 
@@ -64,7 +63,7 @@ class TransferColumn:
 
 @dataclass(frozen=True)
 class Transfer(AnalysisResult):
-    """The matrix; ``seeds`` of the agents by the task that they were trained for."""
+    """The matrix; ``seeds`` are the agents', by the task they were trained for."""
 
     name: ClassVar[str] = "transfer"
     budget_kept: int
@@ -82,9 +81,9 @@ class Transfer(AnalysisResult):
                 "budget_kept": self.budget_kept,
                 "seeds": len(self.seeds[entry.trained_for]),
                 "questions": column.questions,
-                **figure_fields("accuracy", entry.accuracy),
-                **figure_fields("relative_to_diagonal", entry.relative),
-                **figure_fields("difference_to_diagonal", entry.difference),
+                **estimate_fields("accuracy", entry.accuracy),
+                **estimate_fields("relative_to_diagonal", entry.relative),
+                **estimate_fields("difference_to_diagonal", entry.difference),
             }
             for column in self.columns
             for entry in column.entries
@@ -104,7 +103,7 @@ class Transfer(AnalysisResult):
 
     def markdown(self) -> str:
         """See `AnalysisResult.markdown`."""
-        head = ["trained for ↓, asked →", *(f"{column.task} ({column.level})" for column in self.columns)]
+        head = ["trained for ↓, evaluated on →", *(f"{column.task} ({column.level})" for column in self.columns)]
         rows = [
             [f"{name} ({counted(len(self.seeds[name]), 'seed')})", *(_shown(column, at) for column in self.columns)]
             for at, name in enumerate(self.trained_for)
@@ -124,10 +123,6 @@ class Transfer(AnalysisResult):
         """See `AnalysisResult.summary`."""
         return f"{self.budget_kept} of {self.provenance.visual_tokens} tokens kept. {self.verdict()}"
 
-    def picture(self) -> bytes:
-        """See `AnalysisResult.picture`."""
-        return draw_transfer(self)
-
 
 def _shown(column: TransferColumn, row: int) -> str:
     entry = column.entries[row]
@@ -137,7 +132,7 @@ def _shown(column: TransferColumn, row: int) -> str:
     return f"{percent(entry.accuracy)} {relative}"
 
 
-def measure_transfer(study: Study, agents: Sequence[Entrant], budget_kept: int | None = None) -> Transfer:
+def measure_transfer(study: Study, agents: Sequence[ComparedAgent], budget_kept: int | None = None) -> Transfer:
     """Answer every task's questions by every agent.
 
     Args:
@@ -147,30 +142,29 @@ def measure_transfer(study: Study, agents: Sequence[Entrant], budget_kept: int |
 
     Raises:
         UserError: the agents are of several methods or do not fit the model, a task has no agent, the budget cannot
-            be met, the output directory holds something else, or the unpruned model gets nothing right on a task.
+            be met, the output directory holds something else, or the unpruned model has no correct answer on a task.
     """
-    Transfer.check_place(study.scope.output_dir)
-    asked = [task.name for task in study.tasks]
-    agents = [one for one in agents if one.task in asked]
+    Transfer.check_directory(study.scope.output_dir)
+    tasks = tuple(task.name for task in study.tasks)
+    agents = [one for one in agents if one.task in tasks]
     _check(study, agents)
     budget = smallest_common_budget(agents) if budget_kept is None else budget_kept
-    ways = [ByAgent(one.directory, one.agent.fingerprint, one.schedule(budget).keep_counts) for one in agents]
-    full = study.unpruned()
-    found = study.right([(task, way) for task in study.tasks for way in ways], "transfer")
-    rows = tuple(task.name for task in study.tasks)
+    methods = [ByAgent(one.directory, one.agent.fingerprint, one.schedule(budget).keep_counts) for one in agents]
+    unpruned = study.unpruned()
+    found = study.correctness([(task, method) for task in study.tasks for method in methods], "transfer")
     columns = []
     for at, task in enumerate(study.tasks):
-        by_agent = found[at * len(ways) : (at + 1) * len(ways)]
-        outcomes = {
-            name: np.mean([right for one, right in zip(agents, by_agent, strict=True) if one.task == name], axis=0)
-            for name in rows
+        by_agent = found[at * len(methods) : (at + 1) * len(methods)]
+        pooled = {
+            name: np.mean([correct for one, correct in zip(agents, by_agent, strict=True) if one.task == name], axis=0)
+            for name in tasks
         }
-        columns.append(_column(task, full[task.name], outcomes, study.scope.seed))
-    seeds = {name: tuple(one.seed for one in agents if one.task == name) for name in rows}
-    return Transfer(study.provenance(), budget, rows, seeds, tuple(columns))
+        columns.append(_column(task, unpruned[task.name], pooled, study.scope.seed))
+    seeds = {name: tuple(one.seed for one in agents if one.task == name) for name in tasks}
+    return Transfer(study.provenance(), budget, tasks, seeds, tuple(columns))
 
 
-def smallest_common_budget(agents: Sequence[Entrant]) -> int:
+def smallest_common_budget(agents: Sequence[ComparedAgent]) -> int:
     """The smallest budget that the plans of all agents have.
 
     Raises:
@@ -183,14 +177,14 @@ def smallest_common_budget(agents: Sequence[Entrant]) -> int:
     return min(common)
 
 
-def _check(study: Study, agents: Sequence[Entrant]) -> None:
+def _check(study: Study, agents: Sequence[ComparedAgent]) -> None:
     for one in agents:
         one.agent.check_fits(study.adapter)
-    asked, trained = [task.name for task in study.tasks], {one.task for one in agents}
-    missing = [name for name in asked if name not in trained]
+    trained = {one.task for one in agents}
+    missing = [task.name for task in study.tasks if task.name not in trained]
     if missing:
         raise UserError(
-            f"no agent was given for {', '.join(missing)}, so that the matrix has no diagonal there: "
+            f"no agent was given for {', '.join(missing)}, so the matrix would have no diagonal there: "
             "add one to --agents, or leave the task out of --tasks"
         )
     methods = sorted({one.method for one in agents})
@@ -198,10 +192,10 @@ def _check(study: Study, agents: Sequence[Entrant]) -> None:
         raise UserError(f"the agents are of the methods {', '.join(methods)}, expected one: give those of one method")
 
 
-def _column(task: Task, full: Outcomes, outcomes: Mapping[str, Outcomes], seed: int) -> TransferColumn:
-    drawn = Resampled.of(outcomes, seed, task.name)
+def _column(task: Task, unpruned: Correctness, pooled: Mapping[str, Correctness], seed: int) -> TransferColumn:
+    resampled = Resampled.of(pooled, seed, task.name)
     entries = [
-        TransferEntry(name, accuracy(right), drawn.ratio(name, task.name), drawn.difference(name, task.name))
-        for name, right in outcomes.items()
+        TransferEntry(name, accuracy(correct), resampled.ratio(name, task.name), resampled.difference(name, task.name))
+        for name, correct in pooled.items()
     ]
-    return TransferColumn(task.name, task.level, len(full), accuracy(full), tuple(entries))
+    return TransferColumn(task.name, task.level, len(unpruned), accuracy(unpruned), tuple(entries))

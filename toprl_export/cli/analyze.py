@@ -126,7 +126,9 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("what is done is kept: the same command goes on from here", file=sys.stderr)
         raise
-    result.write(args.output_dir)
+    from toprl_export.analyze.pictures import draw
+
+    result.write(args.output_dir, draw(result))
     if args.json:
         print(json.dumps(result.to_json(), indent=2))
     else:

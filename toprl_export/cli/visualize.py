@@ -11,7 +11,7 @@ from toprl_export.errors import UserError
 from toprl_export.files import write_bytes_atomic
 
 if TYPE_CHECKING:
-    from toprl_export.evaluation.overlay import KeptTokens
+    from toprl_export.evaluation.kept_tokens import KeptTokens
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -57,12 +57,12 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _kept(args: argparse.Namespace) -> KeptTokens:
-    from toprl_export.evaluation.kept_tokens import Asked, TaskQuestion, kept_by_agent, kept_by_bundle
+    from toprl_export.evaluation.kept_tokens import ImageQuestion, TaskQuestion, kept_by_agent, kept_by_bundle
 
-    asked = Asked(args.image, args.prompt) if args.image else TaskQuestion(args.task, args.index, args.seed)
+    question = ImageQuestion(args.image, args.prompt) if args.image else TaskQuestion(args.task, args.index, args.seed)
     if args.bundle is not None:
-        return kept_by_bundle(args.bundle, asked, args.task, args.budget_kept, args.threads)
-    return kept_by_agent(args.agent, asked, args.budget_kept, args.threads)
+        return kept_by_bundle(args.bundle, question, args.task, args.budget_kept, args.threads)
+    return kept_by_agent(args.agent, question, args.budget_kept, args.threads)
 
 
 def _index(text: str) -> int:

@@ -1,4 +1,4 @@
-"""How long prefill takes under each method, beside the unpruned reference and in one process alone."""
+"""Prefill latency of every method and the unpruned reference, measured in turns in one process."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from toprl_export.compare.answer import cell_pruning
-from toprl_export.compare.cell import SPLIT, Cell
+from toprl_export.compare.method_cell import MethodCell, cell_pruning
 from toprl_export.evaluation.answering import EncodedBatch
 from toprl_export.evaluation.cells import CellStore
-from toprl_export.evaluation.machine import describe_device
+from toprl_export.evaluation.machine import Device, describe_device
+from toprl_export.evaluation.questions import SPLIT
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.reference import Pruning, ReferenceRunner
 from toprl_export.progress import Progress
 from toprl_export.tasks.registry import TASKS
 from toprl_export.typed import from_json, to_json
-from toprl_export.validate.report import Device
 
 WARMUP = 3
-Contender: TypeAlias = tuple[str, int]
-"""A method and a budget."""
+"""Rounds that are not counted: the first ones pay for allocations and cold caches."""
+TimedMethod: TypeAlias = tuple[str, int]
+"""A method and the budget that it is timed at."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class LatencyEntry:
         budget_kept: average visual tokens kept.
         prefill_ms: median milliseconds of the prefill of one question.
         iqr_ms: interquartile range of the same.
-        speedup: median over the rounds of the reference's time over this one's.
+        speedup: median over the rounds of the reference's time divided by this method's.
     """
 
     method: str
@@ -53,7 +53,7 @@ class LatencyTable:
     """What was measured.
 
     Attributes:
-        task: whose questions were asked, one at a time, the same for everyone.
+        task: whose questions were prefilled, one at a time, the same for every method.
         iterations: rounds counted.
         warmup: rounds before them.
         device: the machine and its threads.
@@ -74,32 +74,32 @@ class LatencyTable:
 
 @dataclass(frozen=True)
 class LatencyCell:
-    """The whole measurement, in which all contenders take turns, so that one of them never stands alone.
+    """The whole measurement, in which all methods take turns, so that none of them is ever timed alone.
 
     Attributes:
-        cells: the contenders, one cell for each method and budget, the unpruned one first.
+        cells: what is timed, one cell for each method and budget, the unpruned one first.
         iterations: rounds counted.
         device: the machine and its threads.
     """
 
-    cells: tuple[Cell, ...]
+    cells: tuple[MethodCell, ...]
     iterations: int
     device: Device
 
     @property
     def identity(self) -> dict[str, Any]:
         """See `toprl_export.evaluation.cells.Cell`."""
-        contenders = [{"method": cell.method, **cell.identity} for cell in self.cells]
+        timed = [{"method": cell.method, **cell.identity} for cell in self.cells]
         measured = {"iterations": self.iterations, "warmup": WARMUP, "device": to_json(self.device)}
-        return {"what": "compare-latency", "contenders": contenders, **measured}
+        return {"what": "compare-latency", "timed": timed, **measured}
 
 
-def latency_cell(cells: Sequence[Cell], iterations: int, device: str, threads: int) -> LatencyCell:
+def latency_cell(cells: Sequence[MethodCell], iterations: int, device: str, threads: int) -> LatencyCell:
     """What is measured for a comparison: of each method and budget the first cell, on the first task that has one.
 
-    The oracle is left out: it scores by what only the scenes know.
+    The oracle is left out: it scores by the evidence masks of generated scenes, which no deployed method has.
     """
-    chosen: dict[Contender, Cell] = {}
+    chosen: dict[TimedMethod, MethodCell] = {}
     for cell in cells:
         if cell.kind != "oracle":
             chosen.setdefault((cell.method, cell.budget_kept), cell)
@@ -107,21 +107,21 @@ def latency_cell(cells: Sequence[Cell], iterations: int, device: str, threads: i
 
 
 def measure_latency(adapter: LVLMAdapter, cell: LatencyCell, store: CellStore) -> LatencyTable:
-    """What ``store`` holds of an earlier run on the same machine, else a fresh measurement.
+    """The stored latencies of an earlier run on the same machine, else a new measurement.
 
     Raises:
-        UserError: an agent cannot be read or is another one by now, or a kept file is damaged.
+        UserError: an agent cannot be read or has changed meanwhile, or a stored file is damaged.
     """
     kept = store.load(cell)
     if kept is not None:
-        return from_json(LatencyTable, dict(kept), "the kept latencies")
+        return from_json(LatencyTable, dict(kept), "the stored latencies")
     runner, first = ReferenceRunner(adapter), cell.cells[0]
     task, seed = TASKS.get(first.task), first.setting.seed
-    questions = min(first.questions, WARMUP + cell.iterations)
-    asked = [EncodedBatch(runner, [task.sample(SPLIT, seed, index)]) for index in range(questions)]
-    contenders = {(one.method, one.budget_kept): cell_pruning(one, adapter)(asked[0].samples) for one in cell.cells}
+    count = min(first.questions, WARMUP + cell.iterations)
+    questions = [EncodedBatch(runner, [task.sample(SPLIT, seed, index)]) for index in range(count)]
+    methods = {(one.method, one.budget_kept): cell_pruning(one, adapter)(questions[0].samples) for one in cell.cells}
     with _torch_threads(cell.device.threads):
-        rounds = time_prefills(runner, contenders, asked, cell.iterations)
+        rounds = time_prefills(runner, methods, questions, cell.iterations)
     reference = rounds[first.method, first.budget_kept]
     entries = tuple(_entry(name, times, reference) for name, times in rounds.items())
     table = LatencyTable(first.task, cell.iterations, WARMUP, cell.device, entries)
@@ -131,23 +131,24 @@ def measure_latency(adapter: LVLMAdapter, cell: LatencyCell, store: CellStore) -
 
 def time_prefills(
     runner: ReferenceRunner,
-    contenders: Mapping[Contender, Pruning | None],
-    asked: Sequence[EncodedBatch],
+    methods: Mapping[TimedMethod, Pruning | None],
+    questions: Sequence[EncodedBatch],
     iterations: int,
-) -> dict[Contender, NDArray[np.float64]]:
-    """Milliseconds of every contender's prefill in every round, ``float64 [iterations]`` each.
+) -> dict[TimedMethod, NDArray[np.float64]]:
+    """Milliseconds of every method's prefill in every round, ``float64 [iterations]`` each.
 
-    In a round all answer the same question; who begins changes from round to round. The images are encoded, and the
-    vision tower's attention is there, before the clock starts.
+    In a round all methods prefill the same question; which one begins rotates from round to round, so that drift of the
+    machine's speed falls on all alike. The images are encoded, and the vision tower's attention is computed, before the
+    clock starts.
     """
-    names = list(contenders)
-    rounds: dict[Contender, list[float]] = {name: [] for name in names}
+    names = list(methods)
+    rounds: dict[TimedMethod, list[float]] = {name: [] for name in names}
     with Progress("latency", WARMUP + iterations, "round") as bar:
         for number in range(WARMUP + iterations):
-            batch = asked[number % len(asked)]
+            batch = questions[number % len(questions)]
             turn = number % len(names)
             for name in names[turn:] + names[:turn]:
-                milliseconds = _time_prefill(runner, batch, contenders[name])
+                milliseconds = _time_prefill(runner, batch, methods[name])
                 if number >= WARMUP:
                     rounds[name].append(milliseconds)
             bar.update()
@@ -163,7 +164,7 @@ def _time_prefill(runner: ReferenceRunner, batch: EncodedBatch, pruning: Pruning
     return (time.perf_counter() - start) * 1e3
 
 
-def _entry(name: Contender, times: NDArray[np.float64], reference: NDArray[np.float64]) -> LatencyEntry:
+def _entry(name: TimedMethod, times: NDArray[np.float64], reference: NDArray[np.float64]) -> LatencyEntry:
     low, median, high = np.percentile(times, (25, 50, 75))
     return LatencyEntry(*name, float(median), float(high - low), float(np.median(reference / times)))
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from io import BytesIO
 from typing import TYPE_CHECKING
 
 from toprl_export.compare.result import Comparison, MethodRow
 from toprl_export.errors import require
+from toprl_export.evaluation.figures import png_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,9 +79,7 @@ def pareto_png(comparison: Comparison) -> bytes:
     figure.legend(
         [handles[name] for name in order], order, loc="outside right upper", frameon=False, title="best first"
     )
-    stream = BytesIO()
-    figure.savefig(stream, format="png")
-    return stream.getvalue()
+    return png_bytes(figure)
 
 
 def method_lines(comparison: Comparison) -> list[Line]:

@@ -1,23 +1,22 @@
-"""What is to be compared, and the questions that it is compared on."""
+"""What is to be compared: the request, and the grid of cells that follows from it."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
-from toprl_export.compare.cell import SPLIT
+from toprl_export.compare.method_cell import ComparisonSetting, MethodCell, MethodKind
+from toprl_export.compare.result import Gap
 from toprl_export.errors import UserError
-from toprl_export.pruning.baselines.plans import BASELINES, ORACLE
+from toprl_export.evaluation.compared_agents import ComparedAgent
+from toprl_export.evaluation.questions import ALL, UNPRUNED, TaskQuestions
+from toprl_export.models.adapter import LVLMAdapter
+from toprl_export.pruning.baselines.plans import BASELINES, ORACLE, baseline_plan
+from toprl_export.pruning.schedule import DEFAULT_DECAY, Schedule
 from toprl_export.registry import unknown_name
-from toprl_export.tasks.registry import TASKS
-from toprl_export.tasks.task import Level, Task
 
-ALL = "all"
 RANDOM = "random"
-_DIGESTED_SAMPLES = 4
 
 
 @dataclass(frozen=True)
@@ -28,16 +27,16 @@ class CompareRequest:
         output_dir: where tables, plots and cells go.
         model: the reference model's name, path or hub id.
         agents: patterns of agent directories, see `find_agents`.
-        baselines: their names, or "all" for every baseline and the oracle; random takes part always.
+        baselines: their names, or "all" for every baseline and the oracle; random pruning is always among them.
         tasks: their names, or "all" for every one whose data is installed; None for those of the agents, or all.
-        budgets_kept: average visual tokens kept over all decoder layers.
+        budgets_kept: visual tokens kept, averaged over all decoder layers.
         limit: held-out questions a task, where it has as many.
-        draws: how often random pruning is drawn.
+        draws: seeds of random pruning.
         seed: of the questions, of random pruning and of the bootstrap.
         jobs: processes that answer questions at the same time.
         iterations: rounds of the latency measurement; 0 leaves it out.
         threads: CPU threads of the latency measurement; None for all cores.
-        device: "cpu", "cuda", "cuda:N", or "auto" for a GPU where there is one.
+        device: "cpu", "cuda", "cuda:N", or "auto" for a GPU if there is one.
         command: the command line, for the record.
 
     Raises:
@@ -81,57 +80,146 @@ class CompareRequest:
 
     @property
     def baseline_names(self) -> tuple[str, ...]:
-        """The baselines that take part, in the registry's order, the oracle last."""
+        """The baselines to compare, in the registry's order, the oracle last."""
         known = (*BASELINES, ORACLE)
         return known if ALL in self.baselines else tuple(n for n in known if n == RANDOM or n in self.baselines)
 
 
 @dataclass(frozen=True)
-class TaskQuestions:
-    """A task and the held-out questions that everyone answers.
+class Grid:
+    """All cells, task by task with the unpruned one first, and the gaps."""
 
-    Attributes:
-        name: the task's name.
-        level: "perception" or "reasoning".
-        count: how many questions.
-        digest: SHA-256 over the first of them.
-        evidence_patches: size of the mask that says what an image shows; None where there is none.
-    """
-
-    name: str
-    level: Level
-    count: int
-    digest: str
-    evidence_patches: int | None
+    cells: tuple[MethodCell, ...]
+    gaps: tuple[Gap, ...]
 
 
-def choose_tasks(wanted: Sequence[str] | None, of_agents: Sequence[str]) -> tuple[Task, ...]:
-    """The tasks in the registry's order.
+def build_grid(
+    request: CompareRequest,
+    adapter: LVLMAdapter,
+    setting: ComparisonSetting,
+    tasks: Sequence[TaskQuestions],
+    agents: Sequence[ComparedAgent],
+) -> Grid:
+    """Lay out all cells.
+
+    A budget that some methods cannot meet leaves gaps.
 
     Raises:
-        UserError: a name is unknown.
-        MissingExtraError: the data of a task that was named is not installed.
+        UserError: no method can meet a budget, or the seeds of a method prune differently.
     """
-    names = of_agents if wanted is None and of_agents else [ALL] if wanted is None else wanted
-    for name in names:
-        if name != ALL and name not in TASKS:
-            raise unknown_name("task", name, (ALL, *TASKS.names()))
-    if ALL in names:
-        return tuple(task for task in map(TASKS.get, TASKS.names()) if task.missing() is None)
-    chosen = tuple(TASKS.get(name) for name in TASKS.names() if name in names)
-    for missing in filter(None, (task.missing() for task in chosen)):
-        raise missing
-    return chosen
+    layout = _Layout(adapter, setting, *baseline_layout(agents, adapter), request.draws)
+    methods = tuple(dict.fromkeys(one.method for one in agents))
+    cells: list[MethodCell] = []
+    gaps: list[Gap] = []
+    for task in tasks:
+        cells.append(layout.unpruned(task))
+        for budget in request.budgets:
+            found = [layout.baseline(name, task, budget) for name in request.baseline_names]
+            found += [layout.agents(method, task, budget, agents) for method in methods]
+            gaps += [one for one in found if isinstance(one, Gap)]
+            cells += [cell for one in found if not isinstance(one, Gap) for cell in one]
+    _check_budgets(request.budgets, cells, gaps)
+    return Grid(tuple(cells), tuple(gaps))
 
 
-def draw_questions(task: Task, seed: int, limit: int) -> TaskQuestions:
-    """Settle which questions of a task are asked."""
-    available = task.question_count(SPLIT)
-    count = limit if available is None else min(limit, available)
-    found = hashlib.sha256()
-    evidence = None
-    for sample in islice(task.samples(SPLIT, seed, count), _DIGESTED_SAMPLES):
-        found.update(f"{sample.image.shape} {sample.question}\n{sample.answer}\n".encode())
-        found.update(sample.image.tobytes())
-        evidence = None if sample.evidence is None else sample.evidence.size
-    return TaskQuestions(task.name, task.level, count, found.hexdigest(), evidence)
+def baseline_layout(agents: Sequence[ComparedAgent], adapter: LVLMAdapter) -> tuple[tuple[int, ...], float]:
+    """Where baselines without stages of their own prune, and the decay of their keep counts: each as the agents have it
+    if they agree on it, else the default."""
+    # At the same layers and as steeply, scores alone are compared.
+    layers = {one.agent.record.plan.stage_layers for one in agents}
+    decays = {one.agent.record.plan.decay for one in agents}
+    return (
+        layers.pop() if len(layers) == 1 else adapter.default_stage_layers,
+        decays.pop() if len(decays) == 1 else DEFAULT_DECAY,
+    )
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Makes cells for one model; ``stage_layers`` and ``decay`` are for baselines that do not set their own."""
+
+    adapter: LVLMAdapter
+    setting: ComparisonSetting
+    stage_layers: tuple[int, ...]
+    decay: float
+    draws: int
+
+    def unpruned(self, task: TaskQuestions) -> MethodCell:
+        """The unpruned reference."""
+        n = self.adapter.visual_tokens
+        return self._cell(UNPRUNED, "unpruned", UNPRUNED, task, (), Schedule(n, (n,), n))
+
+    def baseline(self, name: str, task: TaskQuestions, budget: int) -> list[MethodCell] | Gap:
+        """One cell, or one for each seed of random pruning."""
+        n, depth = self.adapter.visual_tokens, self.adapter.shape.layers
+        if name == ORACLE and task.evidence_patches != n:
+            marked = task.evidence_patches or "no"
+            reason = f"{task.name} marks its evidence on {marked} patches, but the model has {n} visual tokens"
+            return Gap(name, task.name, budget, reason)
+        try:
+            # A plan of its own for each budget: in a common one the smallest budget decides where the stages are.
+            plan = baseline_plan(name, n, depth, [budget], self.stage_layers, self.decay)
+        except UserError as error:
+            return Gap(name, task.name, budget, str(error))
+        kind: MethodKind = "oracle" if name == ORACLE else "baseline"
+        schedule, seeds = plan.schedule(budget), range(self.draws if name == RANDOM else 1)
+        return [self._cell(name, kind, name, task, plan.stage_layers, schedule, seed) for seed in seeds]
+
+    def agents(
+        self, method: str, task: TaskQuestions, budget: int, compared: Sequence[ComparedAgent]
+    ) -> list[MethodCell] | Gap:
+        """One cell for each seed of a method's agents for the task."""
+        chosen = [one for one in compared if (one.method, one.task) == (method, task.name)]
+        if not chosen:
+            return Gap(method, task.name, budget, f"no agent for {task.name} was given")
+        try:
+            cells = [self._agent(one, task, one.schedule(budget)) for one in chosen]
+        except UserError as error:
+            return Gap(method, task.name, budget, str(error))
+        for one, cell in zip(chosen, cells, strict=True):
+            if (cell.stage_layers, cell.keep_counts) != (cells[0].stage_layers, cells[0].keep_counts):
+                raise UserError(
+                    f"{chosen[0].directory} and {one.directory} would count as seeds of one method, but prune "
+                    f"differently at {budget} tokens kept: name them apart as NAME={one.directory}"
+                )
+        return cells
+
+    def _agent(self, one: ComparedAgent, task: TaskQuestions, schedule: Schedule) -> MethodCell:
+        layers, place = one.agent.record.plan.stage_layers, str(one.directory.resolve())
+        return self._cell(one.method, "agent", one.agent.fingerprint, task, layers, schedule, one.seed, place)
+
+    def _cell(
+        self,
+        method: str,
+        kind: MethodKind,
+        scorer: str,
+        task: TaskQuestions,
+        stage_layers: tuple[int, ...],
+        schedule: Schedule,
+        seed: int = 0,
+        agent: str | None = None,
+    ) -> MethodCell:
+        return MethodCell(
+            setting=self.setting,
+            method=method,
+            kind=kind,
+            scorer=scorer,
+            task=task.name,
+            questions=task.count,
+            questions_digest=task.digest,
+            budget_kept=schedule.budget_kept,
+            stage_layers=stage_layers,
+            keep_counts=schedule.keep_counts if stage_layers else (),
+            average_kept=float(schedule.average_kept),
+            seed=seed,
+            agent=agent,
+        )
+
+
+def _check_budgets(budgets: Iterable[int], cells: Sequence[MethodCell], gaps: Sequence[Gap]) -> None:
+    """Refuse a budget that no baseline and no agent can meet; the unpruned model and the oracle do not count."""
+    met = {cell.budget_kept for cell in cells if cell.kind in ("baseline", "agent")}
+    for budget in budgets:
+        if budget not in met:
+            first = next(gap for gap in gaps if gap.budget_kept == budget)
+            raise UserError(f"no method can keep {budget} visual tokens on average; {first.method}: {first.reason}")

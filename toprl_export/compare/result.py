@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from toprl_export.analyze.results import Provenance
-from toprl_export.compare.cell import Kind
-from toprl_export.compare.grid import Gap
 from toprl_export.compare.latency import LatencyTable
+from toprl_export.compare.method_cell import MethodKind
 from toprl_export.evaluation.estimates import Estimate
+from toprl_export.evaluation.machine import Provenance
 from toprl_export.files import read_json_versioned, write_json_atomic
 from toprl_export.tasks.task import Level
 from toprl_export.typed import from_json, to_json
@@ -24,7 +23,7 @@ RivalRole: TypeAlias = Literal["best baseline", "best baseline on average", "ran
 
 @dataclass(frozen=True)
 class TaskColumn:
-    """A task and how many held-out questions of it were asked."""
+    """A task and how many of its held-out questions were answered."""
 
     name: str
     level: Level
@@ -46,7 +45,7 @@ class MethodRow:
     """A method; ``agents`` is empty for what needs no training."""
 
     name: str
-    kind: Kind
+    kind: MethodKind
     agents: tuple[AgentNote, ...]
 
 
@@ -57,12 +56,12 @@ class Entry:
     Attributes:
         method: its name.
         task: whose questions were answered.
-        budget_kept: average visual tokens kept that was asked for; n for the unpruned reference.
+        budget_kept: average visual tokens kept, as requested; n for the unpruned reference.
         average_kept: the average met.
         stage_layers: decoder layers before which tokens are dropped.
         keep_counts: visual tokens left after each stage.
         seeds: of the agents or of random pruning.
-        accuracy: share of right answers (0 to 1) with its Wilson interval, in which a question counts once.
+        accuracy: share of correct answers (0 to 1) with its Wilson interval, in which a question counts once.
         accuracy_by_seed: the same for each seed.
         retention: accuracy over the unpruned reference's, with a paired bootstrap interval.
     """
@@ -80,15 +79,25 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Gap:
+    """A cell that cannot be measured, and why."""
+
+    method: str
+    task: str
+    budget_kept: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Average:
     """One method at one budget over all tasks, of which each counts the same.
 
     Attributes:
         method: its name.
-        budget_kept: average visual tokens kept that was asked for.
+        budget_kept: average visual tokens kept, as requested.
         average_kept: the average met, over layers and tasks.
         accuracy: mean of the tasks' accuracies.
-        retention: mean of the tasks' retentions; its interval draws every task's questions anew.
+        retention: mean of the tasks' retentions; its interval resamples the questions of every task.
     """
 
     method: str

@@ -11,6 +11,8 @@ from toprl_export.models.reference import Pruning, ReferenceRunner
 from toprl_export.tasks.task import Sample
 
 BATCH = 20
+"""Questions in a batch. The padding of a batch moves logits by rounding errors and so, rarely, an answer: kept results
+depend on it."""
 MAX_NEW_TOKENS = 16
 
 PruningOf = Callable[[Sequence[Sample]], Pruning | None]
@@ -32,7 +34,7 @@ def answer_samples(
         runner: the model.
         samples: the questions.
         pruning_of: called once for every batch, in order.
-        batch: questions answered together; the last batch may be smaller.
+        batch: questions in a batch; the last one may be smaller.
         max_new_tokens: the longest answer.
         progress: called after each batch with its number of questions.
 
@@ -44,8 +46,7 @@ def answer_samples(
     """
     answers: list[str] = []
     for chosen in sample_batches(samples, batch):
-        asked = EncodedBatch(runner, chosen, max_new_tokens)
-        answers += asked.answer(pruning_of(chosen))
+        answers += EncodedBatch(runner, chosen, max_new_tokens).answer(pruning_of(chosen))
         if progress:
             progress(len(chosen))
     return answers
@@ -58,10 +59,10 @@ def sample_batches(samples: Sequence[Sample], size: int = BATCH) -> Iterator[Seq
 
 
 class EncodedBatch:
-    """Samples whose images the vision tower has seen, so that they can be answered in several ways at its price once.
+    """Samples whose images are encoded once, to be answered under several prunings.
 
     Attributes:
-        samples: what is asked.
+        samples: the questions with their images.
         tokens: the tokenised prompts.
         visual: projected visual embeddings ``[b, n, d]``.
 
@@ -83,7 +84,7 @@ class EncodedBatch:
 
     @cached_property
     def saliency(self) -> Tensor:
-        """The vision tower's attention on each patch, ``float32 [b, n]``."""
+        """The vision tower's attention on each patch, ``float32 [b, n]``; computed when first needed."""
         pixels = self._runner.adapter.image_processor([sample.image for sample in self.samples])
         return self._runner.saliency(pixels)
 
@@ -92,7 +93,7 @@ class EncodedBatch:
         return self.saliency if pruning is not None and pruning.scorer.needs.saliency else None
 
     def answer(self, pruning: Pruning | None) -> list[str]:
-        """Greedy answers as texts, one a row."""
+        """Greedy answers as texts, one for each sample."""
         generated = self._runner.generate(
             self.tokens, self.visual, self._max_new_tokens, pruning, self.saliency_for(pruning)
         )

@@ -1,13 +1,14 @@
-"""A table's cells: independent pieces of work, done in parallel processes and each kept in a file of its own."""
+"""Cells of a table: independent pieces of work, done in parallel processes, each kept in a file of its own."""
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
@@ -25,31 +26,94 @@ from toprl_export.progress import Progress
 CELL_FORMAT = "toprl-export/cell"
 CELL_VERSION = 1
 
-_ANSWERING = ("models", "pruning", "runtime", "tasks")
-
 Result = Mapping[str, Any]
-"""What a cell comes to: a JSON object."""
+"""The result of a cell: a JSON object."""
 
 
 @cache
-def answered_by() -> Mapping[str, str]:
-    """What answers depend on besides model, questions and pruning: versions of PyTorch and transformers, and a SHA-256
-    of this package's own code that answers."""
-    package = Path(__file__).parents[1]
-    files = [package / "evaluation" / "answering.py", package / "seeding.py"]
-    files += [file for folder in _ANSWERING for file in sorted((package / folder).rglob("*.py"))]
+def answered_by(worker: str) -> Mapping[str, str]:
+    """What answers depend on besides model, questions and pruning, as part of a cell's identity.
+
+    Args:
+        worker: the module that answers a cell's questions.
+
+    Returns:
+        versions of PyTorch and transformers, and a SHA-256 of the code of this package that ``worker`` can reach.
+    """
+    code = code_digest(worker, Path(__file__).parents[1])
+    return {"code": code, **{name: metadata.version(name) for name in ("torch", "transformers")}}
+
+
+def code_digest(worker: str, package: Path) -> str:
+    """SHA-256 of the names and sources of all modules that ``worker`` can reach; arguments as in `reached_modules`."""
     code = hashlib.sha256()
-    for file in files:
-        code.update(f"{file.relative_to(package)}\n".encode() + file.read_bytes())
-    return {"code": code.hexdigest(), **{name: metadata.version(name) for name in ("torch", "transformers")}}
+    for name, file in sorted(reached_modules(worker, package).items()):
+        code.update(f"{name}\n".encode() + file.read_bytes())
+    return code.hexdigest()
+
+
+def reached_modules(worker: str, package: Path) -> dict[str, Path]:
+    """The modules of a package that running ``worker`` may load, and their files.
+
+    An import counts wherever it stands, but for those under ``TYPE_CHECKING``, and so does a string that names a
+    module, for registries import by such names. With a module Python runs the packages around it; of these only what
+    they import at once counts, not what their functions offer to users.
+
+    Args:
+        worker: the module's name, such as ``toprl_export.analyze.study``.
+        package: the directory of the root package.
+    """
+    found: dict[str, Path] = {}
+    seen: set[tuple[str, bool]] = set()
+    waiting = [(worker, True)]
+    while waiting:
+        name, with_lazy = waiting.pop()
+        file = _module_file(name, package)
+        if file is None or (name, with_lazy) in seen:
+            continue
+        seen.add((name, with_lazy))
+        found[name] = file
+        waiting += [(other, True) for other in _named_modules(ast.parse(file.read_bytes()), with_lazy, package)]
+        waiting.append((name.rpartition(".")[0], False))
+    return found
+
+
+def _module_file(name: str, package: Path) -> Path | None:
+    """The file of a module; None for what is no module of the package, such as a class in one."""
+    root, *parts = name.split(".")
+    if root != package.name or not all(part.isidentifier() for part in parts):
+        return None
+    path = package.joinpath(*parts)
+    return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)
+
+
+def _named_modules(code: ast.AST, with_lazy: bool, package: Path) -> Iterator[str]:
+    """What code may import, by name; imports are absolute, ruff sees to that."""
+    if isinstance(code, ast.Import):
+        yield from (alias.name for alias in code.names)
+    elif isinstance(code, ast.ImportFrom):
+        for alias in code.names:
+            inner = f"{code.module}.{alias.name}"
+            yield inner if _module_file(inner, package) else str(code.module)
+    elif isinstance(code, ast.Constant) and isinstance(code.value, str):
+        yield code.value.partition(":")[0]  # as registries have it, "package.module:attribute"
+    elif with_lazy or not isinstance(code, ast.FunctionDef | ast.AsyncFunctionDef):
+        for part in _run_parts(code):
+            yield from _named_modules(part, with_lazy, package)
+
+
+def _run_parts(code: ast.AST) -> Iterable[ast.AST]:
+    if isinstance(code, ast.If) and ast.unparse(code.test) == "TYPE_CHECKING":
+        return code.orelse
+    return ast.iter_child_nodes(code)
 
 
 class Cell(Protocol):
-    """A piece of work that depends on nothing but what it says of itself, and can be sent to another process."""
+    """A piece of work whose result depends on nothing but its identity, and which can be sent to another process."""
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Everything that the result depends on, as a JSON object: cells of one identity have one result."""
+        """Everything that the result depends on, as a JSON object: equal identities have equal results."""
         ...
 
 
@@ -60,7 +124,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class CellStore:
-    """The results that a directory holds: one file a cell, named by the digest of its identity."""
+    """Results on disk: one file for each cell, named by the digest of its identity."""
 
     directory: Path
 
@@ -68,14 +132,14 @@ class CellStore:
         """The result of ``cell``, or None where it has not been computed.
 
         Raises:
-            UserError: its file is damaged or another release's.
+            UserError: its file is damaged or of another version.
         """
         path = self._path(cell)
         if not path.is_file():
             return None
         payload = read_json_versioned(path, CELL_FORMAT, CELL_VERSION)
         if payload.get("identity") != _plain(cell.identity) or not isinstance(payload.get("result"), dict):
-            raise UserError(f"{path} does not hold the result that its name says: delete it to have it computed again")
+            raise UserError(f"{path} does not hold the result of this cell: delete it to have it computed again")
         found: Result = payload["result"]
         return found
 
@@ -101,10 +165,10 @@ def _plain(identity: Mapping[str, Any]) -> Any:
 def compute_cells(
     cells: Sequence[C], store: CellStore, open_worker: Callable[[], Callable[[C], Result]], jobs: int, what: str
 ) -> list[Result]:
-    """The results of ``cells`` in order; only what the store lacks is computed, each cell kept as soon as it is done.
+    """The results of ``cells`` in order; only what the store lacks is computed, and each result is kept at once.
 
     Args:
-        cells: several of one identity are computed once.
+        cells: those of equal identity are computed once.
         store: where results are kept; Ctrl-C or an error loses no finished cell.
         open_worker: see `in_parallel`.
         jobs: processes.
@@ -130,7 +194,9 @@ def compute_cells(
 def in_parallel(
     items: Sequence[T], open_worker: Callable[[], Callable[[T], R]], jobs: int
 ) -> Generator[tuple[T, R], None, None]:
-    """Every item with its result, as they are done, each by one torch thread, so that no figure depends on ``jobs``.
+    """Every item with its result, in the order of completion.
+
+    Each item is worked on by one torch thread, so that no figure depends on ``jobs``.
 
     With one job, in this process and in order. With more, in spawned processes, which end when the generator is closed
     or this process ends, however it does.
@@ -157,7 +223,7 @@ def in_parallel(
         finished = True
     except BrokenProcessPool as error:
         raise UserError(
-            "a worker process died, perhaps for want of memory; what was finished is kept: "
+            "a worker process died, perhaps out of memory; what was finished is kept: "
             "repeat the command with fewer --jobs"
         ) from error
     finally:
@@ -202,7 +268,7 @@ def _begin_process() -> None:
 
 
 def _end_with_parent() -> None:
-    """Wait for the parent's end and follow it: killed, it cannot tell its workers, which would wait for ever."""
+    """End with the parent: one that is killed cannot stop its workers, which would wait for ever."""
     parent = parent_process()
     if parent is not None:
         parent.join()

@@ -1,4 +1,4 @@
-"""Which agents take part: patterns to directories, and what must hold for them to stand in one table."""
+"""The agents of a comparison: found by patterns, and checked to fit each other, the model and the tasks."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from toprl_export.agent import AGENT_FILE, Agent, load_agent
-from toprl_export.compare.cell import UNPRUNED
 from toprl_export.errors import UserError
+from toprl_export.evaluation.questions import UNPRUNED
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.pruning.baselines.plans import BASELINES, ORACLE
 from toprl_export.pruning.schedule import Schedule
@@ -21,8 +21,8 @@ _WILDCARDS = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True)
-class Entrant:
-    """An agent that takes part under a method's name."""
+class ComparedAgent:
+    """An agent and the method that it is a seed of."""
 
     method: str
     directory: Path
@@ -30,12 +30,12 @@ class Entrant:
 
     @property
     def task(self) -> str:
-        """The task that it was trained for."""
+        """The task it was trained for."""
         return self.agent.record.task
 
     @property
     def seed(self) -> int:
-        """The seed that it was trained with."""
+        """The seed it was trained with."""
         return self.agent.record.seed
 
     def schedule(self, budget_kept: int) -> Schedule:
@@ -47,53 +47,60 @@ class Entrant:
         return self.agent.record.plan.schedule_or_solved(budget_kept)
 
 
-def find_agents(patterns: Sequence[str]) -> tuple[Entrant, ...]:
+def find_agents(patterns: Sequence[str]) -> tuple[ComparedAgent, ...]:
     """Load the agents that patterns name.
 
     Args:
-        patterns: each a directory or a glob, with ``NAME=`` before it where the method is not to be called as its
-            learner. A glob takes the agents among what it matches.
+        patterns: each a directory or a glob, with ``NAME=`` before it to name the method; without it the method has
+            its learner's name. Of what a glob matches, the agents are taken.
 
     Raises:
-        UserError: nothing matches, a directory is no agent, a name is taken or impossible, or two agents of one
-            method are of the same task and seed.
+        UserError: nothing matches, a directory holds no agent, a name is taken or malformed, or two agents of one
+            method and task have the same seed or were trained differently.
     """
-    found: dict[Path, Entrant] = {}
+    found: dict[Path, ComparedAgent] = {}
     for pattern in patterns:
         label, place = _label(pattern)
         for directory in _directories(place):
             agent = load_agent(directory)
-            found[directory.resolve()] = Entrant(_checked(label or agent.record.method), directory, agent)
-    entrants = sorted(found.values(), key=lambda one: (one.method, one.task, one.seed))
-    for one, other in pairwise(entrants):
-        if (one.method, one.task, one.seed) == (other.method, other.task, other.seed):
-            raise UserError(
-                f"{one.directory} and {other.directory} are both agents of {one.method} for {one.task} with seed "
-                f"{one.seed}: leave one out, or name them apart as NAME={other.directory}"
-            )
-        if (one.method, one.task) == (other.method, other.task) and _made(one) != _made(other):
-            raise UserError(
-                f"{one.directory} ({_made(one)}) and {other.directory} ({_made(other)}) would count as seeds of one "
-                f"method: name them apart as NAME={other.directory}"
-            )
-    return tuple(entrants)
+            found[directory.resolve()] = ComparedAgent(_checked(label or agent.record.method), directory, agent)
+    agents = sorted(found.values(), key=lambda one: (one.method, one.task, one.seed))
+    for one, other in pairwise(agents):
+        if (one.method, one.task) == (other.method, other.task):
+            _check_seeds(one, other)
+    return tuple(agents)
 
 
-def _made(one: Entrant) -> str:
-    """What agents that are seeds of one method have in common."""
+def _check_seeds(one: ComparedAgent, other: ComparedAgent) -> None:
+    """Refuse two agents of one method and task that are not two seeds of one training."""
+    if one.seed == other.seed:
+        raise UserError(
+            f"{one.directory} and {other.directory} are both agents of {one.method} for {one.task} with seed "
+            f"{one.seed}: leave one out, or name them apart as NAME={other.directory}"
+        )
+    ours, theirs = _training_of(one), _training_of(other)
+    if ours != theirs:
+        raise UserError(
+            f"{one.directory} ({ours}) and {other.directory} ({theirs}) would count as seeds of one "
+            f"method: name them apart as NAME={other.directory}"
+        )
+
+
+def _training_of(one: ComparedAgent) -> str:
+    """What all seeds of one method must have in common, in words."""
     record, training = one.agent.record, one.agent.record.training
     recipe = Path(training.recipe).name
     actor = f"condition {record.actor.condition}, residual {record.actor.residual}, width {record.actor.hidden_size}"
     return f"recipe {recipe}, trained at {training.trained_budget_kept} tokens, {training.updates} updates, {actor}"
 
 
-def check_agents(entrants: Sequence[Entrant], adapter: LVLMAdapter, tasks: Collection[str]) -> None:
-    """Refuse agents that do not fit the model or whose task is not asked.
+def check_agents(agents: Sequence[ComparedAgent], adapter: LVLMAdapter, tasks: Collection[str]) -> None:
+    """Refuse agents that do not fit the model, or whose task is not among ``tasks``.
 
     Raises:
-        UserError: as said.
+        UserError: there is such an agent.
     """
-    for one in entrants:
+    for one in agents:
         if one.task not in tasks:
             raise UserError(
                 f"{one.directory} is an agent for {one.task}, which is not among the tasks ({', '.join(tasks)}): "
@@ -106,7 +113,7 @@ def check_agents(entrants: Sequence[Entrant], adapter: LVLMAdapter, tasks: Colle
 
 
 def _label(pattern: str) -> tuple[str | None, str]:
-    """The method's name, where one stands before the place."""
+    """The method's name, if the pattern gives one, and the directory or glob."""
     name, equals, place = pattern.partition("=")
     if not equals or Path(pattern).exists():
         return None, pattern
@@ -114,6 +121,11 @@ def _label(pattern: str) -> tuple[str | None, str]:
 
 
 def _checked(method: str) -> str:
+    """The method's name.
+
+    Raises:
+        UserError: it is malformed, or is the name of a method that needs no agent.
+    """
     taken = (UNPRUNED, ORACLE, *BASELINES)
     if not _LABEL.fullmatch(method) or method in taken:
         raise UserError(
@@ -130,7 +142,7 @@ def _directories(place: str) -> list[Path]:
     agents = [path for path in matched if (path / AGENT_FILE).is_file()]
     if not agents:
         raise UserError(
-            f"--agents {place} matches no agent directory, expected such as hold {AGENT_FILE}: "
+            f"--agents {place} matches no agent directory, expected directories that hold {AGENT_FILE}: "
             "give directories that `toprl-export train` wrote"
         )
     return agents

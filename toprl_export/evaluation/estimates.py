@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from toprl_export.seeding import numpy_rng
 from toprl_export.tasks.metrics import RESAMPLES, Interval, retention_interval, wilson_interval
 
-Outcomes = NDArray[np.float64]
-"""What each question came to: 1 right, 0 wrong, in between the mean over several agents, ``[n]``."""
+Correctness = NDArray[np.float64]
+"""Of each question, 1 where it was answered correctly, else 0, ``float64 [n]``; in between: the mean over several
+agents."""
 
 
 @dataclass(frozen=True)
@@ -23,76 +24,78 @@ class Estimate:
     ci95: Interval
 
 
-def accuracy(right: Outcomes) -> Estimate:
-    """Share of right answers, with the Wilson interval; a question counts once, however many agents answered it."""
-    whole, part = divmod(float(right.sum()), 1)
-    below, above = (wilson_interval(min(int(whole) + more, len(right)), len(right)) for more in (0, 1))
-    # A mean over agents need not be a whole number of right answers: between two such, the interval is too.
+def accuracy(correct: Correctness) -> Estimate:
+    """Share of correct answers, with the Wilson interval; a question counts once, however many agents answered it."""
+    whole, part = divmod(float(correct.sum()), 1)
+    below, above = (wilson_interval(min(int(whole) + more, len(correct)), len(correct)) for more in (0, 1))
+    # A mean over agents need not be a whole number of correct answers: the interval is interpolated between the two
+    # whole numbers around it.
     low, high = (one + part * (other - one) for one, other in zip(below, above, strict=True))
-    return Estimate(float(right.mean()), (low, high))
+    return Estimate(float(correct.mean()), (low, high))
 
 
-def retention(pruned: Outcomes, full: Outcomes, seed: int) -> Estimate:
+def retention(pruned: Correctness, unpruned: Correctness, seed: int) -> Estimate:
     """Accuracy of one pruned run over that of the unpruned one; see `toprl_export.tasks.metrics.retention_interval`."""
-    found = retention_interval(pruned, full, seed)
+    found = retention_interval(pruned, unpruned, seed)
     return Estimate(found.value, found.ci95)
 
 
 @dataclass(frozen=True)
 class Resampled:
-    """Mean outcomes of several contenders on the same questions, and what they are when the questions are drawn anew.
+    """Accuracies of several methods on the same questions, and what they are when the questions are resampled.
 
-    The bootstrap draws questions with replacement, the same for all contenders, which keeps comparisons paired; a
-    question's outcomes under several agents go together, so that agents are not mistaken for further questions.
+    The bootstrap draws questions with replacement, the same ones for every method, which keeps comparisons paired. A
+    question's correctness under several agents is averaged first, so that agents do not count as further questions.
 
     Attributes:
-        means: by contender, over the questions.
-        draws: by contender, ``float64 [resamples]``; of an average over tasks, each task's questions are drawn apart.
+        means: accuracy by method.
+        draws: accuracy by method in each resample, ``float64 [resamples]``; tasks are resampled independently.
     """
 
     means: Mapping[str, float]
     draws: Mapping[str, NDArray[np.float64]]
 
     @classmethod
-    def of(cls, outcomes: Mapping[str, Outcomes], seed: int, stream: str, resamples: int = RESAMPLES) -> Resampled:
-        """Draw one task's questions.
+    def of(cls, correct: Mapping[str, Correctness], seed: int, stream: str, resamples: int = RESAMPLES) -> Resampled:
+        """Resample one task's questions.
 
         Args:
-            outcomes: by contender, all of one length.
-            seed: of the drawing.
+            correct: by method, all over the same questions.
+            seed: of the bootstrap.
             stream: the task's name, so that tasks are drawn independently.
             resamples: how often.
         """
-        table = np.stack(list(outcomes.values()))  # [contenders, n]
+        table = np.stack(list(correct.values()))  # [methods, n]
         n = table.shape[1]
+        # How often each question occurs in a resample is all that a mean needs: [resamples, n].
         weights = numpy_rng(seed, "question-bootstrap", stream).multinomial(n, np.full(n, 1 / n), size=resamples)
-        drawn = weights @ table.T / n  # [resamples, contenders]
-        names = list(outcomes)
+        drawn = weights @ table.T / n  # [resamples, methods]
+        names = list(correct)
         return cls(dict(zip(names, table.mean(1).tolist(), strict=True)), dict(zip(names, drawn.T, strict=True)))
 
     def difference(self, name: str, other: str) -> Estimate:
-        """One contender's accuracy minus another's."""
+        """One method's accuracy minus another's."""
         return _estimate(self.means[name] - self.means[other], self.draws[name] - self.draws[other])
 
     def ratio(self, name: str, other: str) -> Estimate | None:
-        """One contender's accuracy over another's; None where the other's is 0."""
+        """One method's accuracy over another's; None where the other's is 0."""
         if self.means[other] == 0:
             return None
-        # Draws in which the other has nothing right have no ratio and are left out.
+        # In some resamples the other may have no correct answer: the ratio is undefined there, and they are left out.
         defined = self.draws[other] > 0
         return _estimate(self.means[name] / self.means[other], self.draws[name][defined] / self.draws[other][defined])
 
 
 def mean_difference(tasks: Sequence[Resampled], name: str, other: str) -> Estimate:
-    """The difference of two contenders' accuracies, averaged over tasks."""
+    """The difference of two methods' accuracies, averaged over tasks."""
     value = float(np.mean([one.means[name] - one.means[other] for one in tasks]))
     return _estimate(value, np.mean([one.draws[name] - one.draws[other] for one in tasks], axis=0))
 
 
 def mean_ratio(tasks: Sequence[Resampled], name: str, other: str) -> Estimate:
-    """The ratio of two contenders' accuracies, averaged over tasks, on each of which the other has some right."""
+    """The ratio of two methods' accuracies, averaged over tasks; the other's accuracy must be above 0 on each."""
     value = float(np.mean([one.means[name] / one.means[other] for one in tasks]))
-    # Draws in which the other has nothing right on one of the tasks have no average and are left out.
+    # As in `ratio`: resamples in which the ratio is undefined on one of the tasks are left out.
     defined = np.all([one.draws[other] > 0 for one in tasks], axis=0)
     return _estimate(value, np.mean([one.draws[name][defined] / one.draws[other][defined] for one in tasks], axis=0))
 

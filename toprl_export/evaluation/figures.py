@@ -1,4 +1,4 @@
-"""What the pictures of all analyses share: size of type, colours that colour-blind readers tell apart, PNG bytes."""
+"""What plots share: font sizes, colours that colour-blind readers tell apart, PNG bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F0
 MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
 HEAT: Final = "cividis"
 """A colour map of even lightness steps, made for colour-blind readers (Nuñez et al. 2018)."""
-SMALL: Final = 8
+SMALL_FONT: Final = 8
 DPI: Final = 160
 
 
@@ -36,27 +36,22 @@ def png_bytes(figure: Figure) -> bytes:
     return picture.getvalue()
 
 
-def quiet_axes(axes: Axes) -> None:
+def style_axes(axes: Axes) -> None:
     """Small tick labels, a light grid behind the data, no frame above and to the right."""
-    axes.tick_params(labelsize=SMALL)
+    axes.tick_params(labelsize=SMALL_FONT)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def whiskers(estimates: list[Estimate]) -> tuple[list[float], list[list[float]]]:
-    """Values in per cent, and how far their intervals reach below and above, as matplotlib's ``yerr`` takes it."""
+def error_bars(estimates: list[Estimate]) -> tuple[list[float], list[list[float]]]:
+    """Values in per cent, and how far their intervals reach below and above them, as matplotlib's ``yerr`` takes it."""
     values = [100 * one.value for one in estimates]
     below = [max(0.0, 100 * (one.value - one.ci95[0])) for one in estimates]
     above = [max(0.0, 100 * (one.ci95[1] - one.value)) for one in estimates]
     return values, [below, above]
 
 
-def counted(number: int, thing: str) -> str:
-    """``1 seed``, ``3 seeds``."""
-    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
-
-
-def ink_on(shade: float) -> str:
+def text_colour_on(shade: float) -> str:
     """Black or white, whichever reads better on the colour map's colour for ``shade`` (0 dark to 1 light)."""
     return "black" if shade > 0.55 else "white"

@@ -1,27 +1,48 @@
-"""Which visual tokens a question keeps, by a bundle's engine or by an agent in PyTorch; what `visualize` draws."""
+"""Which visual tokens are kept for a question, by a bundle's engine or by an agent in PyTorch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from toprl_export.errors import UserError
-from toprl_export.evaluation.overlay import KeptTokens, shown_image
-from toprl_export.runtime.preprocess import ImageInput, ImageProcessor
+from toprl_export.evaluation.questions import SPLIT
+from toprl_export.runtime.preprocess import ImageInput
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-SPLIT: Final = "held-out"
 MAX_NEW_TOKENS: Final = 16
 
 
+@dataclass(frozen=True, eq=False)
+class KeptTokens:
+    """What one request kept; `toprl_export.evaluation.overlay` draws it.
+
+    Attributes:
+        image: the picture as the model sees it, ``uint8 [h, w, 3]``.
+        visual_tokens: n, row by row from the upper left.
+        kept: per stage, indices of the kept tokens within 0 to n-1, ``int64 [k_t]``.
+        sites: per stage, where it prunes ("decoder:2").
+        question: the prompt.
+        answer: the model's, from these tokens alone.
+        expected: the correct answer where it is known.
+    """
+
+    image: NDArray[np.uint8]
+    visual_tokens: int
+    kept: tuple[NDArray[np.int64], ...]
+    sites: tuple[str, ...]
+    question: str
+    answer: str
+    expected: str | None = None
+
+
 @dataclass(frozen=True)
-class Asked:
-    """One question about one image, and the right answer where it is known."""
+class ImageQuestion:
+    """One question about one image, and the correct answer where it is known."""
 
     image: ImageInput
     question: str
@@ -36,7 +57,7 @@ class TaskQuestion:
     index: int
     seed: int
 
-    def find(self, default: str) -> Asked:
+    def resolve(self, default: str) -> ImageQuestion:
         """The question.
 
         Raises:
@@ -49,18 +70,22 @@ class TaskQuestion:
         if count is not None and self.index >= count:
             raise UserError(f"{task.name} has {count} held-out questions: choose --index from 0 to {count - 1}")
         sample = task.sample(SPLIT, self.seed, self.index)
-        return Asked(sample.image, sample.question, sample.answer)
+        return ImageQuestion(sample.image, sample.question, sample.answer)
 
 
 def kept_by_bundle(
-    directory: Path, question: Asked | TaskQuestion, task: str | None, budget_kept: int | None, threads: int | None
+    directory: Path,
+    question: ImageQuestion | TaskQuestion,
+    task: str | None,
+    budget_kept: int | None,
+    threads: int | None,
 ) -> KeptTokens:
-    """Ask a bundle's engine.
+    """Answer a question by a bundle's engine and record the tokens it keeps.
 
     Args:
         directory: the bundle.
-        question: what to ask.
-        task: whose agent prunes; the first one's by default. A baseline prunes alike for every task.
+        question: the prompt and its image.
+        task: whose agent prunes; the first one's by default. A baseline prunes the same for every task.
         budget_kept: one of the bundle's budgets, or n to keep all; by default its largest.
         threads: CPU threads of the engine.
 
@@ -76,14 +101,14 @@ def kept_by_bundle(
     bundle = load_bundle(directory)
     manifest, agent_index = bundle.manifest, bundle.agent_index(task)
     keep_counts = bundle.keep_counts(budget_kept)
-    asked = _asked(question, bundle.task(task))
+    found = _resolve(question, bundle.task(task))
     tokenizer = Tokenizer.from_file(str(bundle.path("tokenizer")))
     session = get_engine(manifest.engine.name).open(bundle, SessionOptions(threads=threads))
     request = GenerationRequest(
-        pixels=manifest.image_processor([asked.image]),
+        pixels=manifest.image_processor([found.image]),
         tokens=manifest.prompt.tokenize(
             tokenizer,
-            [asked.question],
+            [found.question],
             manifest.model.visual_tokens,
             manifest.model.max_length - MAX_NEW_TOKENS,
         ),
@@ -94,23 +119,24 @@ def kept_by_bundle(
     )
     answered = generate(session, tokenizer, request)
     return KeptTokens(
-        image=_seen(manifest.image_processor, request.pixels),
+        image=shown_image(request.pixels[0], manifest.image_processor.mean, manifest.image_processor.std),
         visual_tokens=manifest.model.visual_tokens,
         kept=tuple(kept[0] for kept in answered.kept),
         sites=tuple(str(stage.site) for stage in manifest.plan.stages),
-        question=asked.question,
+        question=found.question,
         answer=answered.answers[0],
-        expected=asked.expected,
+        expected=found.expected,
     )
 
 
 def kept_by_agent(
-    directory: Path, question: Asked | TaskQuestion, budget_kept: int | None, threads: int | None
+    directory: Path, question: ImageQuestion | TaskQuestion, budget_kept: int | None, threads: int | None
 ) -> KeptTokens:
-    """Ask the model an agent was trained on, in PyTorch; arguments as in `kept_by_bundle`.
+    """Answer a question in PyTorch by the model that an agent was trained on; arguments as in `kept_by_bundle`.
 
     Raises:
-        UserError: it is no agent, its model has other weights now, it has no such budget, or the question is too long.
+        UserError: the directory holds no agent, its model's weights have changed, it has no such budget, or the
+            question is too long.
     """
     import torch
 
@@ -127,29 +153,31 @@ def kept_by_agent(
         pruning = Pruning(plan.stage_layers, (plan.visual_tokens,) * len(plan.stages), agent.actor)
     else:
         pruning = Pruning.from_plan(plan, budget, agent.actor)
-    asked = _asked(question, agent.record.task)
+    found = _resolve(question, agent.record.task)
     adapter = load_model(agent.record.model_id)
     agent.check_fits(adapter)
-    pixels = adapter.image_processor([asked.image])
+    pixels = adapter.image_processor([found.image])
     room = adapter.model.config.get_text_config().max_position_embeddings - MAX_NEW_TOKENS
-    tokens = adapter.prompt_format.tokenize(adapter.tokenizer, [asked.question], adapter.visual_tokens, room)
+    tokens = adapter.prompt_format.tokenize(adapter.tokenizer, [found.question], adapter.visual_tokens, room)
     runner = ReferenceRunner(adapter)
     answered = runner.generate(tokens, runner.encode_image(pixels), MAX_NEW_TOKENS, pruning)
     return KeptTokens(
-        image=_seen(adapter.image_processor, pixels),
+        image=shown_image(pixels[0], adapter.image_processor.mean, adapter.image_processor.std),
         visual_tokens=adapter.visual_tokens,
         kept=tuple(kept[0].cpu().numpy() for kept in answered.prefill.kept),
         sites=tuple(str(stage.site) for stage in plan.stages),
-        question=asked.question,
+        question=found.question,
         answer=adapter.tokenizer.decode(answered.tokens[0]),
-        expected=asked.expected,
+        expected=found.expected,
     )
 
 
-def _asked(question: Asked | TaskQuestion, default: str) -> Asked:
-    return question if isinstance(question, Asked) else question.find(default)
+def _resolve(question: ImageQuestion | TaskQuestion, default: str) -> ImageQuestion:
+    return question if isinstance(question, ImageQuestion) else question.resolve(default)
 
 
-def _seen(processor: ImageProcessor, pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The first image as the model sees it, resized and cropped."""
-    return shown_image(pixels[0], processor.mean, processor.std)
+def shown_image(pixels: NDArray[np.float32], mean: Sequence[float], std: Sequence[float]) -> NDArray[np.uint8]:
+    """The image behind normalised pixels ``float32 [3, h, w]``, ``uint8 [h, w, 3]``."""
+    colours = pixels.transpose(1, 2, 0) * np.array(std, np.float32) + np.array(mean, np.float32)
+    shown: NDArray[np.uint8] = np.rint(colours.clip(0, 1) * 255).astype(np.uint8)
+    return shown

@@ -1,20 +1,105 @@
-"""Where and with what validation runs."""
+"""Where and with what something was measured: the machine, installed packages, and the provenance of a result."""
 
 from __future__ import annotations
 
 import os
 import platform
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from toprl_export.validate.report import Device
+if TYPE_CHECKING:
+    from toprl_export.models.adapter import LVLMAdapter
 
 PACKAGES = ("toprl-export", "torch", "transformers", "onnxruntime", "onnxruntime-gpu", "numpy")
 
 
+@dataclass(frozen=True)
+class Device:
+    """Where measurements were made.
+
+    Attributes:
+        kind: the torch device, "cpu", "cuda" or "cuda:N".
+        name: of the processor, on a GPU after the GPU's.
+        cores: CPU cores that the process may use.
+        threads: CPU threads; everything compared has the same number.
+        memory_bytes: of the machine; None where it is unknown.
+        platform: operating system and architecture.
+    """
+
+    kind: str
+    name: str
+    cores: int
+    threads: int
+    memory_bytes: int | None
+    platform: str
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a result was made with.
+
+    Attributes:
+        model: its name or path.
+        model_fingerprint: its weights.
+        visual_tokens: n.
+        decoder_layers: L.
+        device: where it ran.
+        seed: of questions and bootstrap.
+        command: the command line, or "python" when called from code.
+        date: when it was made, in UTC, such as 2026-11-20.
+        versions: package versions by name.
+    """
+
+    model: str
+    model_fingerprint: str
+    visual_tokens: int
+    decoder_layers: int
+    device: str
+    seed: int
+    command: str
+    date: str
+    versions: dict[str, str]
+
+    @classmethod
+    def today(cls, adapter: LVLMAdapter, seed: int, command: str) -> Provenance:
+        """That of a result made now, with the packages installed."""
+        return cls(
+            model=adapter.model_id,
+            model_fingerprint=adapter.fingerprint,
+            visual_tokens=adapter.visual_tokens,
+            decoder_layers=adapter.shape.layers,
+            device=str(adapter.device),
+            seed=seed,
+            command=command,
+            date=datetime.now(UTC).date().isoformat(),
+            versions=installed_versions(),
+        )
+
+    def markdown(self) -> str:
+        """What a reader needs to repeat it."""
+        versions = ", ".join(f"{name} {number}" for name, number in self.versions.items())
+        return (
+            f"Model `{self.model}` (weights `{self.model_fingerprint[:12]}…`, {self.visual_tokens} visual tokens, "
+            f"{self.decoder_layers} decoder layers) on {self.device}; seed {self.seed}; {self.date}; {versions}.\n\n"
+            f"```\n{self.command}\n```\n"
+        )
+
+
 def usable_cores() -> int:
-    """CPU cores this process may use."""
+    """CPU cores this process may use, which in a container may be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def torch_device(name: str) -> str:
+    """The torch device that a user chose; "auto" is a GPU if there is one."""
+    if name != "auto":
+        return name
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def describe_device(device: str, threads: int) -> Device:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
@@ -13,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from toprl_export.errors import UserError
+from toprl_export.evaluation.kept_tokens import KeptTokens
 
 PANEL = 320
 """Longer side of each panel, in pixels."""
@@ -20,32 +19,9 @@ MARGIN = 24
 GAP = 16
 TITLE_HEIGHT = 52
 LINE_HEIGHT = 26
-INK, QUIET, PAPER = (28, 36, 48), (91, 100, 114), (255, 255, 255)
+TEXT, MUTED, BACKGROUND = (28, 36, 48), (91, 100, 114), (255, 255, 255)
 DIM = 0.78
-"""How far a dropped patch's grey is drawn towards white."""
-
-
-@dataclass(frozen=True, eq=False)
-class KeptTokens:
-    """What one request kept.
-
-    Attributes:
-        image: the picture as the model sees it, ``uint8 [h, w, 3]``.
-        visual_tokens: n, in rows from the upper left.
-        kept: per stage, indices of the kept tokens within 0 to n-1, ``int64 [k_t]``.
-        sites: per stage, where it stands ("decoder:2").
-        question: what was asked.
-        answer: what was answered with these tokens.
-        expected: the right answer where it is known.
-    """
-
-    image: NDArray[np.uint8]
-    visual_tokens: int
-    kept: tuple[NDArray[np.int64], ...]
-    sites: tuple[str, ...]
-    question: str
-    answer: str
-    expected: str | None = None
+"""How far the grey of a dropped patch is faded to white, 0 to 1."""
 
 
 def patch_grid(height: int, width: int, visual_tokens: int) -> tuple[int, int]:
@@ -98,12 +74,12 @@ def draw(tokens: KeptTokens) -> Image.Image:
     width = 2 * MARGIN + len(panels) * size[0] + (len(panels) - 1) * GAP
     lines = _caption(tokens, width - 2 * MARGIN)
     height = MARGIN + TITLE_HEIGHT + size[1] + GAP + len(lines) * LINE_HEIGHT + MARGIN
-    canvas = Image.new("RGB", (width, height), PAPER)
+    canvas = Image.new("RGB", (width, height), BACKGROUND)
     pen = ImageDraw.Draw(canvas)
     for place, (panel, (title, detail)) in enumerate(zip(panels, titles, strict=True)):
         x = MARGIN + place * (size[0] + GAP)
-        pen.text((x, MARGIN), title, INK, font=_font(19))
-        pen.text((x, MARGIN + 24), detail, QUIET, font=_font(16))
+        pen.text((x, MARGIN), title, TEXT, font=_font(19))
+        pen.text((x, MARGIN + 24), detail, MUTED, font=_font(16))
         # Patches stay sharp squares: the scene is enlarged without blurring their edges.
         canvas.paste(Image.fromarray(panel).resize(size, Image.Resampling.NEAREST), (x, MARGIN + TITLE_HEIGHT))
     for number, (line, colour) in enumerate(lines):
@@ -118,19 +94,12 @@ def png_bytes(picture: Image.Image) -> bytes:
     return stream.getvalue()
 
 
-def shown_image(pixels: NDArray[np.float32], mean: Sequence[float], std: Sequence[float]) -> NDArray[np.uint8]:
-    """The picture behind normalised pixels ``float32 [3, h, w]``, ``uint8 [h, w, 3]``."""
-    colours = pixels.transpose(1, 2, 0) * np.array(std, np.float32) + np.array(mean, np.float32)
-    shown: NDArray[np.uint8] = np.rint(colours.clip(0, 1) * 255).astype(np.uint8)
-    return shown
-
-
 def _caption(tokens: KeptTokens, width: int) -> list[tuple[str, tuple[int, int, int]]]:
     """The lines below the panels with their colours."""
     columns = max(20, int(width / (_font(18).getlength("abcdefghij") / 10)))
-    texts = [(f"Question: {tokens.question}", INK), (f"Answer: {tokens.answer or '(none)'}", INK)]
+    texts = [(f"Question: {tokens.question}", TEXT), (f"Answer: {tokens.answer or '(none)'}", TEXT)]
     if tokens.expected is not None:
-        texts.append((f"Expected: {tokens.expected}", QUIET))
+        texts.append((f"Expected: {tokens.expected}", MUTED))
     return [(line, colour) for text, colour in texts for line in textwrap.wrap(text, columns)]
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from toprl_export.evaluation.machine import Device
 from toprl_export.files import read_json_versioned, write_json_atomic
 from toprl_export.typed import from_json, to_json
 
@@ -168,18 +169,6 @@ class Gate:
         measured = "not measurable" if self.measured is None else f"{self.measured:.4g}"
         wanted = f"wanted {self.comparison} {self.limit:.4g}{'' if self.passed else ': failed'}"
         return f"{self.name} at {self.budget_kept} kept is {measured}, {wanted}"
-
-
-@dataclass(frozen=True)
-class Device:
-    """Where the measurements were made; ``threads`` were given to reference and engine alike."""
-
-    kind: str
-    name: str
-    cores: int
-    threads: int
-    memory_bytes: int | None
-    platform: str
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,9 @@ import yaml
 from tests.support.fake_trainer import FakeTrainer
 from toprl_export.agent import load_agent
 from toprl_export.analyze.ablate import Ablation, AblationPlan, preview_ablation, run_ablation
-from toprl_export.analyze.study import Study
-from toprl_export.analyze.training import write_recipe
-from toprl_export.analyze.variants import BASE, Variant
-from toprl_export.analyze.ways import ByAgent
+from toprl_export.analyze.pictures import draw
+from toprl_export.analyze.study import ByAgent, Study
+from toprl_export.analyze.variants import BASE, Variant, write_recipe
 from toprl_export.errors import UserError
 from toprl_export.registry import Registry
 
@@ -48,14 +47,14 @@ def test_every_variant_is_trained_and_compared_with_the_base(open_study: Callabl
     for at, task in enumerate(study.tasks):
         means = {}
         for row in found.rows:
-            ways = []
+            methods = []
             for seed in (0, 1):
                 directory = study.scope.output_dir / "agents" / row.variant / task.name / f"seed-{seed}"
                 agent = load_agent(directory)
-                ways.append(ByAgent(directory, agent.fingerprint, agent.record.plan.schedule(10).keep_counts))
-            right = study.right([(task, way) for way in ways], "again")
-            assert row.entries[at].by_seed == tuple(one.mean() for one in right)
-            means[row.variant] = np.mean(right)
+                methods.append(ByAgent(directory, agent.fingerprint, agent.record.plan.schedule(10).keep_counts))
+            correct = study.correctness([(task, method) for method in methods], "again")
+            assert row.entries[at].by_seed == tuple(one.mean() for one in correct)
+            means[row.variant] = np.mean(correct)
         assert one_shot.entries[at].difference.value == pytest.approx(means["one-shot"] - means["base"])
     mean = np.mean([entry.difference.value for entry in one_shot.entries])
     assert one_shot.difference.value == pytest.approx(mean)
@@ -125,7 +124,7 @@ def test_a_plan_that_cannot_be_met_is_refused_before_anything_is_trained(open_st
 def test_files_say_what_was_found(open_study: Callable[..., Study]):
     study = open_study()
     found = run_ablation(study, plan(ONE_SHOT, CLIPPED))
-    found.write(study.scope.output_dir)
+    found.write(study.scope.output_dir, draw(found))
     assert Ablation.load(study.scope.output_dir) == found
     lines = (study.scope.output_dir / "ablation.csv").read_text().splitlines()
     assert len(lines) == 1 + 3 * 2 and lines[0].endswith("accuracy_seed_0,accuracy_seed_1")

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from toprl_export.analyze.cliff import Cliff, CliffCurve, CliffPoint, measure_cliff
-from toprl_export.analyze.study import Study
-from toprl_export.analyze.ways import OneCut
+from toprl_export.analyze.pictures import draw
+from toprl_export.analyze.study import OneCut, Study
 from toprl_export.evaluation.estimates import Estimate
 
 
@@ -21,9 +21,9 @@ def test_a_point_for_each_layer_and_the_unpruned_model_last(open_study: Callable
     assert look.points[-1].retention == think.points[-1].retention == Estimate(1.0, (1.0, 1.0))
     assert look.points[0].retention.value < 0.5
     for layer in range(4):
-        (right,) = study.right([(study.tasks[1], OneCut(layer, 0))], "again")
-        assert think.points[layer].accuracy.value == pytest.approx(right.mean())
-        assert think.points[layer].retention.value == pytest.approx(right.sum() / 5)
+        (correct,) = study.correctness([(study.tasks[1], OneCut(layer, 0))], "again")
+        assert think.points[layer].accuracy.value == pytest.approx(correct.mean())
+        assert think.points[layer].retention.value == pytest.approx(correct.sum() / 5)
 
 
 def curve(*retentions: float) -> CliffCurve:
@@ -43,7 +43,7 @@ def test_files_say_what_was_found(open_study: Callable[..., Study]):
     study = open_study()
     found = measure_cliff(study)
     directory = study.scope.output_dir
-    found.write(directory)
+    found.write(directory, draw(found))
     assert Cliff.load(directory) == found
     lines = (directory / "cliff.csv").read_text().splitlines()
     assert len(lines) == 1 + 2 * 5 and lines[5].startswith("echo-look,perception,none,6,1,")

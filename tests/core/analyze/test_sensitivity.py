@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
+from toprl_export.analyze.pictures import draw
 from toprl_export.analyze.sensitivity import Sensitivity, default_layers, measure_sensitivity, tokens_kept
-from toprl_export.analyze.study import Study
-from toprl_export.analyze.ways import OneCut
+from toprl_export.analyze.study import OneCut, Study
 from toprl_export.errors import UserError
 
 
@@ -22,15 +22,15 @@ def test_a_cell_for_each_layer_and_ratio(open_study: Callable[..., Study]):
     assert [cell.retention.value for cell in one.cells if cell.ratio == 1] == [1.0, 1.0]
     for cell in one.cells:
         if cell.ratio < 1:
-            (right,) = study.right([(study.tasks[0], OneCut(cell.layer, cell.kept))], "again")
-            assert cell.accuracy.value == pytest.approx(right.mean())
+            (correct,) = study.correctness([(study.tasks[0], OneCut(cell.layer, cell.kept))], "again")
+            assert cell.accuracy.value == pytest.approx(correct.mean())
     assert len({cell.accuracy.value for cell in one.cells}) > 1
 
 
 def test_files_say_what_was_found(open_study: Callable[..., Study]):
     study = open_study("echo-look")
     found = measure_sensitivity(study, (1,), (0.0, 1.0))
-    found.write(study.scope.output_dir)
+    found.write(study.scope.output_dir, draw(found))
     assert Sensitivity.load(study.scope.output_dir) == found
     lines = (study.scope.output_dir / "sensitivity.csv").read_text().splitlines()
     assert lines[2].startswith("echo-look,perception,1,1.0,25,6,1,")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests.support.agents import save_tiny_agent
-from toprl_export.analyze.study import Study
+from toprl_export.analyze.pictures import draw
+from toprl_export.analyze.study import ByAgent, Study
 from toprl_export.analyze.transfer import (
     Transfer,
     TransferColumn,
@@ -17,53 +18,57 @@ from toprl_export.analyze.transfer import (
     measure_transfer,
     smallest_common_budget,
 )
-from toprl_export.analyze.ways import ByAgent
 from toprl_export.errors import UserError
-from toprl_export.evaluation.compared_agents import Entrant, find_agents
+from toprl_export.evaluation.compared_agents import ComparedAgent, find_agents
 from toprl_export.evaluation.estimates import Estimate
 from toprl_export.models.llava import LlavaAdapter
 
 
 @pytest.fixture
-def agents(adapter: LlavaAdapter, tmp_path: Path) -> tuple[Entrant, ...]:
+def agents(adapter: LlavaAdapter, tmp_path: Path) -> tuple[ComparedAgent, ...]:
     """Two seeds for one task, one for the other."""
     for task, seed in (("echo-look", 0), ("echo-look", 1), ("echo-think", 2)):
         save_tiny_agent(tmp_path / "agents" / f"{task}-{seed}", adapter, task, budgets=(20, 12), seed=seed)
     return find_agents([str(tmp_path / "agents/*")])
 
 
-def test_each_entry_is_the_mean_of_its_agents(open_study: Callable[..., Study], agents: tuple[Entrant, ...]):
+def test_each_entry_is_the_mean_of_its_agents(open_study: Callable[..., Study], agents: tuple[ComparedAgent, ...]):
     study = open_study()
     found = measure_transfer(study, agents)
     assert found.budget_kept == 12 and found.trained_for == ("echo-look", "echo-think")
     assert {task: len(seeds) for task, seeds in found.seeds.items()} == {"echo-look": 2, "echo-think": 1}
     for task, column in zip(study.tasks, found.columns, strict=True):
         for entry in column.entries:
-            ways = [
+            methods = [
                 ByAgent(one.directory, one.agent.fingerprint, one.schedule(12).keep_counts)
                 for one in agents
                 if one.task == entry.trained_for
             ]
-            right = study.right([(task, way) for way in ways], "again")
-            assert entry.accuracy.value == pytest.approx(np.mean(right))
+            correct = study.correctness([(task, method) for method in methods], "again")
+            assert entry.accuracy.value == pytest.approx(np.mean(correct))
         assert column.own.difference == Estimate(0.0, (0.0, 0.0))
 
 
 def test_agents_of_tasks_that_are_not_asked_are_left_out(
-    open_study: Callable[..., Study], agents: tuple[Entrant, ...], monkeypatch: pytest.MonkeyPatch
+    open_study: Callable[..., Study], agents: tuple[ComparedAgent, ...], monkeypatch: pytest.MonkeyPatch
 ):
-    asked: list[object] = []
-    real = Study.right
-    monkeypatch.setattr(Study, "right", lambda study, wanted, what: asked.extend(wanted) or real(study, wanted, what))
+    answered: list[object] = []
+    real = Study.correctness
+
+    def recorded(study: Study, wanted: list[object], what: str) -> list[object]:
+        answered.extend(wanted)
+        return real(study, wanted, what)
+
+    monkeypatch.setattr(Study, "correctness", recorded)
     found = measure_transfer(open_study("echo-look"), agents)
     assert found.trained_for == ("echo-look",)
-    assert len(asked) == 1 + 2  # the unpruned model and the task's two agents
+    assert len(answered) == 1 + 2  # the unpruned model and the task's two agents
 
 
-def test_files_say_what_was_found(open_study: Callable[..., Study], agents: tuple[Entrant, ...]):
+def test_files_say_what_was_found(open_study: Callable[..., Study], agents: tuple[ComparedAgent, ...]):
     study = open_study("echo-think")
     found = measure_transfer(study, agents, 20)
-    found.write(study.scope.output_dir)
+    found.write(study.scope.output_dir, draw(found))
     assert Transfer.load(study.scope.output_dir) == found
     lines = (study.scope.output_dir / "transfer.csv").read_text().splitlines()
     assert len(lines) == 2 and lines[1].startswith("echo-think,echo-think,reasoning,20,1,6,")
@@ -92,7 +97,7 @@ def test_the_verdict_counts_columns_whose_diagonal_nobody_beats(open_study: Call
 
 
 def test_what_does_not_fit_is_one_line(
-    open_study: Callable[..., Study], agents: tuple[Entrant, ...], adapter: LlavaAdapter, tmp_path: Path
+    open_study: Callable[..., Study], agents: tuple[ComparedAgent, ...], adapter: LlavaAdapter, tmp_path: Path
 ):
     with pytest.raises(UserError, match="no agent was given for echo-think"):
         measure_transfer(open_study(), agents[:2])

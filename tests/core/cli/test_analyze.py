@@ -105,7 +105,7 @@ def test_an_interrupt_keeps_what_is_done(monkeypatch: pytest.MonkeyPatch, capsys
         ([], "required: ANALYSIS"),
         (["clif"], "invalid choice: 'clif'"),
         (["cliff", "--tasks", "mini-cuont"], "did you mean 'mini-count'"),
-        (["cliff", "--tasks", "echo-never"], "none of 4 questions of echo-never rightly"),
+        (["cliff", "--tasks", "echo-never"], "none of 4 questions of echo-never correctly"),
         (["cliff", "--jobs", "0"], "0 is too small"),
         (["sensitivity", "--layers", "1,x"], "'x' is no decoder layer"),
         (["sensitivity", "--tasks", "echo-look", "--layers", "4"], "within 0 to 3"),

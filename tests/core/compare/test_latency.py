@@ -35,7 +35,7 @@ def test_each_method_and_budget_is_measured_once_and_the_oracle_not() -> None:
     ]
 
 
-def test_another_machine_or_contender_is_another_measurement() -> None:
+def test_another_machine_or_method_is_another_measurement() -> None:
     cell = one_cell()
     elsewhere = replace(cell, device=replace(cell.device, threads=2))
     fewer = replace(cell, cells=cell.cells[:-1])
@@ -43,19 +43,19 @@ def test_another_machine_or_contender_is_another_measurement() -> None:
 
 
 def test_all_answer_the_same_question_in_turns(adapter: LVLMAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, str]] = []
+    timed: list[tuple[str, str]] = []
 
     def recorded(runner: ReferenceRunner, batch: EncodedBatch, pruning: Pruning | None) -> float:
-        asked.append((batch.samples[0].image_key, "pruned" if pruning else "whole"))
-        return float(len(asked))
+        timed.append((batch.samples[0].image_key, "pruned" if pruning else "whole"))
+        return float(len(timed))
 
     monkeypatch.setattr(latency, "_time_prefill", recorded)
     runner = ReferenceRunner(adapter)
     batches = [EncodedBatch(runner, [EXIST.sample("held-out", 0, index)]) for index in range(2)]
     pruning = Pruning((0,), (6,), latency.cell_pruning(make_cell("uniform"), adapter)([]).scorer)
     rounds = time_prefills(runner, {("whole", 25): None, ("uniform", 6): pruning}, batches, iterations=3)
-    keys = [key for key, _ in asked]
-    order = [who for _, who in asked]
+    keys = [key for key, _ in timed]
+    order = [who for _, who in timed]
     assert keys == [f"mini-exist/held-out/0/{number % 2}" for number in range(WARMUP + 3) for _ in range(2)]
     assert order == ["whole", "pruned", "pruned", "whole"] * ((WARMUP + 3) // 2)
     assert {name: len(times) for name, times in rounds.items()} == {("whole", 25): 3, ("uniform", 6): 3}

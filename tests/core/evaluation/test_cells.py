@@ -1,4 +1,4 @@
-"""Cells: computed once, kept one by one, in this process and in others."""
+"""Cells: what code they depend on; computed once, kept one by one, in this process and in others."""
 
 from __future__ import annotations
 
@@ -10,13 +10,82 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import toprl_export
+from tests.support.agents import save_tiny_agent
 from tests.support.cell_work import Number, OpenSquarer
+from tests.support.comparison import make_cell
+from toprl_export.agent import load_agent
+from toprl_export.analyze.study import AnswerCell, ByAgent, OneCut, OpenAnswerer, Unpruned
+from toprl_export.compare.method_cell import OpenCellRunner
 from toprl_export.errors import UserError
-from toprl_export.evaluation.cells import CellStore, compute_cells
+from toprl_export.evaluation.cells import CellStore, code_digest, compute_cells, reached_modules
+from toprl_export.evaluation.questions import TaskQuestions
+from toprl_export.models.adapter import LVLMAdapter
+
+SOURCES = {
+    "__init__": "def __getattr__(name):\n    from shop import offered\n",
+    "worker": "from shop import named\nfrom shop.rooms.near import something\n"
+    "if TYPE_CHECKING:\n    from shop import typed\nelse:\n    import shop.untyped\n"
+    "REGISTRY = {'scorer': 'shop.registered:Scorer'}\ndef work():\n    from shop import lazy\n",
+    "rooms/__init__": "import shop.eager\n",
+    "rooms/near": "from os import path\n",
+    "rooms/far": "",
+    **dict.fromkeys(("named", "untyped", "registered", "lazy", "eager", "typed", "offered"), ""),
+}
+UNREACHED = {"rooms/far", "typed", "offered"}
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A package whose worker reaches some of its modules, each in another way."""
+    for name, source in SOURCES.items():
+        file = tmp_path / "shop" / f"{name}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(source)
+    return tmp_path / "shop"
+
+
+def test_a_module_is_reached_however_it_is_imported(package: Path):
+    files = reached_modules("shop.worker", package).values()
+    assert {str(file.relative_to(package).with_suffix("")) for file in files} == set(SOURCES) - UNREACHED
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_digest_follows_the_files_that_are_reached_and_no_others(package: Path, name: str):
+    before = code_digest("shop.worker", package)
+    with (package / f"{name}.py").open("a") as file:
+        file.write("# changed\n")
+    assert (code_digest("shop.worker", package) == before) == (name in UNREACHED)
+
+
+@pytest.mark.parametrize("worker", ["toprl_export.compare.method_cell", "toprl_export.analyze.study"])
+def test_all_that_python_loads_to_answer_is_reached(worker: str, adapter: LVLMAdapter, model_dir: Path, tmp_path: Path):
+    agent = load_agent(save_tiny_agent(tmp_path / "agent", adapter))
+    if worker.endswith("study"):
+        questions = TaskQuestions("mini-exist", "perception", 2, "d", 576)
+        methods = (Unpruned(), OneCut(1, 0), OneCut(1, 5), ByAgent(tmp_path / "agent", agent.fingerprint, (15, 9)))
+        opener: object = OpenAnswerer(str(model_dir), "cpu", adapter.answering_fingerprint)
+        cells: list[object] = [AnswerCell(questions, method, 0, ("f", "float32", "cpu")) for method in methods]
+    else:
+        named = [make_cell(method, questions=2) for method in ("unpruned", "random", "fastv", "visionzip")]
+        setting = replace(named[0].setting, model=str(model_dir), model_fingerprint=adapter.answering_fingerprint)
+        cells = [*named, replace(named[2], kind="agent", scorer=agent.fingerprint, agent=str(tmp_path / "agent"))]
+        opener = OpenCellRunner(setting)
+    program = (
+        f"import sys\nfrom pathlib import PosixPath\nfrom {worker} import *\n"
+        f"for done in map({opener!r}(), {cells!r}):\n    assert len(done['right']) == 2\n"
+        "print(*(name for name in sys.modules if name.partition('.')[0] == 'toprl_export'))\n"
+    )
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    reached = reached_modules(worker, Path(toprl_export.__file__).parent)
+    assert worker in loaded and "toprl_export.models.llava" in loaded and "toprl_export.tasks.mini_tasks" in loaded
+    assert set(loaded) <= set(reached)
+    assert not [name for name in reached if name.split(".")[1:2] in (["cli"], ["validate"], ["build"], ["trainer"])]
 
 
 @pytest.fixture

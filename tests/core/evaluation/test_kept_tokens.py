@@ -12,7 +12,7 @@ from tests.support.tiny_bundle import ingredients, tiny_bundle
 from toprl_export.bundle import load_bundle
 from toprl_export.cli.main import main
 from toprl_export.errors import UserError
-from toprl_export.evaluation.kept_tokens import Asked, TaskQuestion, kept_by_agent, kept_by_bundle
+from toprl_export.evaluation.kept_tokens import ImageQuestion, TaskQuestion, kept_by_agent, kept_by_bundle
 from toprl_export.models.reference import Pruning, ReferenceRunner
 from toprl_export.pruning.baselines.make import make_scorer
 
@@ -37,7 +37,7 @@ def test_agent_and_bundle_keep_the_same_tokens(bundle: Path, tmp_path: Path):
 
 def test_the_image_is_shown_as_the_model_sees_it(bundle: Path):
     image = np.random.default_rng(1).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    kept = kept_by_bundle(bundle, Asked(image, "what colour is the 7?"), None, None, None)
+    kept = kept_by_bundle(bundle, ImageQuestion(image, "what colour is the 7?"), None, None, None)
     assert (kept.image == image).all()
     assert kept.expected is None
     assert sum(map(len, kept.kept)) > 12  # the larger budget is the default
@@ -78,9 +78,9 @@ def test_a_question_leaves_room_for_its_answer(bundle: Path, tmp_path: Path):
         lambda question: kept_by_agent(tmp_path / "agent", question, None, None),
         lambda question: kept_by_bundle(bundle, question, None, None, None),
     ):
-        ask(Asked(image, "is " * (words - 1)))
+        ask(ImageQuestion(image, "is " * (words - 1)))
         with pytest.raises(UserError, match="at most 240 fit"):
-            ask(Asked(image, "is " * words))
+            ask(ImageQuestion(image, "is " * words))
 
 
 @pytest.mark.parametrize("baseline", ["fastv-p", "visionzip"])
@@ -90,7 +90,7 @@ def test_a_baselines_bundle_keeps_what_its_scorer_keeps_in_pytorch(
     directory = tiny_bundle(tmp_path, monkeypatch, baseline)
     adapter, plan = ingredients()[0], load_bundle(directory).manifest.plan
     kept = kept_by_bundle(directory, TaskQuestion(None, 3, 0), None, 6, None)
-    asked = TaskQuestion(None, 3, 0).find("tiny-echo")
+    asked = TaskQuestion(None, 3, 0).resolve("tiny-echo")
     assert kept.question == asked.question
     runner, pixels = ReferenceRunner(adapter), adapter.image_processor([asked.image])
     tokens = adapter.prompt_format.tokenize(adapter.tokenizer, [asked.question], adapter.visual_tokens)

@@ -8,7 +8,8 @@ from PIL import Image
 
 from toprl_export.cli.main import main
 from toprl_export.errors import UserError
-from toprl_export.evaluation.overlay import PANEL, KeptTokens, dim_dropped, draw, patch_grid, png_bytes, shown_image
+from toprl_export.evaluation.kept_tokens import KeptTokens, shown_image
+from toprl_export.evaluation.overlay import PANEL, dim_dropped, draw, patch_grid, png_bytes
 
 
 def colourful(height: int, width: int) -> np.ndarray:

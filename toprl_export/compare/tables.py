@@ -1,15 +1,15 @@
-"""``compare.md``: the table as TOP-RL's Table 1 has it, then intervals, margins and latency."""
+"""A comparison as text: ``compare.md``, laid out as TOP-RL's Table 1, and ``compare.csv``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
 
-from toprl_export.analyze.results import markdown_table, percent, points
-from toprl_export.compare.result import Comparison, Entry, Margin, MethodRow
+from toprl_export.compare.result import Comparison, Entry, Margin, MethodRow, TaskColumn
+from toprl_export.evaluation.tables import estimate_fields, markdown_table, percent, points
 
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
-_NOTHING = "–"
+_GAP = "–"
 
 
 def render_markdown(comparison: Comparison, picture: str) -> str:
@@ -34,14 +34,14 @@ def render_markdown(comparison: Comparison, picture: str) -> str:
 
 def _introduction(comparison: Comparison) -> str:
     counts = {column.questions for column in comparison.tasks}
-    asked = (
+    questions = (
         f"{counts.pop():,} held-out questions a task"
         if len(counts) == 1
         else "held-out questions: " + ", ".join(f"{column.name} {column.questions:,}" for column in comparison.tasks)
     )
     return (
         f"Accuracy in % (exact match of the greedy answer) and retention, accuracy over that of the unpruned model; "
-        f"{asked}, the same for every method. A budget is the number of visual tokens kept on average over all "
+        f"{questions}, the same for every method. A budget is the number of visual tokens kept on average over all "
         "decoder layers. Methods of several seeds are pooled. **Bold**: the best of its column in a block (the oracle, "
         "which knows where the objects are, does not compete). The average counts every task the same.\n"
     )
@@ -76,13 +76,13 @@ def _main_row(comparison: Comparison, method: MethodRow, budget: int, notes: dic
     for column in comparison.tasks:
         entry = comparison.entry(method.name, column.name, budget)
         if entry is None:
-            cells.append(_NOTHING + _mark(comparison, method.name, column.name, budget, notes))
+            cells.append(_GAP + _mark(comparison, method.name, column.name, budget, notes))
             continue
         best = _best_accuracy(comparison, column.name, budget)
         cells.append(_figure(entry.accuracy.value, entry.retention.value, competes and entry.accuracy.value == best))
     average = comparison.average(method.name, budget)
     if average is None:
-        return [_name(method), *cells, _NOTHING]
+        return [_name(method), *cells, _GAP]
     winner = competes and average.retention.value == _best_average(comparison, budget)
     return [_name(method), *cells, _figure(average.accuracy, average.retention.value, winner)]
 
@@ -176,7 +176,7 @@ def margin_table(comparison: Comparison) -> str:
             other = against_random.get((one.method, one.budget_kept, one.task))
             rival = f"{one.rival} (best on average)" if one.role == "best baseline on average" else one.rival
             shown = [str(one.budget_kept), one.method, one.task or "average", rival, *_difference(one)]
-            rows.append([*shown, *(_difference(other) if other else (_NOTHING, ""))])
+            rows.append([*shown, *(_difference(other) if other else (_GAP, ""))])
     return markdown_table(head, rows)
 
 
@@ -210,8 +210,8 @@ def latency_table(comparison: Comparison) -> str:
 
 
 def schedule_table(comparison: Comparison) -> str:
-    """A row for each budget, method and way of pruning, which may differ from task to task."""
-    ways = {
+    """A row for each budget, method and schedule; a method's schedule may differ from task to task."""
+    schedules = {
         (-one.budget_kept, one.method, one.stage_layers, one.keep_counts): one
         for one in comparison.entries
         if one.method != comparison.reference.name
@@ -224,7 +224,7 @@ def schedule_table(comparison: Comparison) -> str:
             ", ".join(map(str, one.keep_counts)),
             f"{one.average_kept:.1f}",
         ]
-        for one in sorted(ways.values(), key=lambda entry: -entry.budget_kept)
+        for one in sorted(schedules.values(), key=lambda entry: -entry.budget_kept)
     ]
     return markdown_table(["kept", "method", "before decoder layers", "tokens left", "average met"], rows)
 
@@ -236,3 +236,50 @@ def _agents(comparison: Comparison) -> str:
         for note in method.agents
     ]
     return markdown_table(["method", "task", "seed", "agent", "directory"], rows) if rows else ""
+
+
+def csv_records(comparison: Comparison) -> list[dict[str, object]]:
+    """One record for each method, budget and task, the gaps included, whose ``reason`` says why they are empty."""
+    tasks, budgets = comparison.tasks, comparison.budgets_kept
+    places = [(comparison.reference, comparison.visual_tokens, task) for task in tasks]
+    places += [(method, budget, task) for budget in budgets for method in comparison.pruned for task in tasks]
+    return [_record(comparison, *place) for place in places]
+
+
+def _record(comparison: Comparison, method: MethodRow, budget: int, task: TaskColumn) -> dict[str, object]:
+    entry = comparison.entry(method.name, task.name, budget)
+    timed = comparison.latency.find(method.name, budget) if comparison.latency else None
+    return {
+        "method": method.name,
+        "kind": method.kind,
+        "task": task.name,
+        "level": task.level,
+        "budget_kept": budget,
+        "visual_tokens": comparison.visual_tokens,
+        "questions": task.questions,
+        **_measured_fields(entry),
+        "prefill_ms": f"{timed.prefill_ms:.6g}" if timed else "",
+        "prefill_speedup": f"{timed.speedup:.6g}" if timed else "",
+        "reason": comparison.reason(method.name, task.name, budget) or "",
+    }
+
+
+def _measured_fields(entry: Entry | None) -> dict[str, object]:
+    estimates = {
+        **estimate_fields("accuracy", entry.accuracy if entry else None),
+        **estimate_fields("retention", entry.retention if entry else None),
+    }
+    if entry is None:
+        return {"average_kept": "", "stage_layers": "", "keep_counts": "", "seeds": "", "by_seed": "", **estimates}
+    return {
+        "average_kept": f"{entry.average_kept:.6g}",
+        "stage_layers": _listed(entry.stage_layers),
+        "keep_counts": _listed(entry.keep_counts),
+        "seeds": _listed(entry.seeds),
+        "by_seed": " ".join(f"{value:.6g}" for value in entry.accuracy_by_seed),
+        **estimates,
+    }
+
+
+def _listed(values: tuple[int, ...]) -> str:
+    return " ".join(map(str, values))

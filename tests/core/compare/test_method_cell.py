@@ -1,4 +1,4 @@
-"""Measuring cells: against answering and scoring by hand, with the vision tower run no more than needed."""
+"""Cells of methods: what their identity hangs on, kept results, and measuring against answering and scoring by hand."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tests.support.agents import save_tiny_agent
 from tests.support.comparison import make_cell
 from tests.support.yes_no_model import save_yes_no_model
 from toprl_export.agent import load_agent
-from toprl_export.compare import answer
-from toprl_export.compare.answer import CellRunner, OpenCellRunner
-from toprl_export.compare.cell import Cell, Setting
+from toprl_export.compare import method_cell
+from toprl_export.compare.method_cell import CellRunner, ComparisonSetting, MethodCell, OpenCellRunner, cell_pruning
 from toprl_export.errors import UserError
 from toprl_export.evaluation.answering import answer_samples
+from toprl_export.evaluation.cells import CellStore, digest
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.load import load_model
 from toprl_export.models.reference import Pruning, ReferenceRunner
@@ -27,18 +27,62 @@ from toprl_export.tasks.mini_tasks import EXIST
 QUESTIONS = 24  # more than one batch
 
 
-def cell_of(method: str, seed: int = 0) -> Cell:
+def test_names_and_places_are_no_part_of_the_identity() -> None:
+    cell = make_cell("fastv", questions=10)
+    moved = replace(cell.setting, model="elsewhere")
+    assert digest(replace(cell, method="FastV", agent="/there", setting=moved)) == digest(cell)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scorer": "dart"},
+        {"task": "mini-count"},
+        {"questions": 11},
+        {"questions_digest": "other data"},
+        {"stage_layers": (0, 3)},
+        {"keep_counts": (14, 9)},
+        {"seed": 1},
+    ],
+)
+def test_what_answers_depend_on_is_part_of_the_identity(change: dict[str, object]) -> None:
+    cell = make_cell("fastv", questions=10)
+    assert digest(replace(cell, **change)) != digest(cell)
+
+
+@pytest.mark.parametrize("change", [{"model_fingerprint": "0" * 64}, {"seed": 1}, {"dtype": "float16"}])
+def test_so_is_what_cells_share(change: dict[str, object]) -> None:
+    cell = make_cell("fastv", questions=10)
+    assert digest(replace(cell, setting=replace(cell.setting, **change))) != digest(cell)
+
+
+def test_a_result_comes_back_from_its_file(tmp_path: Path) -> None:
+    cell, store = make_cell("fastv", questions=10), CellStore(tmp_path)
+    scores = [1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0]
+    store.save(cell, cell.result(scores))
+    kept = store.load(cell)
+    assert kept is not None
+    assert np.array_equal(cell.correct(kept), scores)
+
+
+@pytest.mark.parametrize("result", [{}, {"right": "101"}, {"right": "10110101x1"}, {"right": [1] * 10}])
+def test_a_result_of_another_shape_is_one_line(result: dict[str, object]) -> None:
+    with pytest.raises(UserError, match="fastv on mini-exist is not 10 digits of 0 or 1"):
+        make_cell("fastv", questions=10).correct(result)
+
+
+def cell_of(method: str, seed: int = 0) -> MethodCell:
     return make_cell(method, seed=seed, questions=QUESTIONS)
 
 
 def by_hand(adapter: LVLMAdapter, pruning: Pruning | None) -> list[float]:
-    asked = list(EXIST.samples("held-out", 0, QUESTIONS))
-    answers = answer_samples(ReferenceRunner(adapter), asked, lambda _: pruning)
-    return [float(one == sample.answer) for one, sample in zip(answers, asked, strict=True)]
+    samples = list(EXIST.samples("held-out", 0, QUESTIONS))
+    answers = answer_samples(ReferenceRunner(adapter), samples, lambda _: pruning)
+    return [float(one == sample.answer) for one, sample in zip(answers, samples, strict=True)]
 
 
-def measured(runner: CellRunner, cell: Cell) -> list[float]:
-    return cell.outcomes(runner(cell)).tolist()
+def measured(runner: CellRunner, cell: MethodCell) -> list[float]:
+    return cell.correct(runner(cell)).tolist()
 
 
 def test_a_cell_holds_which_questions_are_right(adapter: LVLMAdapter) -> None:
@@ -78,7 +122,7 @@ def test_images_are_encoded_once_for_all_cells_of_a_task(adapter: LVLMAdapter, m
     kept = [measured(runner, cell_of(method)) for method in ("unpruned", "uniform")]
     assert passes == [20, 4]
     # Without memory to keep them they are encoded for every cell, and the answers are the same.
-    monkeypatch.setattr(answer, "ENCODED_BYTES", 0)
+    monkeypatch.setattr(method_cell, "ENCODED_BYTES", 0)
     runner = CellRunner(adapter)
     assert [measured(runner, cell_of(method)) for method in ("unpruned", "uniform")] == kept
     assert passes == [20, 4] * 3
@@ -87,14 +131,14 @@ def test_images_are_encoded_once_for_all_cells_of_a_task(adapter: LVLMAdapter, m
 def test_the_oracle_keeps_what_the_scene_shows(tmp_path: Path) -> None:
     adapter = load_model(str(save_yes_no_model(tmp_path / "model", pixels=192)))  # 576 tokens, as the masks
     cell = replace(make_cell("oracle", questions=3), stage_layers=(0,), keep_counts=(60,), kind="oracle")
-    asked = list(EXIST.samples("held-out", 0, 3))
-    pruning = answer.cell_pruning(cell, adapter)(asked)
+    samples = list(EXIST.samples("held-out", 0, 3))
+    pruning = cell_pruning(cell, adapter)(samples)
     assert pruning is not None
     runner = ReferenceRunner(adapter)
-    tokens = adapter.prompt_format.tokenize(adapter.tokenizer, [one.question for one in asked], 576)
-    visual = runner.encode_image(adapter.image_processor([one.image for one in asked]))
+    tokens = adapter.prompt_format.tokenize(adapter.tokenizer, [one.question for one in samples], 576)
+    visual = runner.encode_image(adapter.image_processor([one.image for one in samples]))
     kept = runner.prefill(tokens, visual, pruning).kept[0].numpy()
-    for row, sample in zip(kept, asked, strict=True):
+    for row, sample in zip(kept, samples, strict=True):
         evidence = np.flatnonzero(sample.evidence)
         assert 0 < len(evidence) <= 60
         assert set(evidence) <= set(row.tolist())
@@ -102,7 +146,7 @@ def test_the_oracle_keeps_what_the_scene_shows(tmp_path: Path) -> None:
 
 
 def test_another_process_refuses_a_model_that_changed(adapter: LVLMAdapter, model_dir: Path) -> None:
-    setting = Setting(str(model_dir), adapter.answering_fingerprint, "cpu", "float32", 0)
+    setting = ComparisonSetting(str(model_dir), adapter.answering_fingerprint, "cpu", "float32", 0)
     assert measured(OpenCellRunner(setting)(), cell_of("unpruned")) == by_hand(adapter, None)
     with pytest.raises(UserError, match="changed meanwhile"):
         OpenCellRunner(replace(setting, model_fingerprint="0" * 64))()
