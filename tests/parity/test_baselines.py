@@ -140,7 +140,7 @@ class EverythingOfTheQuestion(Scorer):
     def forward(self, inputs: StageInputs) -> torch.Tensor:
         mean, last = question_states(inputs)
         likeness = torch.nn.functional.cosine_similarity(inputs.visual, (mean - last).unsqueeze(1), dim=-1)
-        noticed = (inputs.attention * inputs.asked.unsqueeze(-1)).sum(1)  # [b, n_t]
+        noticed = (inputs.attention * inputs.question_mask.unsqueeze(-1)).sum(1)  # [b, n_t]
         return noticed + likeness
 
 

@@ -76,7 +76,7 @@ class _Tokens:
     visual_place: Tensor  # int64 [b, n_t]
     text_place: Tensor  # int64 [b, t]
     visual_origin: Tensor | None  # int64 [b, n_t]: which of the n visual tokens they are; None: all
-    asked: Tensor  # bool [b, t]: which text tokens are the question's
+    question_mask: Tensor  # bool [b, t]: which text tokens are the question's
     prompt_valid: Tensor  # bool [b, s]: neither padding nor masked out
     prompt_segments: Tensor | None  # int64 [b, s]
     prompt_cos: Tensor  # [b, s, head_dim]
@@ -134,7 +134,7 @@ def embed_tokens(decoder: Decoder, tokens: TokenTensors, visual: Tensor) -> _Tok
         visual_place=tokens.visual_index,
         text_place=tokens.text_index,
         visual_origin=None,
-        asked=_asked(tokens),
+        question_mask=_question_mask(tokens),
         prompt_valid=tokens.attention_mask.bool(),
         prompt_segments=tokens.segments,
         prompt_cos=cos,
@@ -142,14 +142,14 @@ def embed_tokens(decoder: Decoder, tokens: TokenTensors, visual: Tensor) -> _Tok
     )
 
 
-def _asked(tokens: TokenTensors) -> Tensor:
+def _question_mask(tokens: TokenTensors) -> Tensor:
     """Which text tokens stand between the image and the answer, ``bool [b, t]``."""
-    asked = (tokens.text_index > tokens.visual_index[:, -1:]) & tokens.attention_mask.gather(
+    question_mask = (tokens.text_index > tokens.visual_index[:, -1:]) & tokens.attention_mask.gather(
         1, tokens.text_index
     ).bool()
     if tokens.question_end is not None:
-        asked = asked & (tokens.text_index <= tokens.question_end[:, None])
-    return asked
+        question_mask = question_mask & (tokens.text_index <= tokens.question_end[:, None])
+    return question_mask
 
 
 @dataclass(frozen=True)
@@ -298,9 +298,9 @@ def _attention(layer: Any, state: _Tokens, hidden: Tensor, needs: ScorerNeeds) -
     """Attention of the wanted text tokens on every token, ``float32 [b, q, n_t + t]``."""
     if needs.attention == "none":
         return None
-    order = torch.arange(state.asked.shape[1], device=hidden.device)
+    order = torch.arange(state.question_mask.shape[1], device=hidden.device)
     if needs.attention == "last":
-        wanted = (state.asked * order).argmax(1, keepdim=True)  # [b, 1]
+        wanted = (state.question_mask * order).argmax(1, keepdim=True)  # [b, 1]
     else:
         wanted = order.expand(hidden.shape[0], -1)  # [b, t]
     slots = wanted + state.visual.shape[1]
@@ -321,7 +321,7 @@ def _stage_inputs(
         positions=torch.arange(count, device=state.visual.device).expand(batch, -1) if origin is None else origin,
         attention=None if rows is None else rows[:, :, :count],  # [b, q, n_t]
         text=state.text if needs.text else None,
-        asked=state.asked if needs.text or rows is not None else None,
+        question_mask=state.question_mask if needs.text or rows is not None else None,
         saliency=saliency if needs.saliency else None,
     )
 

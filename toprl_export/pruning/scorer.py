@@ -43,8 +43,8 @@ class StageInputs:
         attention: float32 ``[b, q, n_t]``, mean over heads of the attention of the question's last token (q = 1) or of
             all t text tokens (q = t) on each visual token; None unless asked for.
         text: float ``[b, t, d]``, hidden states of the text tokens entering the stage; None unless asked for.
-        asked: bool ``[b, t]``, True for the text tokens between the image and the answer: the question and what the
-            template puts around it, neither padding nor answer; None unless attention or text are asked for.
+        question_mask: bool ``[b, t]``, True for the text tokens between the image and the answer: the question and
+            what the template puts around it, neither padding nor answer; None unless attention or text is needed.
         saliency: float32 ``[b, n_t]``, the vision tower's attention on each patch; None unless asked for.
         keep: how many tokens the stage will keep, for scorers that need not score the rest; None where that is not
             known, as in a graph that takes it as an input.
@@ -56,7 +56,7 @@ class StageInputs:
     positions: Tensor
     attention: Tensor | None = None
     text: Tensor | None = None
-    asked: Tensor | None = None
+    question_mask: Tensor | None = None
     saliency: Tensor | None = None
     keep: int | None = None
 
@@ -67,12 +67,12 @@ def question_states(inputs: StageInputs) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: the scorer did not ask for the text.
     """
-    if inputs.text is None or inputs.asked is None:
+    if inputs.text is None or inputs.question_mask is None:
         raise ValueError("the question's states are wanted, but the walk gave no text: ask for it in `needs`")
-    asked, text = inputs.asked.unsqueeze(-1), inputs.text.float()  # [b, t, 1], [b, t, d]
-    mean = (text * asked).sum(1) / asked.sum(1).clamp(min=1)
-    order = torch.arange(inputs.asked.shape[1], device=text.device)
-    last = (inputs.asked * order).argmax(1)  # [b]
+    mask, text = inputs.question_mask.unsqueeze(-1), inputs.text.float()  # [b, t, 1], [b, t, d]
+    mean = (text * mask).sum(1) / mask.sum(1).clamp(min=1)
+    order = torch.arange(inputs.question_mask.shape[1], device=text.device)
+    last = (inputs.question_mask * order).argmax(1)  # [b]
     return mean, text.gather(1, last[:, None, None].expand(-1, 1, text.shape[2])).squeeze(1)
 
 

@@ -307,12 +307,12 @@ def test_rows_of_all_text_tokens_are_the_eager_models(
 ) -> None:
     tokens, visual = batch_of(adapter)
     inputs = inputs_at(adapter, tokens, visual, stage, ScorerNeeds(attention="text", attention_layer=layer))
-    assert inputs.attention is not None and inputs.asked is not None and inputs.text is None
+    assert inputs.attention is not None and inputs.question_mask is not None and inputs.text is None
     index = stage if layer == "next" else max(stage - 1, 0)
     rows = eager_maps(adapter, tokens)[index].gather(1, tokens.text_index[..., None].expand(-1, -1, VISUAL_TOKENS))
     # Padding attends to nothing, which is done in another way here; tokens before the image see none of it.
-    torch.testing.assert_close(inputs.attention[inputs.asked], rows[inputs.asked], atol=1e-5, rtol=1e-4)
-    unasked = ~inputs.asked & tokens.attention_mask.gather(1, tokens.text_index).bool()
+    torch.testing.assert_close(inputs.attention[inputs.question_mask], rows[inputs.question_mask], atol=1e-5, rtol=1e-4)
+    unasked = ~inputs.question_mask & tokens.attention_mask.gather(1, tokens.text_index).bool()
     assert unasked.any() and not inputs.attention[unasked].any()
 
 
@@ -320,12 +320,12 @@ def test_the_question_is_what_stands_behind_the_image(adapter: LlavaAdapter) -> 
     tokens, visual = batch_of(adapter)
     assert not tokens.attention_mask.all(), "some row must be padded"
     inputs = inputs_at(adapter, tokens, visual, 0, ScorerNeeds(text=True))
-    assert inputs.text is not None and inputs.asked is not None
+    assert inputs.text is not None and inputs.question_mask is not None
     for row, ids in enumerate(tokens.input_ids):
         end = int(tokens.visual_index[row, -1]) + 1
-        assert inputs.asked[row].sum() == len(ids) - end
-        torch.testing.assert_close(inputs.text[row, inputs.asked[row]], adapter.decoder.embed(ids[end:]))
-    assert len(set(inputs.asked.sum(1).tolist())) > 1, "the questions must differ in length"
+        assert inputs.question_mask[row].sum() == len(ids) - end
+        torch.testing.assert_close(inputs.text[row, inputs.question_mask[row]], adapter.decoder.embed(ids[end:]))
+    assert len(set(inputs.question_mask.sum(1).tolist())) > 1, "the questions must differ in length"
 
 
 def test_the_answer_is_no_part_of_the_question(adapter: LlavaAdapter) -> None:
@@ -337,8 +337,10 @@ def test_the_answer_is_no_part_of_the_question(adapter: LlavaAdapter) -> None:
     end = torch.full((2,), tokens.input_ids.shape[1] - 1)
     marked = inputs_at(adapter, replace(longer, question_end=end), visual, 2, needs)
     unmarked = inputs_at(adapter, longer, visual, 2, needs)
-    assert asked_alone.asked is not None and marked.asked is not None and asked_alone.attention is not None
-    assert marked.asked[:, :-2].equal(asked_alone.asked) and not marked.asked[:, -2:].any()
+    assert (
+        asked_alone.question_mask is not None and marked.question_mask is not None and asked_alone.attention is not None
+    )
+    assert marked.question_mask[:, :-2].equal(asked_alone.question_mask) and not marked.question_mask[:, -2:].any()
     for ours, alone in zip(question_states(marked), question_states(asked_alone), strict=True):
         torch.testing.assert_close(ours, alone, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(marked.attention, asked_alone.attention, atol=1e-5, rtol=1e-4)

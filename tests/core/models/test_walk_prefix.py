@@ -80,7 +80,7 @@ def test_a_shared_prefix_changes_nothing(
     assert all(torch.equal(a, b) for a, b in zip(ours.kept, theirs.kept, strict=True))
     for ours_at, theirs_at in zip(seen, expected, strict=True):
         assert relative_error(ours_at.visual, theirs_at.visual) < TOLERANCE
-        for name in ("attention", "text", "asked"):
+        for name in ("attention", "text", "question_mask"):
             a, b = getattr(ours_at, name), getattr(theirs_at, name)
             assert (a is None) == (b is None)
             assert a is None or relative_error(a.float(), b.float()) < TOLERANCE

@@ -67,7 +67,7 @@ def test_the_update_recomputes_what_was_drawn(adapter: LlavaAdapter, block: Imag
         again = log_probability(part.logits(actor), part.kept, 0.5)
         torch.testing.assert_close(again, record.log_probability[rows], atol=1e-5, rtol=1e-4)
         # the control: the same tokens under another image's question
-        others = replace(part.inputs, text=part.inputs.text.flip(0), asked=part.inputs.asked.flip(0))
+        others = replace(part.inputs, text=part.inputs.text.flip(0), question_mask=part.inputs.question_mask.flip(0))
         wrong = log_probability(replace(part, inputs=others).logits(actor), part.kept, 0.5)
         assert (wrong - again).abs().max() > 1e-3
 

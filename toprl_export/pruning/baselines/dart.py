@@ -33,16 +33,16 @@ class DARTScorer(Scorer):
         Raises:
             ValueError: the text was not computed.
         """
-        if inputs.text is None or inputs.asked is None:
+        if inputs.text is None or inputs.question_mask is None:
             raise ValueError("DART takes pivots of the question, but the walk gave it no text")
         tokens = inputs.visual.shape[1]
         alive = torch.ones_like(inputs.positions, dtype=torch.bool) if inputs.alive is None else inputs.alive
         # One sequence, so that there are enough rows to take four of even where the question is shorter.
         states = torch.cat([inputs.visual, inputs.text], dim=1).float()  # [b, n_t + t, d]
-        visual = torch.cat([alive, torch.zeros_like(inputs.asked)], dim=1)
-        asked = torch.cat([torch.zeros_like(alive), inputs.asked], dim=1)
-        pivots = torch.cat([_largest(states, visual), _largest(states, asked)], dim=1)  # [b, 8]
-        real = torch.cat([visual.gather(1, pivots[:, :PIVOTS]), asked.gather(1, pivots[:, PIVOTS:])], dim=1)
+        visual = torch.cat([alive, torch.zeros_like(inputs.question_mask)], dim=1)
+        question = torch.cat([torch.zeros_like(alive), inputs.question_mask], dim=1)
+        pivots = torch.cat([_largest(states, visual), _largest(states, question)], dim=1)  # [b, 8]
+        real = torch.cat([visual.gather(1, pivots[:, :PIVOTS]), question.gather(1, pivots[:, PIVOTS:])], dim=1)
         places = torch.arange(tokens, device=pivots.device)
         own = ((places == pivots[:, :PIVOTS, None]) & real[:, :PIVOTS, None]).any(1)  # [b, n_t]
         duplication = normalize(gather_tokens(states, pivots), dim=-1) @ normalize(states[:, :tokens], dim=-1).mT

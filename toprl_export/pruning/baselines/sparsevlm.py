@@ -40,16 +40,16 @@ def text_raters(inputs: StageInputs) -> Tensor:
     Raises:
         ValueError: the text was not computed.
     """
-    if inputs.text is None or inputs.asked is None:
+    if inputs.text is None or inputs.question_mask is None:
         raise ValueError("SparseVLM picks raters among the text tokens, but the walk gave it no text")
     products = inputs.visual.float() @ inputs.text.float().transpose(1, 2)  # [b, n_t, t]
-    # Finite, so that a row without a question yields numbers, which `asked` discards.
+    # Finite, so that a row without a question yields numbers, which the question mask discards.
     lowest = torch.finfo(products.dtype).min
-    shares = products.masked_fill(~inputs.asked.unsqueeze(1), lowest).softmax(-1)
+    shares = products.masked_fill(~inputs.question_mask.unsqueeze(1), lowest).softmax(-1)
     if inputs.alive is not None:
         shares = shares * inputs.alive.unsqueeze(-1)
-    share = shares.sum(1) * inputs.asked  # [b, t]: as many times the average as tokens are alive
-    mean = share.sum(1, keepdim=True) / inputs.asked.sum(1, keepdim=True).clamp(min=1)
+    share = shares.sum(1) * inputs.question_mask  # [b, t]: as many times the average as tokens are alive
+    mean = share.sum(1, keepdim=True) / inputs.question_mask.sum(1, keepdim=True).clamp(min=1)
     # Rounding must not lift the mean above the largest share.
     threshold = torch.minimum(mean, share.amax(1, keepdim=True))
-    return inputs.asked & (share >= threshold)
+    return inputs.question_mask & (share >= threshold)
