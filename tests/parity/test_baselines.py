@@ -21,8 +21,7 @@ from toprl_engines.graph.export import ExportJob, export_graphs
 from toprl_export.api import load
 from toprl_export.errors import UserError
 from toprl_export.models.reference import Pruning, ReferenceRunner
-from toprl_export.pruning.baselines.make import make_scorer
-from toprl_export.pruning.scorer import Scorer, ScorerNeeds, StageInputs, question_states
+from toprl_export.pruning.scorer import Scorer, ScorerNeeds, StageInputs, make_scorer, question_states
 from toprl_export.runtime.session import EncodedImages
 
 TOLERANCE = 1e-4

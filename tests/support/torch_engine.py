@@ -15,8 +15,7 @@ from toprl_export.engine import BuildRequest, BuildResult, SessionOptions
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.reference import Pruning, to_tensors
 from toprl_export.models.walk import NOTHING, Decision, layer_groups, walk_decode, walk_prefill
-from toprl_export.pruning.baselines.make import make_scorer
-from toprl_export.pruning.scorer import Scorer, StageInputs
+from toprl_export.pruning.scorer import Scorer, StageInputs, make_scorer
 from toprl_export.runtime.session import EncodedImages, PrefillRequest, PrefillResult
 
 Fault = Literal["none", "selection", "logits", "decode"]

@@ -11,8 +11,8 @@ from toprl_export.errors import UserError
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.reference import Pruning
 from toprl_export.models.walk import Decision
-from toprl_export.pruning.baselines.fastv import FastVScorer
-from toprl_export.pruning.baselines.uniform import UniformScorer
+from toprl_export.pruning.baselines.attention import FastVScorer
+from toprl_export.pruning.baselines.controls import UniformScorer
 from toprl_export.pruning.scorer import StageInputs
 
 

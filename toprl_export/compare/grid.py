@@ -10,7 +10,7 @@ from toprl_export.compare.request import RANDOM, CompareRequest, TaskQuestions
 from toprl_export.errors import UserError
 from toprl_export.evaluation.compared_agents import Entrant
 from toprl_export.models.adapter import LVLMAdapter
-from toprl_export.pruning.baselines.plans import ORACLE, baseline_plan
+from toprl_export.pruning.baselines.specs import ORACLE, baseline_plan
 from toprl_export.pruning.schedule import DEFAULT_DECAY, Schedule
 
 

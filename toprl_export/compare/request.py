@@ -10,7 +10,7 @@ from pathlib import Path
 
 from toprl_export.compare.cell import SPLIT
 from toprl_export.errors import UserError
-from toprl_export.pruning.baselines.plans import BASELINES, ORACLE
+from toprl_export.pruning.baselines.specs import BASELINES, ORACLE
 from toprl_export.registry import unknown_name
 from toprl_export.tasks.registry import TASKS
 from toprl_export.tasks.task import Level, Task

@@ -25,7 +25,7 @@ from toprl_export.evaluation.compared_agents import Entrant, check_agents, find_
 from toprl_export.evaluation.machine import installed_versions, usable_cores
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.load import load_model
-from toprl_export.pruning.baselines.plans import ORACLE
+from toprl_export.pruning.baselines.specs import ORACLE
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from toprl_export.errors import UserError
+from toprl_export.pruning.baselines.specs import BASELINE_SPECS, BASELINES, baseline_spec
 from toprl_export.registry import Registry
 
 
@@ -89,17 +91,23 @@ class Scorer(nn.Module, ABC):
 
 SCORERS: Registry[type[Scorer]] = Registry(
     "scorer",
-    {
-        "actor": "toprl_export.pruning.actor:Actor",
-        "random": "toprl_export.pruning.baselines.random:RandomScorer",
-        "uniform": "toprl_export.pruning.baselines.uniform:UniformScorer",
-        "fastv": "toprl_export.pruning.baselines.fastv:FastVScorer",
-        "pyramiddrop": "toprl_export.pruning.baselines.pyramiddrop:PyramidDropScorer",
-        "sparsevlm": "toprl_export.pruning.baselines.sparsevlm:SparseVLMScorer",
-        "visionzip": "toprl_export.pruning.baselines.visionzip:VisionZipScorer",
-        "divprune": "toprl_export.pruning.baselines.divprune:DivPruneScorer",
-        "dart": "toprl_export.pruning.baselines.dart:DARTScorer",
-        "cdpruner": "toprl_export.pruning.baselines.cdpruner:CDPrunerScorer",
-        "oracle": "toprl_export.pruning.baselines.oracle:OracleScorer",
-    },
+    {"actor": "toprl_export.pruning.actor:Actor", **{spec.scorer: spec.target for spec in BASELINE_SPECS.values()}},
 )
+"""Every scorer's class by the name that plans carry."""
+
+
+def make_scorer(name: str, seed: int = 0) -> Scorer:
+    """The scorer of one of `BASELINES`, in evaluation mode; only "random" depends on the seed.
+
+    Raises:
+        UserError: the name is unknown, or it is the oracle, which needs the evidence of every batch.
+    """
+    spec = baseline_spec(name)
+    if spec.made_from == "evidence":
+        raise UserError(
+            f"the {name} scores by the evidence of each image, so no single scorer serves all images: "
+            f"choose one of {', '.join(BASELINES)}"
+        )
+    kind: Any = SCORERS.get(spec.scorer)
+    scorer: Scorer = kind(seed) if spec.made_from == "seed" else kind()
+    return scorer.eval()

@@ -13,7 +13,7 @@ from toprl_export.compare.request import CompareRequest, TaskQuestions
 from toprl_export.errors import UserError
 from toprl_export.evaluation.compared_agents import Entrant, find_agents
 from toprl_export.models.adapter import LVLMAdapter
-from toprl_export.pruning.baselines.plans import baseline_plan
+from toprl_export.pruning.baselines.specs import baseline_plan
 from toprl_export.pruning.plan import make_plan
 
 EXIST = TaskQuestions("mini-exist", "perception", 8, "d", 576)

@@ -8,7 +8,7 @@ import pytest
 
 from toprl_export.compare.request import CompareRequest, choose_tasks, draw_questions
 from toprl_export.errors import UserError
-from toprl_export.pruning.baselines.plans import BASELINES
+from toprl_export.pruning.baselines.specs import BASELINES
 from toprl_export.tasks.registry import TASKS
 
 PLACE = Path("somewhere")

@@ -15,8 +15,7 @@ from toprl_export.models.llava import LlavaAdapter
 from toprl_export.models.reference import Pruning, ReferenceRunner, forced_decisions, to_tensors
 from toprl_export.models.walk import Decision, Prefill, TokenTensors, layer_groups, walk_decode, walk_prefill
 from toprl_export.pruning.actor import Actor, ActorConfig
-from toprl_export.pruning.baselines.fastv import FastVScorer
-from toprl_export.pruning.baselines.pyramiddrop import PyramidDropScorer
+from toprl_export.pruning.baselines.attention import FastVScorer, PyramidDropScorer
 from toprl_export.pruning.mask import neutralising_mask
 from toprl_export.pruning.scorer import Scorer, ScorerNeeds, StageInputs, question_states
 from toprl_export.pruning.select import select

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from toprl_export.errors import UserError
 from toprl_export.pruning.actor import Actor, ActorConfig, Critic, StackedActors
-from toprl_export.pruning.baselines.pyramiddrop import PyramidDropScorer
+from toprl_export.pruning.baselines.attention import PyramidDropScorer
 from toprl_export.pruning.flops import actor_flops, question_flops
 from toprl_export.pruning.scorer import ScorerNeeds, StageInputs
 from toprl_export.pruning.select import select

@@ -50,7 +50,7 @@ def test_an_unknown_scorer_is_refused():
 
 def test_plans_and_flops_need_no_torch():
     code = (
-        "import sys, toprl_export.pruning.plan, toprl_export.pruning.flops, toprl_export.pruning.baselines.plans;"
+        "import sys, toprl_export.pruning.plan, toprl_export.pruning.flops, toprl_export.pruning.baselines.specs;"
         "print('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -16,8 +16,7 @@ from toprl_export.models.llava import LlavaAdapter
 from toprl_export.models.reference import Pruning
 from toprl_export.models.walk import walk_prefill
 from toprl_export.pruning.actor import Actor, ActorConfig, Critic
-from toprl_export.pruning.baselines.fastv import FastVScorer
-from toprl_export.pruning.baselines.pyramiddrop import PyramidDropScorer
+from toprl_export.pruning.baselines.attention import FastVScorer, PyramidDropScorer
 from toprl_export.pruning.scorer import Scorer, ScorerNeeds, StageInputs
 from toprl_export.pruning.select import select
 from toprl_trainers.rl.gae import advantages_and_returns, centred_per_group, normalised_per_stage

@@ -12,8 +12,7 @@ from tests.trainers.tiny_world import TASK, request
 from toprl_export.models.reference import Pruning
 from toprl_export.models.walk import walk_prefill
 from toprl_export.pruning.actor import Actor
-from toprl_export.pruning.baselines.make import make_scorer
-from toprl_export.pruning.scorer import Scorer, StageInputs
+from toprl_export.pruning.scorer import Scorer, StageInputs, make_scorer
 from toprl_export.trainer import TrainRequest
 from toprl_trainers.toprl.data import BlockSource
 from toprl_trainers.toprl.run import Run

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.support.stage_inputs import only_row, random_inputs
-from toprl_export.pruning.baselines.cdpruner import CDPrunerScorer, question_relevance
+from toprl_export.pruning.baselines.diversity import CDPrunerScorer, question_relevance
 from toprl_export.pruning.scorer import ScorerNeeds, StageInputs
 from toprl_export.pruning.select import select
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from toprl_export.errors import UserError
-from toprl_export.pruning.baselines.oracle import OracleScorer
-from toprl_export.pruning.baselines.uniform import UniformScorer
+from toprl_export.pruning.baselines.controls import OracleScorer, UniformScorer
 from toprl_export.pruning.scorer import StageInputs
 from toprl_export.pruning.select import gather_tokens, select
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.support.stage_inputs import only_row, random_inputs
-from toprl_export.pruning.baselines.sparsevlm import SparseVLMScorer, text_raters
+from toprl_export.pruning.baselines.attention import SparseVLMScorer, text_raters
 from toprl_export.pruning.scorer import ScorerNeeds, StageInputs
 
 

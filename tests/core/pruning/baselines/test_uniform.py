@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from toprl_export.pruning.baselines.random import RandomScorer
-from toprl_export.pruning.baselines.uniform import UniformScorer
+from toprl_export.pruning.baselines.controls import RandomScorer, UniformScorer
 from toprl_export.pruning.scorer import StageInputs
 from toprl_export.pruning.select import gather_tokens, select
 
