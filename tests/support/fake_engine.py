@@ -19,7 +19,7 @@ from toprl_export.bundle import (
     write_manifest,
 )
 from toprl_export.engine import BuildRequest, BuildResult, SessionOptions
-from toprl_export.models.mini.vocabulary import BEGIN, END, IMAGE, PAD, build_tokenizer
+from toprl_export.models.mini.architecture import BEGIN, END, IMAGE, PAD, build_tokenizer
 from toprl_export.models.shape import DecoderShape
 from toprl_export.pruning.plan import make_plan
 from toprl_export.runtime.preprocess import ImageProcessor

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from toprl_export.errors import UserError
 from toprl_export.evaluation.answering import BATCH, MAX_NEW_TOKENS
 from toprl_export.evaluation.cells import Result, answered_by
-from toprl_export.tasks.scenes.glyphs import Split
+from toprl_export.tasks.task import Split
 
 SPLIT: Final[Split] = "held-out"
 UNPRUNED = "unpruned"

@@ -16,6 +16,6 @@ TASKS: Registry[Task] = Registry(
         "mini-count": f"{_MINI}:COUNT",
         "mini-relation": f"{_MINI}:RELATION",
         "mini-compare": f"{_MINI}:COMPARE",
-        "easy-vqa": "toprl_export.tasks.easy_vqa_task:EASY_VQA",
+        "easy-vqa": "toprl_export.tasks.easy_vqa:EASY_VQA",
     },
 )

@@ -15,7 +15,7 @@ from toprl_export.models.reference import to_tensors
 from toprl_export.models.walk import Decision, walk_prefill
 from toprl_export.pruning.mask import neutralising_mask
 from toprl_export.pruning.scorer import ScorerNeeds, StageInputs, question_states
-from toprl_export.tasks.scenes.questions import Question
+from toprl_export.tasks.task import Question
 from toprl_trainers.toprl.policy import compacted
 from toprl_trainers.toprl.questions import pack_questions, repeated
 
