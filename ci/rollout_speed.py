@@ -246,7 +246,7 @@ class Bench:
 def kept_tokens(rollouts: Rollouts, row: int) -> Kept:
     """Which visual tokens a rollout kept at each stage."""
     records = rollouts.stages
-    return tuple(record.inputs.positions[row // record.repeats][record.kept[row]] for record in records)
+    return tuple(record.inputs.origin[row // record.repeats][record.kept[row]] for record in records)
 
 
 def report(run: Run, rounds: Sequence[Round], visits: int) -> str:

@@ -31,7 +31,7 @@ def random_inputs(
         stage=0,
         visual=visual,
         alive=torch.ones_like(alive) if all_alive else alive,
-        positions=torch.arange(tokens).expand(batch, tokens).contiguous(),
+        origin=torch.arange(tokens).expand(batch, tokens).contiguous(),
         attention=normal(batch, text, tokens).softmax(-1),
         text=normal(batch, text, width),
         question_mask=question_mask,
@@ -41,14 +41,14 @@ def random_inputs(
 
 def only_row(inputs: StageInputs, row: int) -> StageInputs:
     """One row's living tokens, gathered, as if the row had come alone."""
-    alive = inputs.alive[row] if inputs.alive is not None else torch.ones_like(inputs.positions[row], dtype=torch.bool)
+    alive = inputs.alive[row] if inputs.alive is not None else torch.ones_like(inputs.origin[row], dtype=torch.bool)
     assert inputs.attention is not None and inputs.text is not None and inputs.question_mask is not None
     assert inputs.saliency is not None
     return StageInputs(
         stage=inputs.stage,
         visual=inputs.visual[row : row + 1, alive],
         alive=None,
-        positions=inputs.positions[row : row + 1, alive],
+        origin=inputs.origin[row : row + 1, alive],
         attention=inputs.attention[row : row + 1, :, alive],
         text=inputs.text[row : row + 1],
         question_mask=inputs.question_mask[row : row + 1],

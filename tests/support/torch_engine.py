@@ -14,7 +14,7 @@ from toprl_export.bundle import Bundle
 from toprl_export.engine import BuildRequest, BuildResult, SessionOptions
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.reference import Pruning, to_tensors
-from toprl_export.models.walk import NOTHING, Decision, layer_groups, walk_decode, walk_prefill
+from toprl_export.models.walk import NO_NEEDS, Decision, layer_groups, walk_decode, walk_prefill
 from toprl_export.pruning.scorer import Scorer, StageInputs, make_scorer
 from toprl_export.runtime.session import EncodedImages, PrefillRequest, PrefillResult
 
@@ -50,7 +50,7 @@ class TorchSession:
         self._adapter = adapter
         self._scorer = _Reversed(scorer) if scorer and fault == "selection" else scorer
         self._stage_layers = stage_layers if scorer else ()
-        self._needs = scorer.needs if scorer else NOTHING
+        self._needs = scorer.needs if scorer else NO_NEEDS
         self._fault = fault
 
     @torch.inference_mode()

@@ -77,7 +77,7 @@ class NothingKept(Pruning):
 
     def decide(self, inputs: StageInputs) -> Decision:
         """No token: ``int64 [b, 0]``."""
-        return Decision(inputs.positions[:, :0])
+        return Decision(inputs.origin[:, :0])
 
 
 @dataclass(frozen=True)

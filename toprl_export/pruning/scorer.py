@@ -41,7 +41,8 @@ class StageInputs:
         visual: float ``[b, n_t, d]``, hidden states of the visual tokens entering the stage.
         alive: bool ``[b, n_t]``, False for tokens that an earlier stage dropped but a mask keeps in
             the sequence (training); None when all are there (dropped tokens were gathered away).
-        positions: int64 ``[b, n_t]``, index of each token among the n visual tokens of its image.
+        origin: int64 ``[b, n_t]``, which of its image's n visual tokens each one is (the visual origin of
+            `toprl_export.models.walk`'s table), whatever earlier stages dropped.
         attention: float32 ``[b, q, n_t]``, mean over heads of the attention of the question's last token (q = 1) or of
             all t text tokens (q = t) on each visual token; None unless asked for.
         text: float ``[b, t, d]``, hidden states of the text tokens entering the stage; None unless asked for.
@@ -55,7 +56,7 @@ class StageInputs:
     stage: int
     visual: Tensor
     alive: Tensor | None
-    positions: Tensor
+    origin: Tensor
     attention: Tensor | None = None
     text: Tensor | None = None
     question_mask: Tensor | None = None

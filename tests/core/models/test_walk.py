@@ -11,9 +11,10 @@ from torch import Tensor
 
 from tests.support.tiny_llava import VISUAL_TOKENS, tiny_adapter, tiny_pixels, tiny_tokens
 from toprl_export.errors import UserError
+from toprl_export.models import walk
 from toprl_export.models.llava import LlavaAdapter
 from toprl_export.models.reference import Pruning, ReferenceRunner, forced_decisions, to_tensors
-from toprl_export.models.walk import Decision, Prefill, TokenTensors, layer_groups, walk_decode, walk_prefill
+from toprl_export.models.walk import NO_NEEDS, Decision, Prefill, TokenTensors, layer_groups, walk_decode, walk_prefill
 from toprl_export.pruning.actor import Actor, ActorConfig
 from toprl_export.pruning.baselines.attention import FastVScorer, PyramidDropScorer
 from toprl_export.pruning.mask import neutralising_mask
@@ -268,7 +269,7 @@ def test_a_later_stages_row_is_the_eager_models_over_the_tokens_left(adapter: Ll
 
     with torch.no_grad():
         walk_prefill(adapter.decoder, tokens, visual, (0, 2), decide, scorer.needs)
-    left = tokens.visual_index.gather(1, seen[1].positions)  # [b, 10]
+    left = tokens.visual_index.gather(1, seen[1].origin)  # [b, 10]
     stays = torch.ones_like(tokens.input_ids, dtype=torch.bool).scatter(1, tokens.visual_index, False)
     stays = stays.scatter(1, left, True)
     index = stays.nonzero()[:, 1].reshape(len(stays), -1)  # [b, s - 15]
@@ -371,3 +372,21 @@ def test_replaying_a_dropped_token_is_refused(adapter: LlavaAdapter) -> None:
     kept = (torch.tensor([[0, 1, 2]]), torch.tensor([[1, 7]]))
     with pytest.raises(UserError, match="an earlier stage dropped"):
         walk_prefill(adapter.decoder, tokens, visual, (0, 1), forced_decisions(kept))
+
+
+def test_the_worked_example_of_the_index_spaces(adapter: LlavaAdapter) -> None:
+    """The table at the top of walk.py: <pad> <s> v0 v1 v2 v3 what is it, of which v1 and v3 are kept, then v3."""
+    visual_index, text_index = torch.tensor([[2, 3, 4, 5]]), torch.tensor([[0, 1, 6, 7, 8]])
+    position_ids = torch.tensor([[0, 0, 1, 2, 3, 4, 5, 6, 7]])
+    ids, mask = torch.ones(1, 9, dtype=torch.int64), torch.tensor([[0, 1, 1, 1, 1, 1, 1, 1, 1]])
+    tokens = TokenTensors(ids, mask, position_ids, visual_index, text_index)
+    sequence = walk.embed_tokens(adapter.decoder, tokens, torch.zeros(1, 4, adapter.shape.hidden))
+    assert sequence.prompt_slot.tolist() == [[2, 3, 4, 5, 0, 1, 6, 7, 8]]
+    seen = []
+    for kept in ([[1, 3]], [[1]]):
+        decision = Decision(torch.tensor(kept))
+        sequence = walk._prune(sequence, len(seen), lambda _, it=decision: it, None, NO_NEEDS, None)
+        seen.append((sequence.visual_origin.tolist(), sequence.prompt_slot.tolist()))
+    assert seen == [([[1, 3]], [[3, 5, 0, 1, 6, 7, 8]]), ([[3]], [[5, 0, 1, 6, 7, 8]])]
+    left = position_ids.gather(1, sequence.prompt_slot).tolist()
+    assert left == [[4, 0, 0, 5, 6, 7]]

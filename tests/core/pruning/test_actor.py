@@ -121,7 +121,7 @@ def test_attention_is_centred_over_the_living():
         torch.testing.assert_close(living.mean(), torch.tensor(0.0), atol=1e-5, rtol=0)
         one = slice(row, row + 1)
         visual, attention = inputs.visual[one, alive[row]], inputs.attention[one, :, alive[row]]
-        gathered = StageInputs(1, visual, None, inputs.positions[:1], attention, inputs.text[one], QUESTION_MASK[one])
+        gathered = StageInputs(1, visual, None, inputs.origin[:1], attention, inputs.text[one], QUESTION_MASK[one])
         torch.testing.assert_close(actor(gathered)[0], living, atol=1e-5, rtol=0)
     dead = replace(masked, alive=torch.zeros(2, 7, dtype=torch.bool))
     assert actor(dead).isfinite().all()
@@ -130,7 +130,7 @@ def test_attention_is_centred_over_the_living():
 def test_attention_tells_tokens_apart_alike_whoever_else_is_there():
     actor, inputs = trained_actor(2), asking_state(5)
     left = inputs.attention[:, :, :4] * 3  # what the softmax makes of it when other tokens are gone
-    fewer = replace(inputs, visual=inputs.visual[:, :4], positions=inputs.positions[:, :4], attention=left)
+    fewer = replace(inputs, visual=inputs.visual[:, :4], origin=inputs.origin[:, :4], attention=left)
     torch.testing.assert_close(actor(fewer).diff(dim=1), actor(inputs)[:, :4].diff(dim=1), atol=1e-4, rtol=0)
 
 
@@ -173,7 +173,7 @@ def test_the_critic_reads_only_living_tokens():
     values = critic(replace(inputs, alive=alive))
     assert values.shape == (2,)
     for row in range(2):
-        gathered = StageInputs(1, inputs.visual[row : row + 1, alive[row]], None, inputs.positions[:1], None)
+        gathered = StageInputs(1, inputs.visual[row : row + 1, alive[row]], None, inputs.origin[:1], None)
         torch.testing.assert_close(critic(gathered)[0], values[row], rtol=0, atol=1e-6)
     noise = torch.where(alive.unsqueeze(-1), inputs.visual, 100 * torch.randn(2, 7, 12))
     torch.testing.assert_close(critic(replace(inputs, visual=noise, alive=alive)), values)

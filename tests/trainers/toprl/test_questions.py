@@ -120,7 +120,7 @@ def test_a_row_of_one_question_shows_the_policy_what_it_will_see_when_it_serves(
 
         def decide(inputs: StageInputs, record: list[StageInputs] = record) -> Decision:
             record.append(inputs)
-            return Decision(torch.arange(0, inputs.positions.shape[1], 2).expand(2, -1))
+            return Decision(torch.arange(0, inputs.origin.shape[1], 2).expand(2, -1))
 
         walk_prefill(adapter.decoder, row, visual, (0, 2), decide, ScorerNeeds(attention="last", text=True))
     for training, serving in zip(*seen, strict=True):

@@ -49,12 +49,12 @@ class UniformScorer(Scorer):
 
     def forward(self, inputs: StageInputs) -> Tensor:
         """Scores, float32 ``[b, n_t]``, in (0, 1]."""
-        return even_spread(inputs.positions)
+        return even_spread(inputs.origin)
 
 
-def even_spread(positions: Tensor) -> Tensor:
+def even_spread(origin: Tensor) -> Tensor:
     """The score of `UniformScorer`, exact in float32: int64 ``[b, n_t]`` to float32 in (0, 1]."""
-    return 1.0 - (positions * _STEP % _TURN).float() / _TURN
+    return 1.0 - (origin * _STEP % _TURN).float() / _TURN
 
 
 class OracleScorer(Scorer):
@@ -81,7 +81,7 @@ class OracleScorer(Scorer):
         """
         if torch.compiler.is_exporting():
             raise UserError("the oracle cannot be exported, it knows the answers of one batch: build with an agent")
-        if len(self._evidence) != len(inputs.positions):
-            raise ValueError(f"evidence of {len(self._evidence)} images was given for {len(inputs.positions)}")
-        marked = self._evidence.to(inputs.positions.device).gather(1, inputs.positions)  # [b, n] -> [b, n_t]
-        return marked.float() + even_spread(inputs.positions)
+        if len(self._evidence) != len(inputs.origin):
+            raise ValueError(f"evidence of {len(self._evidence)} images was given for {len(inputs.origin)}")
+        marked = self._evidence.to(inputs.origin.device).gather(1, inputs.origin)  # [b, n] -> [b, n_t]
+        return marked.float() + even_spread(inputs.origin)

@@ -130,7 +130,7 @@ class DARTScorer(Scorer):
         if inputs.text is None or inputs.question_mask is None:
             raise ValueError("DART takes pivots of the question, but the walk gave it no text")
         tokens = inputs.visual.shape[1]
-        alive = torch.ones_like(inputs.positions, dtype=torch.bool) if inputs.alive is None else inputs.alive
+        alive = torch.ones_like(inputs.origin, dtype=torch.bool) if inputs.alive is None else inputs.alive
         # One sequence, so that there are enough rows to take four of even where the question is shorter.
         states = torch.cat([inputs.visual, inputs.text], dim=1).float()  # [b, n_t + t, d]
         visual = torch.cat([alive, torch.zeros_like(inputs.question_mask)], dim=1)

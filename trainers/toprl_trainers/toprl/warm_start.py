@@ -34,7 +34,7 @@ class Demonstration:
     def __call__(self, inputs: StageInputs) -> Decision:
         """Repeat the stage's choice."""
         decision = self._decide(inputs)
-        chosen = torch.zeros_like(inputs.positions, dtype=torch.bool).scatter(1, decision.kept, True)  # [b, n_t]
+        chosen = torch.zeros_like(inputs.origin, dtype=torch.bool).scatter(1, decision.kept, True)  # [b, n_t]
         self.stages.append((inputs, chosen))
         return decision
 
