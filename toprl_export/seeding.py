@@ -14,13 +14,23 @@ if TYPE_CHECKING:
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
-    """A 63-bit seed that depends on ``seed`` and on every name, the same on every machine."""
+    """A 63-bit seed that depends on ``seed`` and on every name, the same on every machine.
+
+    >>> derive_seed(0, "train", 1)
+    5110481859050231712
+    >>> derive_seed(0, "train", 1) == derive_seed(0, "train", 2)
+    False
+    """
     text = "\x1f".join([str(seed), *map(str, names)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
 def numpy_rng(seed: int, *names: str | int) -> np.random.Generator:
-    """A NumPy generator for the stream ``names``."""
+    """A NumPy generator for the stream ``names``: drawing from one stream leaves every other as it is.
+
+    >>> numpy_rng(0, "order").permutation(5).tolist()
+    [0, 4, 3, 2, 1]
+    """
     return np.random.default_rng(derive_seed(seed, *names))
 
 

@@ -99,6 +99,9 @@ class TorchSession:
         )
         return logits.numpy()
 
+    def close(self) -> None:
+        """Nothing: the adapter belongs to the test."""
+
 
 class TorchEngine:
     """Builds placeholder files; opens the model that a test put into ``adapter``."""

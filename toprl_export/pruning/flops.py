@@ -71,6 +71,12 @@ def plan_flops(
 ) -> FlopsReport:
     """Eq. 12 for one schedule of a plan, its two terms apart.
 
+    >>> from toprl_export.pruning.plan import make_plan
+    >>> plan = make_plan(576, decoder_layers=32, stage_layers=[2, 8, 20], scorer="actor", budgets=[64])
+    >>> report = plan_flops(plan, plan.schedule(64), d=4096, m=11008, actor_hidden=64)
+    >>> f"{report.unpruned / 1e12:.2f} T, {report.ratio:.1f} times less"
+    '3.82 T, 9.1 times less'
+
     Args:
         plan: where tokens are dropped.
         schedule: how many survive.

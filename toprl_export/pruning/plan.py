@@ -281,6 +281,12 @@ def make_plan(
 ) -> PruningPlan:
     """A plan of decoder stages that share one scorer, with a solved schedule for every budget.
 
+    >>> plan = make_plan(576, decoder_layers=8, stage_layers=[0, 2, 5], scorer="actor", budgets=[192, 64])
+    >>> [str(stage.site) for stage in plan.stages]
+    ['decoder:0', 'decoder:2', 'decoder:5']
+    >>> plan.tokens_per_layer(plan.schedule(64))
+    (106, 106, 63, 63, 63, 37, 37, 37)
+
     Args:
         visual_tokens: n, visual tokens of one image.
         decoder_layers: L, layers of the decoder.

@@ -95,6 +95,9 @@ def solve_schedule(
 
     The average met is less than one token below the budget, and usually the budget itself.
 
+    >>> solve_schedule(visual_tokens=576, decoder_layers=8, stage_layers=[0, 2, 5], budget_kept=64)
+    Schedule(budget_kept=64, keep_counts=(106, 63, 37), average_kept=64.0)
+
     Args:
         visual_tokens: n, visual tokens of one image.
         decoder_layers: L, layers of the decoder.

@@ -11,6 +11,10 @@ def select(scores: Tensor, count: int | SymInt) -> Tensor:
 
     Scores are compared in float32; of equal scores the lower index wins.
 
+    >>> select(torch.tensor([[0.1, 0.9, 0.3, 0.9], [0.5, 0.5, 0.5, 0.5]]), 2)
+    tensor([[1, 3],
+            [0, 1]])
+
     Args:
         scores: float ``[b, n]``, no NaN (infinities order as usual).
         count: how many tokens are kept, 1 to n; symbolic while exporting.

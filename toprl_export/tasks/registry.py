@@ -1,4 +1,13 @@
-"""The tasks by name; the first is the default."""
+"""The tasks by name; the first is the default.
+
+>>> TASKS.names()[0]
+'mini-exist'
+>>> sample = TASKS.get("mini-exist").sample("held-out", seed=0, index=0)
+>>> sample.image.shape, sample.evidence.shape
+((192, 192, 3), (24, 24))
+>>> TASKS.get("mini-exist").score("Yes.", "yes")
+1.0
+"""
 
 from __future__ import annotations
 
