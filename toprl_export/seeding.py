@@ -22,6 +22,7 @@ def derive_seed(seed: int, *names: str | int) -> int:
     False
     """
     text = "\x1f".join([str(seed), *map(str, names)])
+    # A hash, not seed + index: streams of neighbouring seeds must not be correlated or coincide.
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
@@ -44,7 +45,7 @@ def torch_generator(seed: int, *names: str | int, device: str = "cpu") -> torch.
 def seed_everything(seed: int) -> None:
     """Seed Python's, NumPy's and (where it is imported) torch's global generators."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch = sys.modules.get("torch")
+    np.random.seed(seed % 2**32)  # NumPy's legacy generator takes 32 bits
+    torch = sys.modules.get("torch")  # not imported for this: what has no torch has nothing of it to seed
     if torch is not None:
         torch.manual_seed(seed)

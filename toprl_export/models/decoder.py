@@ -23,6 +23,7 @@ class Decoder(nn.Module):
         self.head = head
 
     def __len__(self) -> int:
+        """L, the number of layers."""
         return len(list(self.layers.children()))
 
     def layer(self, index: int) -> nn.Module:
@@ -81,10 +82,10 @@ def attention_rows(
 
 
 def _heads(projected: Tensor, attention: Any, norm: str) -> Tensor:
-    split = projected.reshape(*projected.shape[:-1], -1, attention.head_dim)
-    if hasattr(attention, norm):
+    split = projected.reshape(*projected.shape[:-1], -1, attention.head_dim)  # [b, s, h, hd]
+    if hasattr(attention, norm):  # some families normalise queries and keys per head, Llama does not
         split = getattr(attention, norm)(split)
-    heads: Tensor = split.transpose(1, 2)
+    heads: Tensor = split.transpose(1, 2)  # [b, h, s, hd]
     return heads
 
 

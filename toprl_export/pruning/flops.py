@@ -15,7 +15,7 @@ class FlopsReport:
     Attributes:
         unpruned: decoder without pruning.
         pruned: decoder with pruning, without the actor.
-        actor: the actor at all stages; 0 for scorers that cost nothing by formula.
+        actor: the actor at all stages; 0 for scorers that the formulas leave out.
     """
 
     unpruned: int
@@ -54,8 +54,8 @@ def attention_row_flops(d: int, n_t: int, keys: bool) -> int:
     Args:
         d: hidden size of the decoder.
         n_t: visual tokens that enter the stage.
-        keys: whether the keys must be made too; after a layer has run, its own serve, for an
-            engine merges the two equal products.
+        keys: whether the keys must be computed too; for the layer just run they exist already, because an engine
+            merges the two equal products.
     """
     return 2 * (d**2 + n_t * d) + (2 * n_t * d**2 if keys else 0)
 

@@ -1,4 +1,4 @@
-"""What a scorer sees at a pruning stage, what it answers, and the names of the known scorers."""
+"""What a scorer sees at a pruning stage, what it returns, and the registry of scorers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ScorerNeeds:
 
 @dataclass(frozen=True)
 class StageInputs:
-    """The state at one stage, ``s_t = [t, H_t^v]`` in TOP-RL, and what else the scorer asked for.
+    """The state at one stage, ``s_t = [t, H_t^v]`` in TOP-RL, and what else the scorer needs.
 
     Attributes:
         stage: 0-based number of the stage in its plan.
@@ -43,12 +43,12 @@ class StageInputs:
             the sequence (training); None when all are there (dropped tokens were gathered away).
         origin: int64 ``[b, n_t]``, which of its image's n visual tokens each one is (the visual origin of
             `toprl_export.models.walk`'s table), whatever earlier stages dropped.
-        attention: float32 ``[b, q, n_t]``, mean over heads of the attention of the question's last token (q = 1) or of
-            all t text tokens (q = t) on each visual token; None unless asked for.
-        text: float ``[b, t, d]``, hidden states of the text tokens entering the stage; None unless asked for.
+        attention: float32 ``[b, q, n_t]``, the attention of the question's last token (q = 1) or of all t text tokens
+            (q = t) on each visual token, averaged over heads; None unless needed.
+        text: float ``[b, t, d]``, hidden states of the text tokens entering the stage; None unless needed.
         question_mask: bool ``[b, t]``, True for the text tokens between the image and the answer: the question and
             what the template puts around it, neither padding nor answer; None unless attention or text is needed.
-        saliency: float32 ``[b, n_t]``, the vision tower's attention on each patch; None unless asked for.
+        saliency: float32 ``[b, n_t]``, the vision tower's attention on each patch; None unless needed.
         keep: how many tokens the stage will keep, for scorers that need not score the rest; None where that is not
             known, as in a graph that takes it as an input.
     """
@@ -65,15 +65,16 @@ class StageInputs:
 
 
 def question_states(inputs: StageInputs) -> tuple[Tensor, Tensor]:
-    """The question's mean state and its last token's state, both float32 ``[b, d]``.
+    """The question's average state and its last token's state, both float32 ``[b, d]``.
 
     Raises:
-        ValueError: the scorer did not ask for the text.
+        ValueError: the scorer's `needs` leave out the text.
     """
     if inputs.text is None or inputs.question_mask is None:
-        raise ValueError("the question's states are wanted, but the walk gave no text: ask for it in `needs`")
+        raise ValueError("the question's states are needed, but the walk gave no text: set text=True in `needs`")
     mask, text = inputs.question_mask.unsqueeze(-1), inputs.text.float()  # [b, t, 1], [b, t, d]
     mean = (text * mask).sum(1) / mask.sum(1).clamp(min=1)
+    # The largest index under the mask; padding stands before the question, answers and their padding behind it.
     order = torch.arange(inputs.question_mask.shape[1], device=text.device)
     last = (inputs.question_mask * order).argmax(1)  # [b]
     return mean, text.gather(1, last[:, None, None].expand(-1, 1, text.shape[2])).squeeze(1)
