@@ -32,7 +32,7 @@ from toprl_export.errors import UserError
 from toprl_export.models.load import load_model
 from toprl_export.seeding import torch_generator
 from toprl_export.tasks.registry import TASKS
-from toprl_export.tasks.scenes.questions import Question
+from toprl_export.tasks.task import Question
 from toprl_export.trainer import DEFAULT_BUDGETS_KEPT, TrainRequest
 from toprl_trainers.rl.gumbel import temperature_at
 from toprl_trainers.toprl.data import BlockSource, ImageBlock, looks_at_question, model_precision
@@ -246,7 +246,7 @@ class Bench:
 def kept_tokens(rollouts: Rollouts, row: int) -> Kept:
     """Which visual tokens a rollout kept at each stage."""
     records = rollouts.stages
-    return tuple(record.inputs.positions[row // record.repeats][record.kept[row]] for record in records)
+    return tuple(record.inputs.origin[row // record.repeats][record.kept[row]] for record in records)
 
 
 def report(run: Run, rounds: Sequence[Round], visits: int) -> str:

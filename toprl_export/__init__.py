@@ -1,27 +1,68 @@
 """toprl-export: learned visual-token pruning for vision-language models, exported into the engine.
 
-`load` serves a bundle, `train` trains an agent; `toprl_export.build.build` and `toprl_export.validate.runner.validate`
-are the steps between. All are imported when first used, so that importing the package stays cheap.
+`train` trains an agent and `load` serves a bundle; `toprl_export.build.build` and
+`toprl_export.validate.runner.validate` are the steps between. What is public here is imported when it is first used, so
+that importing the package stays cheap:
+
+>>> import toprl_export
+>>> plan = toprl_export.baseline_plan("uniform", visual_tokens=576, decoder_layers=8, budgets=[192, 64])
+>>> plan.stage_layers, plan.schedule(64).keep_counts
+((0, 2, 5), (106, 63, 37))
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from toprl_export.api import load
+    from toprl_export.api import LoadedBundle, load
+    from toprl_export.errors import MissingExtraError, UserError
+    from toprl_export.pruning.baselines.specs import baseline_plan
+    from toprl_export.pruning.plan import PruningPlan, make_plan
+    from toprl_export.pruning.schedule import solve_schedule
+    from toprl_export.runtime.generation import Generation
     from toprl_export.trainer import train
 
-__all__ = ["load", "train"]
+    __version__: str
+
+_MODULE_OF = {
+    "Generation": "toprl_export.runtime.generation",
+    "LoadedBundle": "toprl_export.api",
+    "MissingExtraError": "toprl_export.errors",
+    "PruningPlan": "toprl_export.pruning.plan",
+    "UserError": "toprl_export.errors",
+    "baseline_plan": "toprl_export.pruning.baselines.specs",
+    "load": "toprl_export.api",
+    "make_plan": "toprl_export.pruning.plan",
+    "solve_schedule": "toprl_export.pruning.schedule",
+    "train": "toprl_export.trainer",
+}
+
+__all__ = [
+    "Generation",
+    "LoadedBundle",
+    "MissingExtraError",
+    "PruningPlan",
+    "UserError",
+    "__version__",
+    "baseline_plan",
+    "load",
+    "make_plan",
+    "solve_schedule",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":
-        from toprl_export.api import load
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(_MODULE_OF[name]), name)
+    if name == "__version__":
+        from importlib import metadata
 
-        return load
-    if name == "train":
-        from toprl_export.trainer import train
-
-        return train
+        return metadata.version("toprl-export")
     raise AttributeError(f"module 'toprl_export' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, overload
+from types import TracebackType
+from typing import Literal, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,27 +15,55 @@ from tokenizers import Tokenizer
 from toprl_export.bundle import Bundle, load_bundle
 from toprl_export.engine import SessionOptions, get_engine
 from toprl_export.errors import UserError
-from toprl_export.runtime.generation import Generation, GenerationRequest, GenerationStream
+from toprl_export.runtime.generation import (
+    DEFAULT_NEW_TOKENS,
+    Generation,
+    GenerationRequest,
+    GenerationStream,
+    prompt_room,
+)
 from toprl_export.runtime.preprocess import ImageInput
 from toprl_export.runtime.prompt import TokenBatch
 from toprl_export.runtime.session import EngineSession
 
-DEFAULT_NEW_TOKENS = 16
-
 
 class LoadedBundle:
-    """A verified bundle with its engine in memory.
+    """A verified bundle with its engine in memory; a context manager that closes it.
 
     Attributes:
         bundle: directory and manifest.
-        session: the engine.
         tokenizer: the model's.
     """
 
     def __init__(self, bundle: Bundle, session: EngineSession) -> None:
         self.bundle = bundle
-        self.session = session
         self.tokenizer: Tokenizer = Tokenizer.from_file(str(bundle.path("tokenizer")))
+        self._session: EngineSession | None = session
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def session(self) -> EngineSession:
+        """The engine.
+
+        Raises:
+            UserError: the bundle was closed.
+        """
+        if self._session is None:
+            raise UserError(f"the bundle {self.bundle.dir} was closed: load it again to use it")
+        return self._session
+
+    def close(self) -> None:
+        """Release the engine's memory; what is used afterwards must be loaded again. A second call does nothing."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -80,6 +109,12 @@ class LoadedBundle:
     ) -> Generation | GenerationStream:
         """Answer questions about images.
 
+        >>> image = np.zeros((192, 192, 3), dtype=np.uint8)  # or a path, or a Pillow image
+        >>> with load(directory) as bundle:
+        ...     result = bundle.generate(image, ["what colour is the 7?", "how many stars are there?"])
+        >>> len(result.answers), result.timings.total_ms > 0
+        (2, True)
+
         Args:
             images: one or several: paths, Pillow images or ``uint8 [h, w, 3]``. One image takes all prompts.
             prompts: one question or one per image.
@@ -89,8 +124,8 @@ class LoadedBundle:
             stream: return pieces of text as they are made.
 
         Raises:
-            UserError: an input is no image, a prompt is empty or too long, images and prompts do not pair, or task
-                or budget is unknown.
+            UserError: an input is no image, a prompt is empty or too long, images and prompts do not pair, task
+                or budget is unknown, or the bundle was closed.
         """
         request = self.request(images, prompts, task, budget_kept, max_new_tokens)
         growing = GenerationStream(self.session, self.tokenizer, request)
@@ -130,12 +165,7 @@ class LoadedBundle:
             UserError: there is none, or one is empty or leaves no room for the answer.
         """
         model = self.bundle.manifest.model
-        room = model.max_length - max_new_tokens
-        if room <= model.visual_tokens:
-            raise UserError(
-                f"{max_new_tokens} new tokens leave no room for a prompt, for the model holds {model.max_length} "
-                f"positions, {model.visual_tokens} of them visual: ask for fewer"
-            )
+        room = prompt_room(model.max_length, model.visual_tokens, max_new_tokens)
         listed = [prompts] if isinstance(prompts, str) else list(prompts)
         return self.bundle.manifest.prompt.tokenize(self.tokenizer, listed, model.visual_tokens, room)
 
@@ -148,6 +178,10 @@ def load(
     verify: bool = True,
 ) -> LoadedBundle:
     """Verify a bundle and load its engine.
+
+    >>> with load(directory) as bundle:  # made by: toprl-export build --budget-kept 8,4 --output-dir DIRECTORY
+    ...     bundle.tasks, bundle.budgets
+    (('mini-exist', 'mini-count'), (8, 4))
 
     Args:
         directory: what ``toprl-export build`` wrote.

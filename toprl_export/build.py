@@ -25,7 +25,6 @@ from toprl_export.bundle import (
     write_manifest,
 )
 from toprl_export.engine import (
-    BUILDABLE_BASELINES,
     PRECISIONS,
     BuildRequest,
     BuildResult,
@@ -39,7 +38,7 @@ from toprl_export.manifest import check_relative
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.load import load_model
 from toprl_export.models.shape import DecoderShape
-from toprl_export.pruning.baselines.plans import baseline_plan, baseline_scorer
+from toprl_export.pruning.baselines.specs import BUILDABLE_BASELINES, baseline_plan, baseline_spec
 from toprl_export.pruning.plan import PruningPlan, Schedule
 from toprl_export.registry import unknown_name
 from toprl_export.tensorrt_options import TensorRTOptions
@@ -239,8 +238,8 @@ def _check_source(agents: Sequence[Path], baseline: str | None, stage_layers: Se
         return
     if agents:
         raise UserError(f"agents and the baseline {baseline} were given: a bundle is built from one of the two")
-    baseline_scorer(baseline)  # refuses a name that nobody knows
-    if baseline not in BUILDABLE_BASELINES:
+    spec = baseline_spec(baseline)
+    if not spec.buildable:
         raise UserError(
             f"the baseline {baseline} runs in PyTorch only, where `compare` measures it: "
             f"choose one of {', '.join(BUILDABLE_BASELINES)}"

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from toprl_export.errors import UserError
-from toprl_export.pruning.baselines.plans import BASELINES
 from toprl_export.registry import Registry
 from toprl_export.tensorrt_options import TensorRTOptions
 
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 DEFAULT_OPSET = 23
-BUILDABLE_BASELINES = tuple(name for name in BASELINES if name != "random")
-"""Baselines that a graph can hold: with random it would keep other tokens than the PyTorch reference."""
 GRAPHS = ("vision", "prefill", "decode", "prefill_unpruned")
 """Roles of the graphs that an engine builds; the last is there to be compared with."""
 
@@ -71,7 +68,7 @@ class BuildRequest:
     def scorer(self) -> Scorer:
         """What scores at every stage: the agents' actors stacked, or the baseline's scorer."""
         if self.baseline is not None:
-            from toprl_export.pruning.baselines.make import make_scorer
+            from toprl_export.pruning.scorer import make_scorer
 
             return make_scorer(self.baseline)
         from toprl_export.pruning.actor import StackedActors

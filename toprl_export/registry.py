@@ -1,4 +1,4 @@
-"""Names that stand for lazily imported objects: built-in ones and those other packages add by entry points."""
+"""Names of lazily imported objects: built-in ones, and those that other packages add through entry points."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Maps a name to ``"package.module:attribute"`` and imports it only when it is asked for.
+    """Maps a name to ``"package.module:attribute"`` and imports it only when it is used.
+
+    >>> shapes = Registry("shape", {"fraction": "fractions:Fraction"})
+    >>> shapes.get("fraction")(1, 3)
+    Fraction(1, 3)
 
     Args:
         kind: what the names stand for, in the singular ("task"); used in messages.
@@ -75,7 +79,7 @@ class Registry(Generic[T]):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name nobody knows: lists the known ones and suggests the closest."""
+    """The error for an unknown name: lists the known ones and suggests the closest."""
     choices = list(known)
     close = difflib.get_close_matches(name, choices, n=1)
     suggestion = f"; did you mean {close[0]!r}?" if close else ";"

@@ -11,7 +11,7 @@ from torch import Tensor
 from ci.gpu.shapes import Subject
 from ci.gpu.ways import attention
 from toprl_export.models.reference import Pruning, forced_decisions
-from toprl_export.models.walk import NOTHING, Decision, TokenTensors, layer_groups, walk_decode, walk_prefill
+from toprl_export.models.walk import NO_NEEDS, Decision, TokenTensors, layer_groups, walk_decode, walk_prefill
 from toprl_export.pruning.scorer import StageInputs
 
 
@@ -100,7 +100,7 @@ class Walk:
 
     def prefill(self, prompt: Prompt) -> Filled:
         """Run the prompt."""
-        decoder, needs = self.subject.decoder, self.pruning.scorer.needs if self.pruning else NOTHING
+        decoder, needs = self.subject.decoder, self.pruning.scorer.needs if self.pruning else NO_NEEDS
         with attention(self.subject.text_config, self.way):
             done = walk_prefill(decoder, prompt.tokens, prompt.visual, self.stage_layers, self._decide, needs)
         return Filled(done.logits, done.keys, done.values, done.masks, done.kept)

@@ -78,6 +78,25 @@ def test_streaming_adds_up(loaded: LoadedBundle):
     assert len(whole.token_ids[0]) <= 9
 
 
+def test_a_closed_bundle_is_one_clear_error(tmp_path: Path, fake_engine: None):
+    made_up_bundle(tmp_path / "bundle")
+    with load(tmp_path / "bundle") as bundle:
+        session = bundle.session
+        assert bundle.generate(picture(0), QUESTION).answers and session.closed == 0
+    bundle.close()
+    assert session.closed == 1, "closing again must not reach the engine"
+    with pytest.raises(UserError, match=f"^the bundle {tmp_path / 'bundle'} was closed: load it again to use it$"):
+        bundle.generate(picture(0), QUESTION)
+
+
+def test_an_error_inside_closes_the_bundle(tmp_path: Path, fake_engine: None):
+    made_up_bundle(tmp_path / "bundle")
+    with pytest.raises(UserError, match="a prompt is empty"), load(tmp_path / "bundle") as bundle:
+        session = bundle.session
+        bundle.generate(picture(0), "")
+    assert session.closed == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

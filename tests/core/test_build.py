@@ -23,7 +23,7 @@ from toprl_export.bundle import Bundle, load_bundle, stamp_validation
 from toprl_export.engine import BuildRequest, BuildResult
 from toprl_export.errors import UserError
 from toprl_export.models.llava import LlavaAdapter
-from toprl_export.pruning.baselines.plans import baseline_plan
+from toprl_export.pruning.baselines.specs import baseline_plan
 from toprl_export.pruning.plan import PruningPlan, Schedule, make_plan, solve_schedule
 
 

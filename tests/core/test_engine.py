@@ -13,8 +13,8 @@ from toprl_export.agent import load_agent
 from toprl_export.engine import BuildRequest, get_engine
 from toprl_export.errors import MissingExtraError, UserError
 from toprl_export.pruning.actor import StackedActors
-from toprl_export.pruning.baselines.fastv import FastVScorer
-from toprl_export.pruning.baselines.plans import baseline_plan
+from toprl_export.pruning.baselines.attention import FastVScorer
+from toprl_export.pruning.baselines.specs import baseline_plan
 
 
 def test_an_engine_is_made_and_checked(fake_engine: None, monkeypatch: pytest.MonkeyPatch):

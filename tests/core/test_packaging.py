@@ -88,6 +88,10 @@ def test_wheel_holds_every_source_and_data_file_of_the_packages(wheel_names: set
     assert expected <= wheel_names
 
 
+def test_every_package_of_the_wheel_is_typed(wheel_names: set[str]):
+    assert {f"{package}/py.typed" for package in SOURCES} <= wheel_names
+
+
 def test_wheel_holds_nothing_else(wheel_names: set[str]):
     assert {name.split("/")[0] for name in wheel_names} == {*SOURCES, f"toprl_export-{PROJECT['version']}.dist-info"}
 

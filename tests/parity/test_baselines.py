@@ -21,8 +21,7 @@ from toprl_engines.graph.export import ExportJob, export_graphs
 from toprl_export.api import load
 from toprl_export.errors import UserError
 from toprl_export.models.reference import Pruning, ReferenceRunner
-from toprl_export.pruning.baselines.make import make_scorer
-from toprl_export.pruning.scorer import Scorer, ScorerNeeds, StageInputs, question_states
+from toprl_export.pruning.scorer import Scorer, ScorerNeeds, StageInputs, make_scorer, question_states
 from toprl_export.runtime.session import EncodedImages
 
 TOLERANCE = 1e-4
@@ -140,7 +139,7 @@ class EverythingOfTheQuestion(Scorer):
     def forward(self, inputs: StageInputs) -> torch.Tensor:
         mean, last = question_states(inputs)
         likeness = torch.nn.functional.cosine_similarity(inputs.visual, (mean - last).unsqueeze(1), dim=-1)
-        noticed = (inputs.attention * inputs.asked.unsqueeze(-1)).sum(1)  # [b, n_t]
+        noticed = (inputs.attention * inputs.question_mask.unsqueeze(-1)).sum(1)  # [b, n_t]
         return noticed + likeness
 
 

@@ -133,7 +133,7 @@ def test_control_other_tokens_kept(built, session):
 def test_control_not_causal(built, session, monkeypatch):
     request = built.request((13, 9, 4))
     right = session.prefill(request).logits
-    monkeypatch.setattr(walk._Tokens, "mask", lambda self: self.valid[:, None, None, :])
+    monkeypatch.setattr(walk._Sequence, "mask", lambda self: self.valid[:, None, None, :])
     assert largest_difference(right, built.expected(request).logits) > MISTAKE
 
 

@@ -19,7 +19,7 @@ from toprl_export.bundle import (
     write_manifest,
 )
 from toprl_export.engine import BuildRequest, BuildResult, SessionOptions
-from toprl_export.models.mini.vocabulary import BEGIN, END, IMAGE, PAD, build_tokenizer
+from toprl_export.models.mini.architecture import BEGIN, END, IMAGE, PAD, build_tokenizer
 from toprl_export.models.shape import DecoderShape
 from toprl_export.pruning.plan import make_plan
 from toprl_export.runtime.preprocess import ImageProcessor
@@ -49,6 +49,7 @@ class FakeSession:
     options: SessionOptions = field(default_factory=SessionOptions)
     decode_calls: int = 0
     encoded_images: int = 0
+    closed: int = 0
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(7)
@@ -85,6 +86,9 @@ class FakeSession:
         cache.state = cache.state + self._embedding[tokens] * np.cos(cache.position)[:, None]
         cache.position, cache.steps = cache.position + 1, cache.steps + 1
         return self._logits(cache)
+
+    def close(self) -> None:
+        self.closed += 1
 
     def _logits(self, cache: FakeCache) -> np.ndarray:
         logits = np.tanh(cache.state) @ self._head

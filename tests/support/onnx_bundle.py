@@ -20,9 +20,8 @@ from toprl_export.engine import BuildRequest, SessionOptions
 from toprl_export.models.llava import LlavaAdapter
 from toprl_export.models.reference import Pruning, ReferenceRunner
 from toprl_export.models.walk import Prefill
-from toprl_export.pruning.baselines.make import make_scorer
-from toprl_export.pruning.baselines.plans import baseline_plan
-from toprl_export.pruning.scorer import Scorer
+from toprl_export.pruning.baselines.specs import baseline_plan
+from toprl_export.pruning.scorer import Scorer, make_scorer
 from toprl_export.runtime.session import EncodedImages, PrefillRequest
 
 TASKS = ("mini-exist", "mini-read")

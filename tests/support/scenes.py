@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 
-from toprl_export.tasks.scenes.scene import SceneObject
+from toprl_export.tasks.scenes import SceneObject
 
 
 def solve(question: str, objects: tuple[SceneObject, ...]) -> str:

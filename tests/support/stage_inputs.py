@@ -23,35 +23,35 @@ def random_inputs(
 
     alive = torch.rand(batch, tokens, generator=generator) < 0.7
     alive[:, :2] = True
-    asked = torch.rand(batch, text, generator=generator) < 0.7
-    asked[:, -1] = True
+    question_mask = torch.rand(batch, text, generator=generator) < 0.7
+    question_mask[:, -1] = True
     # Token 0's dimension is shared, so that cosines are not all near 0.
     visual = normal(batch, tokens, width) + normal(batch, 1, width)
     return StageInputs(
         stage=0,
         visual=visual,
         alive=torch.ones_like(alive) if all_alive else alive,
-        positions=torch.arange(tokens).expand(batch, tokens).contiguous(),
+        origin=torch.arange(tokens).expand(batch, tokens).contiguous(),
         attention=normal(batch, text, tokens).softmax(-1),
         text=normal(batch, text, width),
-        asked=asked,
+        question_mask=question_mask,
         saliency=normal(batch, tokens).softmax(-1),
     )
 
 
 def only_row(inputs: StageInputs, row: int) -> StageInputs:
     """One row's living tokens, gathered, as if the row had come alone."""
-    alive = inputs.alive[row] if inputs.alive is not None else torch.ones_like(inputs.positions[row], dtype=torch.bool)
-    assert inputs.attention is not None and inputs.text is not None and inputs.asked is not None
+    alive = inputs.alive[row] if inputs.alive is not None else torch.ones_like(inputs.origin[row], dtype=torch.bool)
+    assert inputs.attention is not None and inputs.text is not None and inputs.question_mask is not None
     assert inputs.saliency is not None
     return StageInputs(
         stage=inputs.stage,
         visual=inputs.visual[row : row + 1, alive],
         alive=None,
-        positions=inputs.positions[row : row + 1, alive],
+        origin=inputs.origin[row : row + 1, alive],
         attention=inputs.attention[row : row + 1, :, alive],
         text=inputs.text[row : row + 1],
-        asked=inputs.asked[row : row + 1],
+        question_mask=inputs.question_mask[row : row + 1],
         saliency=inputs.saliency[row : row + 1, alive],
     )
 

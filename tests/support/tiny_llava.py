@@ -6,7 +6,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from toprl_export.models.llava import LlavaAdapter
-from toprl_export.models.mini.vocabulary import BEGIN, END, IMAGE, PAD, build_tokenizer
+from toprl_export.models.mini.architecture import BEGIN, END, IMAGE, PAD, build_tokenizer
 from toprl_export.runtime.preprocess import ImageProcessor
 from toprl_export.runtime.prompt import PromptFormat, TokenBatch
 

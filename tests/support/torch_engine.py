@@ -14,9 +14,8 @@ from toprl_export.bundle import Bundle
 from toprl_export.engine import BuildRequest, BuildResult, SessionOptions
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.reference import Pruning, to_tensors
-from toprl_export.models.walk import NOTHING, Decision, layer_groups, walk_decode, walk_prefill
-from toprl_export.pruning.baselines.make import make_scorer
-from toprl_export.pruning.scorer import Scorer, StageInputs
+from toprl_export.models.walk import NO_NEEDS, Decision, layer_groups, walk_decode, walk_prefill
+from toprl_export.pruning.scorer import Scorer, StageInputs, make_scorer
 from toprl_export.runtime.session import EncodedImages, PrefillRequest, PrefillResult
 
 Fault = Literal["none", "selection", "logits", "decode"]
@@ -51,7 +50,7 @@ class TorchSession:
         self._adapter = adapter
         self._scorer = _Reversed(scorer) if scorer and fault == "selection" else scorer
         self._stage_layers = stage_layers if scorer else ()
-        self._needs = scorer.needs if scorer else NOTHING
+        self._needs = scorer.needs if scorer else NO_NEEDS
         self._fault = fault
 
     @torch.inference_mode()
@@ -99,6 +98,9 @@ class TorchSession:
             layer_groups(self._stage_layers, len(decoder)),
         )
         return logits.numpy()
+
+    def close(self) -> None:
+        """Nothing: the adapter belongs to the test."""
 
 
 class TorchEngine:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from toprl_export.models.load import PROMPT_FILE, load_model
-from toprl_export.models.mini.vocabulary import BEGIN, END, IMAGE, PAD, build_tokenizer
+from toprl_export.models.mini.architecture import BEGIN, END, IMAGE, PAD, build_tokenizer
 from toprl_export.models.reference import ReferenceRunner
 from toprl_export.runtime.prompt import PromptFormat
 from toprl_export.tasks.mini_tasks import EXIST

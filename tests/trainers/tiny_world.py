@@ -17,8 +17,7 @@ from toprl_export.models.llava import LlavaAdapter
 from toprl_export.models.walk import Decision, walk_prefill
 from toprl_export.pruning.select import select
 from toprl_export.seeding import numpy_rng
-from toprl_export.tasks.scenes.questions import Question
-from toprl_export.tasks.task import QuestionGroup, Sample, Task
+from toprl_export.tasks.task import Question, QuestionGroup, Sample, Task
 from toprl_export.trainer import TrainRequest
 from toprl_trainers.toprl.questions import GoldAnswers, pack_questions
 

@@ -29,8 +29,8 @@ from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.load import load_model, load_unchanged_model
 from toprl_export.models.reference import Pruning, ReferenceRunner
 from toprl_export.models.walk import Decision
-from toprl_export.pruning.baselines.fastv import FastVScorer
-from toprl_export.pruning.baselines.uniform import UniformScorer
+from toprl_export.pruning.baselines.attention import FastVScorer
+from toprl_export.pruning.baselines.controls import UniformScorer
 from toprl_export.pruning.scorer import StageInputs
 from toprl_export.tasks.registry import TASKS
 from toprl_export.tasks.task import Sample, Task
@@ -133,7 +133,7 @@ class NothingKept(Pruning):
 
     def decide(self, inputs: StageInputs) -> Decision:
         """No token: ``int64 [b, 0]``."""
-        return Decision(inputs.positions[:, :0])
+        return Decision(inputs.origin[:, :0])
 
 
 @dataclass(frozen=True)

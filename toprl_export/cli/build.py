@@ -22,7 +22,8 @@ from toprl_export.cli.arguments import (
     command_line,
 )
 from toprl_export.cli.tensorrt_flags import add_tensorrt, plan_lines, tensorrt_options
-from toprl_export.engine import BUILDABLE_BASELINES, GRAPHS, PRECISIONS, ConfigurableEngine
+from toprl_export.engine import GRAPHS, PRECISIONS, ConfigurableEngine
+from toprl_export.pruning.baselines.specs import BUILDABLE_BASELINES
 from toprl_export.trainer import DEFAULT_BUDGETS_KEPT
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from toprl_export.cli.arguments import (
     command_line,
     positive_int,
 )
-from toprl_export.pruning.baselines.plans import BASELINES, ORACLE
+from toprl_export.pruning.baselines.specs import BASELINES, ORACLE
 
 if TYPE_CHECKING:
     from toprl_export.compare.request import CompareRequest

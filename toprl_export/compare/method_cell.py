@@ -19,9 +19,8 @@ from toprl_export.evaluation.questions import SPLIT
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.load import load_unchanged_model
 from toprl_export.models.reference import Pruning, ReferenceRunner
-from toprl_export.pruning.baselines.make import make_scorer
-from toprl_export.pruning.baselines.oracle import OracleScorer
-from toprl_export.pruning.scorer import Scorer
+from toprl_export.pruning.baselines.controls import OracleScorer
+from toprl_export.pruning.scorer import Scorer, make_scorer
 from toprl_export.seeding import derive_seed
 from toprl_export.tasks.registry import TASKS
 from toprl_export.tasks.task import Sample, Task

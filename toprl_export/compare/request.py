@@ -12,7 +12,7 @@ from toprl_export.errors import UserError
 from toprl_export.evaluation.compared_agents import ComparedAgent
 from toprl_export.evaluation.questions import ALL, UNPRUNED, TaskQuestions
 from toprl_export.models.adapter import LVLMAdapter
-from toprl_export.pruning.baselines.plans import BASELINES, ORACLE, baseline_plan
+from toprl_export.pruning.baselines.specs import BASELINES, ORACLE, baseline_plan
 from toprl_export.pruning.schedule import DEFAULT_DECAY, Schedule
 from toprl_export.registry import unknown_name
 

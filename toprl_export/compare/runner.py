@@ -39,7 +39,7 @@ from toprl_export.evaluation.tables import csv_text
 from toprl_export.files import write_bytes_atomic, write_text_atomic
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.load import load_model
-from toprl_export.pruning.baselines.plans import ORACLE
+from toprl_export.pruning.baselines.specs import ORACLE
 
 MARKDOWN_FILE = "compare.md"
 CSV_FILE = "compare.csv"

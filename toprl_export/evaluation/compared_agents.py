@@ -13,7 +13,7 @@ from toprl_export.agent import AGENT_FILE, Agent, load_agent
 from toprl_export.errors import UserError
 from toprl_export.evaluation.questions import UNPRUNED
 from toprl_export.models.adapter import LVLMAdapter
-from toprl_export.pruning.baselines.plans import BASELINES, ORACLE
+from toprl_export.pruning.baselines.specs import BASELINES, ORACLE
 from toprl_export.pruning.schedule import Schedule
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

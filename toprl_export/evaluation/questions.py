@@ -11,8 +11,7 @@ from typing import Final
 from toprl_export.errors import UserError
 from toprl_export.registry import unknown_name
 from toprl_export.tasks.registry import TASKS
-from toprl_export.tasks.scenes.glyphs import Split
-from toprl_export.tasks.task import Level, Task
+from toprl_export.tasks.task import Level, Split, Task
 
 SPLIT: Final[Split] = "held-out"
 """Everything is measured on questions that no agent was trained on."""

@@ -1,4 +1,4 @@
-"""What the rest of the project asks of a reference model; one subclass per model family."""
+"""What the rest of the project needs of a reference model; one subclass per model family."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class LVLMAdapter(ABC):
         revision: the hub revision, or None for a local or embedded model.
         model: the Hugging Face model, in evaluation mode, without gradients.
         tokenizer: the fast tokenizer.
-        image_processor: turns pictures into ``pixel_values`` without torch.
+        image_processor: turns images into ``pixel_values`` without torch.
         prompt_format: how a question becomes token ids around the image.
     """
 
@@ -79,7 +79,7 @@ class LVLMAdapter(ABC):
         """The attention that each visual token receives in the vision tower, float32 ``[b, n]``; exportable.
 
         It is the class token's, averaged over heads, in the layer whose output feeds the projector (VisionZip, Yang et
-        al. 2025), or that of all patches on average where the tower has no class token.
+        al. 2025), or the average over all patches where the tower has no class token.
 
         Args:
             pixel_values: ``[b, 3, h, w]``, as for `encode_image`.
@@ -114,10 +114,11 @@ class LVLMAdapter(ABC):
     def answering_fingerprint(self) -> str:
         """SHA-256 over all that the model's answers depend on: weights, configuration, tokenizer, images and prompt."""
         config = self.model.config.to_dict()
+        # Where the model was loaded from and by which transformers changes no answer.
         for name in ("_name_or_path", "transformers_version"):
             config.pop(name, None)
-        said = [config, self.tokenizer.to_str(), asdict(self.image_processor), asdict(self.prompt_format)]
-        text = json.dumps([*said, self.end_tokens], sort_keys=True, default=str)
+        parts = [config, self.tokenizer.to_str(), asdict(self.image_processor), asdict(self.prompt_format)]
+        text = json.dumps([*parts, self.end_tokens], sort_keys=True, default=str)
         return hashlib.sha256(f"{self.fingerprint}\n{text}".encode()).hexdigest()
 
 

@@ -23,6 +23,7 @@ class Decoder(nn.Module):
         self.head = head
 
     def __len__(self) -> int:
+        """L, the number of layers."""
         return len(list(self.layers.children()))
 
     def layer(self, index: int) -> nn.Module:
@@ -31,7 +32,11 @@ class Decoder(nn.Module):
 
 
 class LayerCache:
-    """What a Hugging Face attention asks of a cache: keeps one layer's keys and values, after any past ones."""
+    """What a Hugging Face attention needs of a cache: keeps one layer's keys and values, after any past ones.
+
+    One object per layer, because after a stage the caches of deeper layers are shorter, which Hugging Face's own cannot
+    hold.
+    """
 
     def __init__(self, past: tuple[Tensor, Tensor] | None = None) -> None:
         self._past = past
@@ -48,14 +53,16 @@ class LayerCache:
         return keys, values
 
 
-def attention_rows(layer: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], slots: Tensor, allowed: Tensor) -> Tensor:
+def attention_rows(
+    layer: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], living_slots: Tensor, allowed: Tensor
+) -> Tensor:
     """The attention of some tokens in ``layer``, averaged over heads: the rows that a scorer needs, never a whole map.
 
     Args:
         layer: a decoder layer; its own norm and projections are used.
         hidden: the states entering it, ``[b, s, d]``.
         rotary: cos and sin, each ``[b, s, head_dim]``.
-        slots: which tokens ask, ``int64 [b, q]``.
+        living_slots: of the tokens whose attention it is (see `toprl_export.models.walk`), ``int64 [b, q]``.
         allowed: what each of them may attend to, ``bool [b, q, s]``.
 
     Returns:
@@ -63,10 +70,11 @@ def attention_rows(layer: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], sl
     """
     attention = layer.self_attn
     normed = layer.input_layernorm(hidden)
-    query = _heads(attention.q_proj(gather_tokens(normed, slots)), attention, "q_norm")  # [b, h, q, hd]
+    query = _heads(attention.q_proj(gather_tokens(normed, living_slots)), attention, "q_norm")  # [b, h, q, hd]
     keys = _heads(attention.k_proj(normed), attention, "k_norm")  # [b, kv, s, hd]
-    query = _rotated(query, tuple(gather_tokens(part, slots) for part in rotary))
+    query = _rotated(query, tuple(gather_tokens(part, living_slots) for part in rotary))
     keys = _rotated(keys, rotary)
+    # Grouped-query attention: every key head serves as many query heads.
     keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], dim=1)
     scores = (query @ keys.transpose(-1, -2)).float() * attention.scaling  # [b, h, q, s]
     rows: Tensor = scores.masked_fill(~allowed[:, None], float("-inf")).softmax(dim=-1).mean(dim=1)
@@ -74,10 +82,10 @@ def attention_rows(layer: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], sl
 
 
 def _heads(projected: Tensor, attention: Any, norm: str) -> Tensor:
-    split = projected.reshape(*projected.shape[:-1], -1, attention.head_dim)
-    if hasattr(attention, norm):
+    split = projected.reshape(*projected.shape[:-1], -1, attention.head_dim)  # [b, s, h, hd]
+    if hasattr(attention, norm):  # some families normalise queries and keys per head, Llama does not
         split = getattr(attention, norm)(split)
-    heads: Tensor = split.transpose(1, 2)
+    heads: Tensor = split.transpose(1, 2)  # [b, h, s, hd]
     return heads
 
 

@@ -38,7 +38,7 @@ class LlavaAdapter(LVLMAdapter):
         """The text model's end-of-sequence ids."""
         end = self.model.config.text_config.eos_token_id
         if end is None:
-            raise UserError(f"model {self.model_id} names no eos_token_id: add it to the text config")
+            raise UserError(f"model {self.model_id} has no eos_token_id: add it to its text config")
         return tuple(end) if isinstance(end, list) else (int(end),)
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
@@ -46,6 +46,7 @@ class LlavaAdapter(LVLMAdapter):
         model = self.model.model
         layer = self._feature_layer
         if layer == -1:
+            # Without output_hidden_states, which would keep every layer's states alive in an exported graph.
             features = model.vision_tower(pixel_values.to(self.dtype)).last_hidden_state
         else:
             states = model.vision_tower(pixel_values.to(self.dtype), output_hidden_states=True).hidden_states
@@ -59,14 +60,17 @@ class LlavaAdapter(LVLMAdapter):
         """See `LVLMAdapter.vision_saliency`; a class token among the visual tokens gets 1, so VisionZip keeps it.
 
         Raises:
-            UserError: the projector reads the tower's embeddings, which no attention has made.
+            UserError: the projector reads the tower's embeddings, before any attention layer.
         """
         tower, kept = self.model.model.vision_tower, self.model.config.vision_feature_select_strategy
         layer = self._feature_layer
-        # State 0 are the embeddings, so state i is the output of layer i - 1; negative ones count from the end.
+        # Hidden state 0 is the embeddings, so state i is the output of layer i - 1; negative ones count from the end.
         layer = layer + len(tower.encoder.layers) if layer < 0 else layer - 1
         if layer < 0:
-            raise UserError(f"model {self.model_id} projects vision embeddings that no attention made: no saliency")
+            raise UserError(
+                f"model {self.model_id} projects the vision tower's embeddings, which no attention layer made, "
+                "so it has no saliency: choose another scorer"
+            )
         received = patch_attention(tower, pixel_values.to(self.dtype), layer)  # [b, s]
         if kept == "full" and not has_class_token(tower):
             return received
@@ -77,7 +81,10 @@ class LlavaAdapter(LVLMAdapter):
     def _feature_layer(self) -> int:
         layer = self.model.config.vision_feature_layer
         if not isinstance(layer, int):
-            raise UserError(f"model {self.model_id} joins vision layers {layer}: only one feature layer is supported")
+            raise UserError(
+                f"model {self.model_id} concatenates the vision layers {layer}, expected one feature layer: choose "
+                "another checkpoint"
+            )
         return layer
 
     def _decoder(self) -> Decoder:

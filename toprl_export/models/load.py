@@ -35,7 +35,7 @@ def load_model(
     Args:
         model: a name from `NAMED_MODELS`, a local directory, or a hub id ("org/name").
         device: a torch device.
-        dtype: type of the weights; float32 unless told. The rotary table always stays in float32.
+        dtype: type of the weights; float32 by default. The rotary table always stays in float32.
         revision: the hub revision.
 
     Only safetensors weights are read and no code of the checkpoint is run.
@@ -77,14 +77,14 @@ def load_model(
 
 
 def load_unchanged_model(name: str, device: str, answering_fingerprint: str) -> LVLMAdapter:
-    """The model again, as another process must have it.
+    """The model of the parent process, loaded again in a worker.
 
     Raises:
-        UserError: it cannot be loaded, or answers otherwise by now.
+        UserError: it cannot be loaded, or its files have changed, so that it would answer differently.
     """
     adapter = load_model(name, device=device)
     if adapter.answering_fingerprint != answering_fingerprint:
-        raise UserError(f"the files of model {name} changed meanwhile: repeat the command")
+        raise UserError(f"the files of model {name} changed while the command ran: repeat it")
     return adapter
 
 
@@ -95,12 +95,12 @@ def _check_device(torch: Any, device: str) -> None:
         raise UserError(f"device {device!r} is unknown to torch, expected cpu, cuda or cuda:N") from error
     count = torch.cuda.device_count() if wanted.type == "cuda" else 0
     if wanted.type == "cuda" and (wanted.index or 0) >= count:
-        raise UserError(f"device {device} was asked for, but torch finds {count} CUDA GPUs: use --device cpu")
+        raise UserError(f"device {device} was requested, but torch finds {count} CUDA GPUs: use --device cpu")
 
 
 @contextmanager
 def _readable(what: str, source: str) -> Iterator[None]:
-    """Make one line of what missing and broken files of a checkpoint raise."""
+    """Turn what missing and broken files of a checkpoint raise into one line."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -113,7 +113,7 @@ def _readable(what: str, source: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet(logging: Any) -> Iterator[None]:
-    """Hide transformers' bar over the weights, which loads in a moment or has its own download bars."""
+    """Hide transformers' progress bar over the weights: it is over in a moment, and downloads have their own."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -172,7 +172,8 @@ def _image_processor(transformers: Any, source: str, revision: str | None) -> Im
     rescale = settings.number("rescale_factor") if "rescale_factor" in found else 1 / 255
     if found.get("do_pad") or abs(rescale * 255 - 1) > 1e-6:
         raise UserError(
-            f"model {source} pads its images or scales them by other than 1/255: its family needs an adapter"
+            f"model {source} pads its images or scales them by other than 1/255, expected neither: "
+            "its family needs an adapter of its own"
         )
     size = settings.nested("size")
     by_edge = size.payload.get("shortest_edge") is not None
@@ -213,6 +214,6 @@ def _prompt_format(source: Path, default: PromptFormat) -> PromptFormat:
 
 
 def _restore_rotary(network: Any) -> None:
-    """Loading in half precision also rounds the rotary frequencies: make the table again in float32."""
+    """Loading in half precision also rounds the rotary frequencies: rebuild the table in float32."""
     rotary = network.model.language_model.rotary_emb
     network.model.language_model.rotary_emb = type(rotary)(config=rotary.config)

@@ -13,7 +13,7 @@ from torch import Tensor
 from toprl_export.errors import UserError
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.walk import (
-    NOTHING,
+    NO_NEEDS,
     Decide,
     Decision,
     Prefill,
@@ -52,17 +52,18 @@ class Pruning:
 
 
 def forced_decisions(kept: Sequence[Tensor]) -> Decide:
-    """A ``decide`` that replays original visual indices (``int64 [b, k_t]`` per stage) that another run kept."""
+    """A ``decide`` that replays the visual origins (``int64 [b, k_t]`` per stage) that another run kept."""
 
     def decide(inputs: StageInputs) -> Decision:
-        wanted = kept[inputs.stage].to(inputs.positions.device)
-        place = torch.searchsorted(inputs.positions.contiguous(), wanted.contiguous())
-        place = place.clamp(max=inputs.positions.shape[1] - 1)
-        if not torch.equal(inputs.positions.gather(1, place), wanted):
+        wanted = kept[inputs.stage].to(inputs.origin.device)
+        # Both ascend, so a search finds each origin's living slot; one that was dropped finds another's.
+        living_slot = torch.searchsorted(inputs.origin.contiguous(), wanted.contiguous())
+        living_slot = living_slot.clamp(max=inputs.origin.shape[1] - 1)
+        if not torch.equal(inputs.origin.gather(1, living_slot), wanted):
             raise UserError(
                 f"stage {inputs.stage + 1} is to keep tokens that an earlier stage dropped: replay all stages"
             )
-        return Decision(place)
+        return Decision(living_slot)
 
     return decide
 
@@ -84,8 +85,8 @@ def to_tensors(tokens: TokenBatch, device: torch.device) -> TokenTensors:
 
 
 @dataclass(frozen=True)
-class Generation:
-    """New token ids per row (the end token left out) and what the prefill did."""
+class ReferenceAnswers:
+    """New token ids of each batch row (the end token left out) and what the prefill left behind."""
 
     tokens: list[list[int]]
     prefill: Prefill
@@ -122,7 +123,7 @@ class ReferenceRunner:
             tokens: the tokenised prompts.
             visual: embeddings ``[b, n, d]``.
             pruning: stages, counts and scorer.
-            forced_kept: per stage original visual indices ``int64 [b, k_t]`` to keep.
+            forced_kept: per stage the visual origins to keep, ``int64 [b, k_t]``.
             saliency: the vision tower's attention on each patch, ``float32 [b, n]``, where the scorer needs it.
         """
         decide = forced_decisions(forced_kept) if forced_kept is not None else pruning.decide if pruning else None
@@ -132,7 +133,7 @@ class ReferenceRunner:
             visual,
             pruning.stage_layers if pruning else (),
             decide or _never,
-            needs=pruning.scorer.needs if pruning else NOTHING,
+            needs=pruning.scorer.needs if pruning else NO_NEEDS,
             saliency=saliency,
         )
 
@@ -144,13 +145,13 @@ class ReferenceRunner:
         max_new_tokens: int,
         pruning: Pruning | None = None,
         saliency: Tensor | None = None,
-    ) -> Generation:
-        """Greedy answers; rows that have ended wait for the others."""
+    ) -> ReferenceAnswers:
+        """Greedy answers; batch rows that have ended wait for the others."""
         prefill = self.prefill(tokens, visual, pruning, saliency=saliency)
         decoder, device = self.adapter.decoder, self.adapter.device
         groups = layer_groups(pruning.stage_layers if pruning else (), len(decoder))
         keys, values, masks, logits = prefill.keys, prefill.values, prefill.masks, prefill.logits
-        position = torch.from_numpy(tokens.position_ids[:, -1:]).to(device)
+        position = torch.from_numpy(tokens.position_ids[:, -1:]).to(device)  # [b, 1], counted before pruning
         end = torch.tensor(self.adapter.end_tokens, device=device)
         chosen = logits.argmax(dim=-1, keepdim=True)  # [b, 1]
         output, ended = [chosen], torch.isin(chosen, end)
@@ -161,16 +162,16 @@ class ReferenceRunner:
             chosen = logits.argmax(dim=-1, keepdim=True)
             output.append(chosen)
             ended |= torch.isin(chosen, end)
-        rows = torch.cat(output, dim=1).tolist()
-        return Generation([_until_end(row, self.adapter.end_tokens) for row in rows], prefill)
+        answers = torch.cat(output, dim=1).tolist()
+        return ReferenceAnswers([_until_end(answer, self.adapter.end_tokens) for answer in answers], prefill)
 
 
 def _never(inputs: StageInputs) -> Decision:
     raise AssertionError(f"no stage was planned, yet stage {inputs.stage} was reached")
 
 
-def _until_end(row: list[int], end: tuple[int, ...]) -> list[int]:
-    for place, token in enumerate(row):
+def _until_end(answer: list[int], end: tuple[int, ...]) -> list[int]:
+    for length, token in enumerate(answer):
         if token in end:
-            return row[:place]
-    return row
+            return answer[:length]
+    return answer

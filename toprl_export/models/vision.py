@@ -1,4 +1,4 @@
-"""The attention inside a vision tower, no more of it than is needed."""
+"""The attention inside a vision tower, computed only as far as a scorer reads it."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def patch_attention(tower: Any, pixel_values: Tensor, layer: int) -> Tensor:
         float32 ``[b, s]`` over all s tokens, the class token (if any) first.
     """
     hidden = tower.embeddings(pixel_values)  # [b, s, d]
-    if hasattr(tower, "pre_layrnorm"):
+    if hasattr(tower, "pre_layrnorm"):  # CLIP's, spelled so in transformers; SigLIP has none
         hidden = tower.pre_layrnorm(hidden)
     for earlier in tower.encoder.layers[:layer]:
         hidden = earlier(hidden, attention_mask=None)
     chosen = tower.encoder.layers[layer]
     attention = chosen.self_attn
     hidden = chosen.layer_norm1(hidden)
-    asking = hidden[:, :1] if has_class_token(tower) else hidden
-    query = _heads(attention.q_proj(asking), attention.num_heads)  # [b, h, 1 or s, hd]
-    keys = _heads(attention.k_proj(hidden), attention.num_heads)
-    scores = (query @ keys.transpose(-1, -2)).float() * attention.scale
-    received: Tensor = scores.softmax(dim=-1).mean(dim=(1, 2))
+    querying = hidden[:, :1] if has_class_token(tower) else hidden
+    query = _heads(attention.q_proj(querying), attention.num_heads)  # [b, h, 1 or s, hd]
+    keys = _heads(attention.k_proj(hidden), attention.num_heads)  # [b, h, s, hd]
+    scores = (query @ keys.transpose(-1, -2)).float() * attention.scale  # [b, h, 1 or s, s]
+    received: Tensor = scores.softmax(dim=-1).mean(dim=(1, 2))  # over heads and queries: [b, s]
     return received
 
 

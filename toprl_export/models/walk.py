@@ -1,6 +1,26 @@
 """The one walk through a decoder: prefill with pruning stages, and decode over caches of different lengths.
 
 Training, the PyTorch reference, baselines and the exported graph all run this code; they differ in ``decide`` alone.
+
+Four index spaces meet here. For a left-padded prompt of s = 9 tokens, n = 4 of them visual, and a first stage that
+keeps the visual tokens v1 and v3:
+
+    token                            <pad>  <s>   v0   v1   v2   v3  what   is   it
+    position id                          0    0    1    2    3    4     5    6    7
+    prompt slot                          0    1    2    3    4    5     6    7    8
+    visual origin                                  0    1    2    3
+    living slot before the stage         4    5    0    1    2    3     6    7    8
+    living slot after it                 2    3         0         1     4    5    6
+
+- *Position id*: what rotary embeddings turn by; pads do not count. It belongs to a token for good: decode goes on at 8,
+  the unpruned length, however many tokens are left.
+- *Prompt slot*, 0 to s - 1: the column of ``input_ids``. Causality, padding, segments and rotary tables are looked up
+  by it (``visual_index`` and ``text_index`` are prompt slots), so tokens may be held in any order.
+- *Visual origin*, 0 to n - 1: which of its image's visual tokens one is; what is reported as kept, and where its
+  saliency stands.
+- *Living slot*, 0 to n_t + t - 1: the row of the hidden states, caches and masks right now: the n_t visual tokens that
+  are left, then all t text tokens, pads included. `Decision.kept` counts in living slots: a second stage that keeps v3
+  alone says 1, which is visual origin 3, prompt slot 5 and position id 4.
 """
 
 from __future__ import annotations
@@ -22,9 +42,9 @@ class TokenTensors:
     """A tokenised batch: all ``int64``; rows are left-padded and hold the same number n of visual tokens.
 
     ``input_ids``, ``attention_mask`` and ``position_ids`` are ``[b, s]``; ``visual_index`` ``[b, n]`` and
-    ``text_index`` ``[b, s-n]`` say where in the sequence the visual and the other tokens stand, ascending.
+    ``text_index`` ``[b, s-n]`` are the prompt slots of the visual and of the other tokens, ascending.
     ``segments`` ``[b, s]`` packs independent questions behind one image: tokens see segment 0 and their own.
-    ``question_end`` ``[b]`` says where the question's last token stands when answers follow it; None: at the end.
+    ``question_end`` ``[b]`` is the prompt slot of the question's last token where answers follow it; None: the last.
     """
 
     input_ids: Tensor
@@ -37,23 +57,30 @@ class TokenTensors:
 
 
 class Decision(NamedTuple):
-    """Which of a stage's tokens go on: ``kept`` ``int64 [b, k]`` ascending; ``alive`` ``bool [b, k]`` marks the real
-    ones where rows keep different numbers (None: all)."""
+    """Which of a stage's visual tokens survive it.
+
+    ``kept``, ``int64 [b, k]``, holds their living slots, ascending. Where batch rows keep different numbers, the
+    shorter ones are filled up with tokens that ``alive``, ``bool [b, k]``, marks as dropped (None: all are alive).
+    """
 
     kept: Tensor
     alive: Tensor | None = None
 
 
 Decide = Callable[[StageInputs], Decision]
-NOTHING = ScorerNeeds()
+NO_NEEDS = ScorerNeeds()
+"""The visual tokens' own states suffice."""
 
 
 @dataclass(frozen=True)
 class Prefill:
-    """``logits`` of the last position ``[b, V]``; ``hidden`` normed states of the last layer ``[b, s_L, d]``; per layer
-    ``keys`` and ``values`` ``[b, kv_heads, s_l, head_dim]``; per stage ``kept`` original visual indices ``[b, k_t]``;
-    per group of layers ``masks`` of valid tokens ``bool [b, s_g]``. In all of them the visual tokens that are left come
-    first and the text tokens last, wherever the image stands in the prompt."""
+    """What a prefill leaves behind.
+
+    ``logits`` of the last position ``[b, V]``; ``hidden`` normed states of the last layer ``[b, s_L, d]``; per layer
+    ``keys`` and ``values`` ``[b, kv_heads, s_l, head_dim]``; per stage ``kept`` visual origins ``[b, k_t]``; per group
+    of layers ``masks`` of valid tokens ``bool [b, s_g]``. States, caches and masks go by living slot: the visual tokens
+    come first, wherever the image stands in the prompt.
+    """
 
     logits: Tensor
     hidden: Tensor
@@ -64,77 +91,78 @@ class Prefill:
 
 
 @dataclass(frozen=True)
-class _Tokens:
-    """The sequence between two stages: the visual tokens still there, then all text tokens, each kind ascending.
+class _Sequence:
+    """The living tokens between two stages: the visual ones that are left, then all text tokens, each kind ascending.
 
-    No layer reads this order: attention goes by ``place``, where a token stands in the prompt, and what belongs to a
-    place is looked up by it. So a stage has nothing to sort, and finds its tokens without an index.
+    No layer reads this order: attention goes by prompt slot, and what belongs to a prompt slot is looked up by it. So a
+    stage has nothing to sort, and finds its tokens without an index.
     """
 
     visual: Tensor  # [b, n_t, d]
     text: Tensor  # [b, t, d]
-    visual_place: Tensor  # int64 [b, n_t]
-    text_place: Tensor  # int64 [b, t]
-    visual_origin: Tensor | None  # int64 [b, n_t]: which of the n visual tokens they are; None: all
-    asked: Tensor  # bool [b, t]: which text tokens are the question's
-    prompt_valid: Tensor  # bool [b, s]: neither padding nor masked out
-    prompt_segments: Tensor | None  # int64 [b, s]
-    prompt_cos: Tensor  # [b, s, head_dim]
+    visual_slot: Tensor  # int64 [b, n_t]: prompt slots
+    text_slot: Tensor  # int64 [b, t]: prompt slots
+    visual_origin: Tensor | None  # int64 [b, n_t]; None before the first stage: 0 to n - 1
+    question_mask: Tensor  # bool [b, t]: which text tokens are the question's
+    prompt_valid: Tensor  # bool [b, s], by prompt slot: neither padding nor dropped by a mask
+    prompt_segments: Tensor | None  # int64 [b, s], by prompt slot
+    prompt_cos: Tensor  # [b, s, head_dim], by prompt slot
     prompt_sin: Tensor
 
     @property
-    def place(self) -> Tensor:
-        """``int64 [b, n_t + t]``."""
-        return torch.cat([self.visual_place, self.text_place], dim=1)
+    def prompt_slot(self) -> Tensor:
+        """The prompt slot of each living token, ``int64 [b, n_t + t]``."""
+        return torch.cat([self.visual_slot, self.text_slot], dim=1)
 
     @property
     def valid(self) -> Tensor:
         """``bool [b, n_t + t]``."""
-        return self.prompt_valid.gather(1, self.place)
+        return self.prompt_valid.gather(1, self.prompt_slot)
 
     def hidden(self) -> Tensor:
         """``[b, n_t + t, d]``."""
         return torch.cat([self.visual, self.text], dim=1)
 
-    def with_hidden(self, hidden: Tensor) -> _Tokens:
+    def with_hidden(self, hidden: Tensor) -> _Sequence:
         """The same tokens with other states, ``[b, n_t + t, d]``."""
         count = self.visual.shape[1]
         return replace(self, visual=hidden[:, :count], text=hidden[:, count:])
 
     def rotary(self) -> tuple[Tensor, Tensor]:
-        """cos and sin of each token, ``[b, n_t + t, head_dim]``."""
-        return gather_tokens(self.prompt_cos, self.place), gather_tokens(self.prompt_sin, self.place)
+        """cos and sin of each token, ``[b, n_t + t, head_dim]``: gathered with the tokens, never recomputed."""
+        return gather_tokens(self.prompt_cos, self.prompt_slot), gather_tokens(self.prompt_sin, self.prompt_slot)
 
     def mask(self) -> Tensor:
-        """Causal by place, valid keys only, every token sees itself (Eq. 6); ``bool [b, 1, s_t, s_t]``."""
-        return self._allowed(self.place)
+        """Causal by prompt slot, valid keys only, every token sees itself (Eq. 6); ``bool [b, 1, s_t, s_t]``."""
+        return self._allowed(self.prompt_slot)
 
-    def mask_rows(self, slots: Tensor) -> Tensor:
-        """What the tokens at ``slots``, ``int64 [b, q]``, may attend to, ``bool [b, q, n_t + t]``."""
-        return self._allowed(self.place.gather(1, slots)).squeeze(1)
+    def mask_rows(self, living_slots: Tensor) -> Tensor:
+        """What the tokens at ``living_slots``, ``int64 [b, q]``, may attend to, ``bool [b, q, n_t + t]``."""
+        return self._allowed(self.prompt_slot.gather(1, living_slots)).squeeze(1)
 
-    def _allowed(self, place: Tensor) -> Tensor:
-        """What tokens at ``place``, ``int64 [b, q]``, may attend to, ``bool [b, 1, q, n_t + t]``."""
-        query, key = place[:, None, :, None], self.place[:, None, None]
+    def _allowed(self, queries: Tensor) -> Tensor:
+        """What tokens at the prompt slots ``queries``, ``int64 [b, q]``, may attend to, ``bool [b, 1, q, n_t + t]``."""
+        query, key = queries[:, None, :, None], self.prompt_slot[:, None, None]  # [b, 1, q, 1], [b, 1, 1, n_t + t]
         allowed = (query >= key) & self.valid[:, None, None]
         if self.prompt_segments is not None:
-            own = self.prompt_segments.gather(1, place)[:, None, :, None]
-            theirs = self.prompt_segments.gather(1, self.place)[:, None, None]
+            own = self.prompt_segments.gather(1, queries)[:, None, :, None]
+            theirs = self.prompt_segments.gather(1, self.prompt_slot)[:, None, None]
             allowed = allowed & ((own == theirs) | (theirs == 0))
+        # A pad that saw nothing would have an empty softmax, and its NaN would reach real tokens through the values.
         return allowed | (query == key)
 
 
-def embed_tokens(decoder: Decoder, tokens: TokenTensors, visual: Tensor) -> _Tokens:
-    """Projected visual embeddings ``[b, n, d]`` and the embedded text."""
+def embed_tokens(decoder: Decoder, tokens: TokenTensors, visual: Tensor) -> _Sequence:
+    """The sequence that enters layer 0, of projected visual embeddings ``[b, n, d]`` and the embedded text."""
     text = decoder.embed(tokens.input_ids.gather(1, tokens.text_index))  # [b, t, d]
     cos, sin = decoder.rotary(text, tokens.position_ids)
-    return _Tokens(
+    return _Sequence(
         visual=visual.to(text.dtype),
         text=text,
-        visual_place=tokens.visual_index,
-        text_place=tokens.text_index,
+        visual_slot=tokens.visual_index,
+        text_slot=tokens.text_index,
         visual_origin=None,
-        asked=_asked(tokens),
+        question_mask=_question_mask(tokens),
         prompt_valid=tokens.attention_mask.bool(),
         prompt_segments=tokens.segments,
         prompt_cos=cos,
@@ -142,37 +170,36 @@ def embed_tokens(decoder: Decoder, tokens: TokenTensors, visual: Tensor) -> _Tok
     )
 
 
-def _asked(tokens: TokenTensors) -> Tensor:
+def _question_mask(tokens: TokenTensors) -> Tensor:
     """Which text tokens stand between the image and the answer, ``bool [b, t]``."""
-    asked = (tokens.text_index > tokens.visual_index[:, -1:]) & tokens.attention_mask.gather(
-        1, tokens.text_index
-    ).bool()
+    after_image = tokens.text_index > tokens.visual_index[:, -1:]
+    question_mask = after_image & tokens.attention_mask.gather(1, tokens.text_index).bool()
     if tokens.question_end is not None:
-        asked = asked & (tokens.text_index <= tokens.question_end[:, None])
-    return asked
+        question_mask = question_mask & (tokens.text_index <= tokens.question_end[:, None])
+    return question_mask
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """A walk as it comes to ``layer``, before any stage there: nothing is pruned yet, so it serves every mask.
+    """A walk as it comes to ``layer``, before any stage there: nothing is pruned yet, so every rollout can start here.
 
-    ``state`` is the sequence that enters the layer, ``rows`` the attention in the layer before it, ``float32
-    [b, q, s]``, where a stage at ``layer`` needs that.
+    ``state`` is the sequence that enters the layer, ``attention`` that of the question in the layer before it,
+    ``float32 [b, q, s]``, where a stage at ``layer`` needs it.
     """
 
     layer: int
-    state: _Tokens
-    rows: Tensor | None = None
+    state: _Sequence
+    attention: Tensor | None = None
 
     def repeated(self, times: int) -> Prefix:
-        """Every row ``times`` times in succession."""
+        """Every batch row ``times`` times in succession."""
         fields = {name: x.repeat_interleave(times, dim=0) for name, x in vars(self.state).items() if x is not None}
-        rows = None if self.rows is None else self.rows.repeat_interleave(times, dim=0)
-        return Prefix(self.layer, replace(self.state, **fields), rows)
+        attention = None if self.attention is None else self.attention.repeat_interleave(times, dim=0)
+        return Prefix(self.layer, replace(self.state, **fields), attention)
 
 
 def walk_prefix(
-    decoder: Decoder, tokens: TokenTensors, visual: Tensor, layers: int, needs: ScorerNeeds = NOTHING
+    decoder: Decoder, tokens: TokenTensors, visual: Tensor, layers: int, needs: ScorerNeeds = NO_NEEDS
 ) -> Prefix:
     """Run the first ``layers`` layers, for walks that start from there.
 
@@ -185,7 +212,7 @@ def walk_prefix(
     """
     start = Prefix(0, embed_tokens(decoder, tokens, visual))
     reached = _run_layers(decoder, start, layers, (layers,), _undecided, needs, None)
-    return Prefix(layers, reached.state, reached.rows)
+    return Prefix(layers, reached.state, reached.attention)
 
 
 def walk_prefill(
@@ -194,7 +221,7 @@ def walk_prefill(
     visual: Tensor,
     stage_layers: tuple[int, ...],
     decide: Decide,
-    needs: ScorerNeeds = NOTHING,
+    needs: ScorerNeeds = NO_NEEDS,
     saliency: Tensor | None = None,
 ) -> Prefill:
     """Run all layers; before each of ``stage_layers`` let ``decide`` choose which visual tokens go on.
@@ -204,12 +231,12 @@ def walk_prefill(
         tokens: the batch.
         visual: projected visual embeddings ``[b, n, d]``.
         stage_layers: ascending 0-based layers before which a stage stands; empty for no pruning.
-        decide: called once a stage with the alive visual tokens' states.
+        decide: called once a stage with the states of the visual tokens that are left.
         needs: what else ``decide`` is given.
         saliency: the vision tower's attention on each of the n patches, ``float32 [b, n]``, where it is needed.
 
     Returns:
-        See `Prefill`. Kept tokens keep their original positions: cos and sin are gathered with them.
+        See `Prefill`. Kept tokens keep their position ids: cos and sin are gathered with them.
     """
     start = Prefix(0, embed_tokens(decoder, tokens, visual))
     return walk_from(decoder, start, stage_layers, decide, needs, saliency)
@@ -220,10 +247,10 @@ def walk_from(
     prefix: Prefix,
     stage_layers: tuple[int, ...],
     decide: Decide,
-    needs: ScorerNeeds = NOTHING,
+    needs: ScorerNeeds = NO_NEEDS,
     saliency: Tensor | None = None,
 ) -> Prefill:
-    """`walk_prefill` from ``prefix`` on; what is told per layer or group of layers starts at ``prefix.layer``.
+    """`walk_prefill` from ``prefix`` on; caches and masks begin with those of ``prefix.layer``.
 
     Raises:
         ValueError: a stage stands before the layer that the prefix has come to.
@@ -245,8 +272,8 @@ def walk_from(
 class _Ran(NamedTuple):
     """Where some layers led: see `Prefix` and `Prefill`."""
 
-    state: _Tokens
-    rows: Tensor | None
+    state: _Sequence
+    attention: Tensor | None
     hidden: Tensor
     caches: list[LayerCache]
     kept: list[Tensor]
@@ -263,81 +290,83 @@ def _run_layers(
     saliency: Tensor | None,
 ) -> _Ran:
     """The walk itself, from ``start`` up to layer ``stop``, which is not run."""
-    state, rows, hidden = start.state, start.rows, start.state.hidden()
+    state, attention, hidden = start.state, start.attention, start.state.hidden()
     caches: list[LayerCache] = []
     kept: list[Tensor] = []
     masks: list[Tensor] = []
-    shared: tuple[tuple[Tensor, Tensor], Tensor] | None = None  # what the layers of a group have in common
-    own_rows = needs.attention_layer == "next"
+    # Rotary tables and mask are the same for all layers between two stages: made once, forgotten at the next stage.
+    shared: tuple[tuple[Tensor, Tensor], Tensor] | None = None
+    in_next_layer = needs.attention_layer == "next"
     for index in range(start.layer, stop):
         layer = decoder.layer(index)
         if index in stage_layers:
-            if index == 0 or own_rows:
-                rows = _attention(layer, state, hidden, needs)
-            state = _prune(state, len(kept), decide, rows, needs, saliency)
+            if index == 0 or in_next_layer:  # before layer 0 no layer has run whose attention could be taken
+                attention = _attention(layer, state, hidden, needs)
+            state = _prune(state, len(kept), decide, attention, needs, saliency)
             assert state.visual_origin is not None
             kept.append(state.visual_origin)
             hidden, shared = state.hidden(), None
         if shared is None:
             shared = state.rotary(), state.mask()
             masks.append(state.valid)
-        if index + 1 in stage_layers and not own_rows:
-            rows = _attention(layer, state, hidden, needs)
+        if index + 1 in stage_layers and not in_next_layer:
+            # From the states that enter this layer, because attention is made of its inputs.
+            attention = _attention(layer, state, hidden, needs)
         rotary, mask = shared
         hidden, cache = _run(layer, hidden, mask, rotary, None)
         state = state.with_hidden(hidden)
         caches.append(cache)
-    return _Ran(state, rows, hidden, caches, kept, masks)
+    return _Ran(state, attention, hidden, caches, kept, masks)
 
 
 def _undecided(inputs: StageInputs) -> Decision:
     raise AssertionError(f"a prefix ends before its stage, yet stage {inputs.stage} was reached")
 
 
-def _attention(layer: Any, state: _Tokens, hidden: Tensor, needs: ScorerNeeds) -> Tensor | None:
-    """Attention of the wanted text tokens on every token, ``float32 [b, q, n_t + t]``."""
+def _attention(layer: Any, state: _Sequence, hidden: Tensor, needs: ScorerNeeds) -> Tensor | None:
+    """Attention of the text tokens that ``needs`` names on every token, ``float32 [b, q, n_t + t]``."""
     if needs.attention == "none":
         return None
-    order = torch.arange(state.asked.shape[1], device=hidden.device)
+    order = torch.arange(state.question_mask.shape[1], device=hidden.device)  # [t]
     if needs.attention == "last":
-        wanted = (state.asked * order).argmax(1, keepdim=True)  # [b, 1]
+        queries = (state.question_mask * order).argmax(1, keepdim=True)  # [b, 1]
     else:
-        wanted = order.expand(hidden.shape[0], -1)  # [b, t]
-    slots = wanted + state.visual.shape[1]
-    return attention_rows(layer, hidden, state.rotary(), slots, state.mask_rows(slots))
+        queries = order.expand(hidden.shape[0], -1)  # [b, t]
+    living_slots = queries + state.visual.shape[1]  # text stands behind the visual tokens
+    return attention_rows(layer, hidden, state.rotary(), living_slots, state.mask_rows(living_slots))
 
 
 def _stage_inputs(
-    state: _Tokens, stage: int, rows: Tensor | None, needs: ScorerNeeds, saliency: Tensor | None
+    state: _Sequence, stage: int, attention: Tensor | None, needs: ScorerNeeds, saliency: Tensor | None
 ) -> StageInputs:
-    batch, count = state.visual_place.shape
+    batch, count = state.visual_slot.shape
     origin = state.visual_origin
     if saliency is not None and origin is not None:
-        saliency = saliency.gather(1, origin)  # [b, n_t]
+        saliency = saliency.gather(1, origin)  # [b, n] -> [b, n_t]
     return StageInputs(
         stage=stage,
         visual=state.visual,
-        alive=state.prompt_valid.gather(1, state.visual_place),
-        positions=torch.arange(count, device=state.visual.device).expand(batch, -1) if origin is None else origin,
-        attention=None if rows is None else rows[:, :, :count],  # [b, q, n_t]
+        alive=state.prompt_valid.gather(1, state.visual_slot),
+        origin=torch.arange(count, device=state.visual.device).expand(batch, -1) if origin is None else origin,
+        attention=None if attention is None else attention[:, :, :count],  # [b, q, n_t]
         text=state.text if needs.text else None,
-        asked=state.asked if needs.text or rows is not None else None,
+        question_mask=state.question_mask if needs.text or attention is not None else None,
         saliency=saliency if needs.saliency else None,
     )
 
 
 def _prune(
-    state: _Tokens, stage: int, decide: Decide, rows: Tensor | None, needs: ScorerNeeds, saliency: Tensor | None
-) -> _Tokens:
-    """One stage: score the visual tokens, then gather those that go on."""
-    kept, alive = decide(_stage_inputs(state, stage, rows, needs, saliency))
-    place, valid, origin = state.visual_place.gather(1, kept), state.prompt_valid, state.visual_origin
+    state: _Sequence, stage: int, decide: Decide, attention: Tensor | None, needs: ScorerNeeds, saliency: Tensor | None
+) -> _Sequence:
+    """One stage: let ``decide`` choose among the visual tokens, then gather the survivors."""
+    kept, alive = decide(_stage_inputs(state, stage, attention, needs, saliency))  # living slots [b, k]
+    slot, valid, origin = state.visual_slot.gather(1, kept), state.prompt_valid, state.visual_origin
     if alive is not None:
-        valid = valid.scatter(1, place, valid.gather(1, place) & alive)
+        valid = valid.scatter(1, slot, valid.gather(1, slot) & alive)
     return replace(
         state,
         visual=gather_tokens(state.visual, kept),
-        visual_place=place,
+        visual_slot=slot,
         visual_origin=kept if origin is None else origin.gather(1, kept),
         prompt_valid=valid,
     )

@@ -1,4 +1,4 @@
-"""The learned scorer of TOP-RL, its critic, and several actors stacked into one module."""
+"""The learned scorer of TOP-RL, its critic, and several actors stacked into one module for export."""
 
 from __future__ import annotations
 
@@ -133,21 +133,21 @@ class Actor(Scorer):
         """Logits of (drop, keep), float32 ``[b, n_t, 2]``.
 
         Raises:
-            ValueError: the walk did not give what `needs` asks for.
+            ValueError: the walk did not give what `needs` states.
         """
         logits: Tensor = self.head(self.trunk(inputs))
-        noticed = self._noticed(inputs)
-        return logits if noticed is None else logits + torch.stack([torch.zeros_like(noticed), noticed], dim=-1)
+        residual = self._residual(inputs)
+        return logits if residual is None else logits + torch.stack([torch.zeros_like(residual), residual], dim=-1)
 
     def forward(self, inputs: StageInputs) -> Tensor:
         """Log-odds of keeping each token, float32 ``[b, n_t]``: the difference of its logits, as one product."""
         weight, bias = self.head.weight.diff(dim=0), self.head.bias.diff(dim=0)  # [1, d₂], [1]
         odds = functional.linear(self.trunk(inputs), weight, bias).squeeze(-1)
-        noticed = self._noticed(inputs)
-        return odds if noticed is None else odds + noticed
+        residual = self._residual(inputs)
+        return odds if residual is None else odds + residual
 
-    def _noticed(self, inputs: StageInputs) -> Tensor | None:
-        """What the question's attention adds to the keep logit, float32 ``[b, n_t]``; None without the residual."""
+    def _residual(self, inputs: StageInputs) -> Tensor | None:
+        """What the question's attention adds to the keep logit, float32 ``[b, n_t]``; None without a residual."""
         if self.config.residual == "none":
             return None
         if inputs.attention is None:
@@ -156,10 +156,10 @@ class Actor(Scorer):
 
 
 def _centred_log(attention: Tensor, alive: Tensor | None) -> Tensor:
-    """Logarithm of ``attention`` ``[b, n_t]`` less its mean over each row's living tokens.
+    """Logarithm of ``attention`` ``[b, n_t]`` less its average over each batch row's living tokens.
 
-    Dropping tokens scales what attention is left, which shifts its logarithm: how tokens differ does not depend on how
-    many others are left. (Divided by the deviation it would.)
+    Dropping tokens rescales the attention on the others, which shifts its logarithm: once centred, how two tokens
+    differ does not depend on how many others are left. (Divided by the standard deviation it would.)
     """
     logarithm = attention.float().clamp(min=ATTENTION_FLOOR).log()
     counted = torch.ones_like(logarithm) if alive is None else alive.float()
@@ -168,7 +168,7 @@ def _centred_log(attention: Tensor, alive: Tensor | None) -> Tensor:
 
 
 class Critic(nn.Module):
-    """The value of a state: the same trunk, mean and max over the tokens still alive, one number."""
+    """The value of a state: a trunk of the same shape, mean and max over the living tokens, one number."""
 
     def __init__(self, config: ActorConfig) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ class Critic(nn.Module):
         self.head = nn.Linear(2 * config.hidden_size, 1)
 
     def forward(self, inputs: StageInputs) -> Tensor:
-        """Value of each image's state, float32 ``[b]``. A row without a living token counts as all zeros."""
+        """Value of each image's state, float32 ``[b]``. A batch row without a living token counts as all zeros."""
         hidden: Tensor = self.trunk(inputs)  # [b, n_t, d₂]
         if inputs.alive is None:
             mean, maximum = hidden.mean(1), hidden.amax(1)
@@ -215,6 +215,7 @@ class StackedActors(Scorer):
         for name in self._names:
             stacked = torch.stack([state[name].detach() for state in states])  # [A, …]
             self.register_buffer(_buffer_name(name), stacked)
+        # On the meta device: the template only runs the actor's code, over the weights picked at each call.
         with torch.device("meta"):
             template = Actor(self.config)
         # In a tuple, so that the weightless template is no submodule and never appears in a state dict or graph.

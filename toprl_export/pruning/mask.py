@@ -21,4 +21,4 @@ def neutralising_mask(allowed: Tensor, alive: Tensor) -> Tensor:
         bool ``[b, s, s]``.
     """
     itself = torch.eye(alive.shape[1], dtype=torch.bool, device=alive.device)  # [s, s]
-    return allowed & (alive.unsqueeze(1) | itself)
+    return allowed & (alive.unsqueeze(1) | itself)  # [b, 1, s] | [s, s] -> [b, s, s]

@@ -112,12 +112,12 @@ class PruningPlan:
     Attributes:
         visual_tokens: n, visual tokens of one image before pruning.
         decoder_layers: L, layers of the decoder.
-        stages: pruning steps in the order of the data's way.
+        stages: pruning steps in the order in which data passes them.
         schedules: one per budget.
         decay: ratio of each keep count to the one before, where another budget's schedule is solved.
 
     Raises:
-        UserError: sizes below 1, no or unordered stages, a layer the decoder lacks, a decay that is no ratio, or a
+        UserError: sizes below 1, no or unordered stages, a layer the decoder lacks, a decay outside (0, 1], or a
             schedule that does not fit the stages.
     """
 
@@ -182,7 +182,7 @@ class PruningPlan:
 
     @property
     def groups(self) -> tuple[range, ...]:
-        """Layers that see the same tokens, in order; only the first can precede all stages.
+        """Layers that see the same tokens, in order; the first group precedes all stages unless one is at layer 0.
 
         Raises:
             UserError: a stage is outside the decoder.
@@ -280,6 +280,12 @@ def make_plan(
     decay: float = DEFAULT_DECAY,
 ) -> PruningPlan:
     """A plan of decoder stages that share one scorer, with a solved schedule for every budget.
+
+    >>> plan = make_plan(576, decoder_layers=8, stage_layers=[0, 2, 5], scorer="actor", budgets=[192, 64])
+    >>> [str(stage.site) for stage in plan.stages]
+    ['decoder:0', 'decoder:2', 'decoder:5']
+    >>> plan.tokens_per_layer(plan.schedule(64))
+    (106, 106, 63, 63, 63, 37, 37, 37)
 
     Args:
         visual_tokens: n, visual tokens of one image.

@@ -10,7 +10,7 @@ from itertools import pairwise
 from toprl_export.errors import UserError
 
 DEFAULT_DECAY = 0.6
-"""Ratio of each stage's keep count to the one before, where nobody says another."""
+"""Ratio of each stage's keep count to the one before, by default."""
 
 _SEARCH_SPAN = 3
 """How far from the ideal curve a keep count may be moved to meet the budget exactly."""
@@ -21,7 +21,7 @@ class Schedule:
     """How many visual tokens survive each stage for one budget.
 
     Attributes:
-        budget_kept: the budget asked for, average visual tokens kept over all decoder layers.
+        budget_kept: the budget requested, average visual tokens kept over all decoder layers.
         keep_counts: visual tokens left after each stage.
         average_kept: the average that these counts give.
 
@@ -65,7 +65,7 @@ def check_stage_layers(visual_tokens: int, decoder_layers: int, stage_layers: Se
 
 
 def check_decay(decay: object) -> None:
-    """Refuse what is no ratio of keep counts.
+    """Refuse a decay that cannot be a ratio of keep counts.
 
     Raises:
         UserError: it is not above 0 and at most 1.
@@ -95,6 +95,9 @@ def solve_schedule(
 
     The average met is less than one token below the budget, and usually the budget itself.
 
+    >>> solve_schedule(visual_tokens=576, decoder_layers=8, stage_layers=[0, 2, 5], budget_kept=64)
+    Schedule(budget_kept=64, keep_counts=(106, 63, 37), average_kept=64.0)
+
     Args:
         visual_tokens: n, visual tokens of one image.
         decoder_layers: L, layers of the decoder.
@@ -109,7 +112,7 @@ def solve_schedule(
     check_stage_layers(visual_tokens, decoder_layers, stage_layers)
     check_decay(decay)
     widths = _widths(decoder_layers, stage_layers)
-    uncut = visual_tokens * stage_layers[0]
+    before_first_stage = visual_tokens * stage_layers[0]  # token-layers that no stage can save
     lowest = lowest_budget(visual_tokens, decoder_layers, stage_layers[0])
     if type(budget_kept) is not int or not lowest <= budget_kept <= visual_tokens:
         where = ", ".join(map(str, stage_layers))
@@ -118,7 +121,7 @@ def solve_schedule(
             f"a budget of {budget_kept!r} tokens kept cannot be met with stages at decoder layers {where}, "
             f"expected a whole number from {lowest} to {visual_tokens}: choose {hint}"
         )
-    available = budget_kept * decoder_layers - uncut
+    available = budget_kept * decoder_layers - before_first_stage
     ideals = _ideal_counts(widths, available, visual_tokens, decay)
     counts = _nearest_counts(widths, available, visual_tokens, ideals)
     return Schedule(budget_kept, counts, average_kept(visual_tokens, decoder_layers, stage_layers, counts))
@@ -130,13 +133,14 @@ def _widths(decoder_layers: int, stage_layers: Sequence[int]) -> list[int]:
     return [stop - start for start, stop in pairwise(bounds)]
 
 
-def _ideal_counts(widths: Sequence[int], available: int, most: int, decay: float) -> list[float]:
-    """Real counts ``clip(s · decay^t, 1, most)`` that spend ``available`` token-layers; s by bisection of its log."""
+def _ideal_counts(widths: Sequence[int], available: int, max_count: int, decay: float) -> list[float]:
+    """Real counts ``clip(s · decay^t, 1, max)`` that spend ``available`` token-layers; s by bisection of its log."""
+    log_max = math.log(max_count)
 
     def counts(log_scale: float) -> list[float]:
-        return [math.exp(min(math.log(most), max(0.0, log_scale + t * math.log(decay)))) for t in range(len(widths))]
+        return [math.exp(min(log_max, max(0.0, log_scale + t * math.log(decay)))) for t in range(len(widths))]
 
-    low, high = 0.0, math.log(most) - len(widths) * math.log(decay)
+    low, high = 0.0, log_max - len(widths) * math.log(decay)
     for _ in range(100):
         middle = (low + high) / 2
         spent = sum(width * count for width, count in zip(widths, counts(middle), strict=True))
@@ -144,10 +148,11 @@ def _ideal_counts(widths: Sequence[int], available: int, most: int, decay: float
     return counts(low)
 
 
-def _nearest_counts(widths: Sequence[int], available: int, most: int, ideals: Sequence[float]) -> tuple[int, ...]:
-    """Whole, never increasing counts near ``ideals`` that spend the most of ``available``, then deviate least."""
+def _nearest_counts(widths: Sequence[int], available: int, max_count: int, ideals: Sequence[float]) -> tuple[int, ...]:
+    """Whole, never increasing counts near ``ideals`` that spend as much of ``available`` as possible, then deviate
+    least; found stage by stage (dynamic programming)."""
     # (last count, token-layers spent) -> (squared deviation, counts so far)
-    found: dict[tuple[int, int], tuple[float, tuple[int, ...]]] = {(most, 0): (0.0, ())}
+    found: dict[tuple[int, int], tuple[float, tuple[int, ...]]] = {(max_count, 0): (0.0, ())}
     for width, ideal in zip(widths, ideals, strict=True):
         extended: dict[tuple[int, int], tuple[float, tuple[int, ...]]] = {}
         for (last, spent), (deviation, counts) in found.items():

@@ -1,14 +1,16 @@
-"""What a scorer sees at a pruning stage, what it answers, and the names of the known scorers."""
+"""What a scorer sees at a pruning stage, what it returns, and the registry of scorers."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from toprl_export.errors import UserError
+from toprl_export.pruning.baselines.specs import BASELINE_SPECS, BASELINES, baseline_spec
 from toprl_export.registry import Registry
 
 
@@ -32,20 +34,21 @@ class ScorerNeeds:
 
 @dataclass(frozen=True)
 class StageInputs:
-    """The state at one stage, ``s_t = [t, H_t^v]`` in TOP-RL, and what else the scorer asked for.
+    """The state at one stage, ``s_t = [t, H_t^v]`` in TOP-RL, and what else the scorer needs.
 
     Attributes:
         stage: 0-based number of the stage in its plan.
         visual: float ``[b, n_t, d]``, hidden states of the visual tokens entering the stage.
         alive: bool ``[b, n_t]``, False for tokens that an earlier stage dropped but a mask keeps in
             the sequence (training); None when all are there (dropped tokens were gathered away).
-        positions: int64 ``[b, n_t]``, index of each token among the n visual tokens of its image.
-        attention: float32 ``[b, q, n_t]``, mean over heads of the attention of the question's last token (q = 1) or of
-            all t text tokens (q = t) on each visual token; None unless asked for.
-        text: float ``[b, t, d]``, hidden states of the text tokens entering the stage; None unless asked for.
-        asked: bool ``[b, t]``, True for the text tokens between the image and the answer: the question and what the
-            template puts around it, neither padding nor answer; None unless attention or text are asked for.
-        saliency: float32 ``[b, n_t]``, the vision tower's attention on each patch; None unless asked for.
+        origin: int64 ``[b, n_t]``, which of its image's n visual tokens each one is (the visual origin of
+            `toprl_export.models.walk`'s table), whatever earlier stages dropped.
+        attention: float32 ``[b, q, n_t]``, the attention of the question's last token (q = 1) or of all t text tokens
+            (q = t) on each visual token, averaged over heads; None unless needed.
+        text: float ``[b, t, d]``, hidden states of the text tokens entering the stage; None unless needed.
+        question_mask: bool ``[b, t]``, True for the text tokens between the image and the answer: the question and
+            what the template puts around it, neither padding nor answer; None unless attention or text is needed.
+        saliency: float32 ``[b, n_t]``, the vision tower's attention on each patch; None unless needed.
         keep: how many tokens the stage will keep, for scorers that need not score the rest; None where that is not
             known, as in a graph that takes it as an input.
     """
@@ -53,26 +56,27 @@ class StageInputs:
     stage: int
     visual: Tensor
     alive: Tensor | None
-    positions: Tensor
+    origin: Tensor
     attention: Tensor | None = None
     text: Tensor | None = None
-    asked: Tensor | None = None
+    question_mask: Tensor | None = None
     saliency: Tensor | None = None
     keep: int | None = None
 
 
 def question_states(inputs: StageInputs) -> tuple[Tensor, Tensor]:
-    """The question's mean state and its last token's state, both float32 ``[b, d]``.
+    """The question's average state and its last token's state, both float32 ``[b, d]``.
 
     Raises:
-        ValueError: the scorer did not ask for the text.
+        ValueError: the scorer's `needs` leave out the text.
     """
-    if inputs.text is None or inputs.asked is None:
-        raise ValueError("the question's states are wanted, but the walk gave no text: ask for it in `needs`")
-    asked, text = inputs.asked.unsqueeze(-1), inputs.text.float()  # [b, t, 1], [b, t, d]
-    mean = (text * asked).sum(1) / asked.sum(1).clamp(min=1)
-    order = torch.arange(inputs.asked.shape[1], device=text.device)
-    last = (inputs.asked * order).argmax(1)  # [b]
+    if inputs.text is None or inputs.question_mask is None:
+        raise ValueError("the question's states are needed, but the walk gave no text: set text=True in `needs`")
+    mask, text = inputs.question_mask.unsqueeze(-1), inputs.text.float()  # [b, t, 1], [b, t, d]
+    mean = (text * mask).sum(1) / mask.sum(1).clamp(min=1)
+    # The largest index under the mask; padding stands before the question, answers and their padding behind it.
+    order = torch.arange(inputs.question_mask.shape[1], device=text.device)
+    last = (inputs.question_mask * order).argmax(1)  # [b]
     return mean, text.gather(1, last[:, None, None].expand(-1, 1, text.shape[2])).squeeze(1)
 
 
@@ -89,17 +93,23 @@ class Scorer(nn.Module, ABC):
 
 SCORERS: Registry[type[Scorer]] = Registry(
     "scorer",
-    {
-        "actor": "toprl_export.pruning.actor:Actor",
-        "random": "toprl_export.pruning.baselines.random:RandomScorer",
-        "uniform": "toprl_export.pruning.baselines.uniform:UniformScorer",
-        "fastv": "toprl_export.pruning.baselines.fastv:FastVScorer",
-        "pyramiddrop": "toprl_export.pruning.baselines.pyramiddrop:PyramidDropScorer",
-        "sparsevlm": "toprl_export.pruning.baselines.sparsevlm:SparseVLMScorer",
-        "visionzip": "toprl_export.pruning.baselines.visionzip:VisionZipScorer",
-        "divprune": "toprl_export.pruning.baselines.divprune:DivPruneScorer",
-        "dart": "toprl_export.pruning.baselines.dart:DARTScorer",
-        "cdpruner": "toprl_export.pruning.baselines.cdpruner:CDPrunerScorer",
-        "oracle": "toprl_export.pruning.baselines.oracle:OracleScorer",
-    },
+    {"actor": "toprl_export.pruning.actor:Actor", **{spec.scorer: spec.target for spec in BASELINE_SPECS.values()}},
 )
+"""Every scorer's class by the name that plans carry."""
+
+
+def make_scorer(name: str, seed: int = 0) -> Scorer:
+    """The scorer of one of `BASELINES`, in evaluation mode; only "random" depends on the seed.
+
+    Raises:
+        UserError: the name is unknown, or it is the oracle, which needs the evidence of every batch.
+    """
+    spec = baseline_spec(name)
+    if spec.made_from == "evidence":
+        raise UserError(
+            f"the {name} scores by the evidence of each image, so no single scorer serves all images: "
+            f"choose one of {', '.join(BASELINES)}"
+        )
+    kind: Any = SCORERS.get(spec.scorer)
+    scorer: Scorer = kind(seed) if spec.made_from == "seed" else kind()
+    return scorer.eval()

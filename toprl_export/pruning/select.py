@@ -11,6 +11,10 @@ def select(scores: Tensor, count: int | SymInt) -> Tensor:
 
     Scores are compared in float32; of equal scores the lower index wins.
 
+    >>> select(torch.tensor([[0.1, 0.9, 0.3, 0.9], [0.5, 0.5, 0.5, 0.5]]), 2)
+    tensor([[1, 3],
+            [0, 1]])
+
     Args:
         scores: float ``[b, n]``, no NaN (infinities order as usual).
         count: how many tokens are kept, 1 to n; symbolic while exporting.
@@ -27,7 +31,7 @@ def select(scores: Tensor, count: int | SymInt) -> Tensor:
         torch._check(count <= scores.shape[1])  # type: ignore[no-untyped-call]  # as above
         # ONNX TopK breaks ties by the lower index; torch.topk promises nothing, so it is not used to compute.
         chosen = torch.topk(scores, count, dim=1).indices  # [b, count]
-        # The smallest of as many as there are: a sort whose operator takes the count that is there already.
+        # A sort, written as the `count` smallest of `count`, because TopK takes the count that the graph has already.
         return torch.topk(chosen, count, dim=1, largest=False).values
     if not 1 <= count <= scores.shape[1]:
         raise ValueError(f"cannot keep {count} of {scores.shape[1]} tokens")
@@ -38,12 +42,12 @@ def select(scores: Tensor, count: int | SymInt) -> Tensor:
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
     """Take the tokens ``index`` out of every row of ``x``.
 
-    Eagerly, rows are flattened and selected at once. Exported, a token's index stands for each of its numbers, a form
-    that shows what is meant, so that an engine can copy whole rows.
+    Eagerly, batch rows are flattened and selected at once. Exported, it is one gather whose index is
+    repeated for each number of a token, a pattern that engines recognise as copying whole rows.
 
     Args:
         x: any dtype, ``[b, s, *]``.
-        index: int64 ``[b, k]``, positions within 0 to s-1.
+        index: int64 ``[b, k]``, within 0 to s-1.
 
     Returns:
         ``[b, k, *]`` of the dtype of ``x``.

@@ -1,4 +1,7 @@
-"""Greedy answers from an engine session: a batch at a time, streamed word by word, every part timed."""
+"""Greedy answers from an engine session: a batch at a time, streamed word by word, every part timed.
+
+How long an answer may be, and what room that leaves for the prompt, is said here alone.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,34 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 T = TypeVar("T")
+
+DEFAULT_NEW_TOKENS = 16
+"""The longest answer unless told otherwise, in tokens."""
+
 _LAST_WORD = re.compile(r"\s+\S*$")
+
+
+def prompt_room(max_length: int, visual_tokens: int, max_new_tokens: int = DEFAULT_NEW_TOKENS) -> int:
+    """The most tokens that a prompt may have, the visual ones included, so that its answer still fits.
+
+    >>> prompt_room(max_length=1024, visual_tokens=576)
+    1008
+
+    Args:
+        max_length: positions that the model has, those of the answer included.
+        visual_tokens: n, the visual tokens of one image.
+        max_new_tokens: the longest answer.
+
+    Raises:
+        UserError: not even one text token would fit.
+    """
+    room = max_length - max_new_tokens
+    if room <= visual_tokens:
+        raise UserError(
+            f"{max_new_tokens} new tokens leave no room for a prompt, for the model holds {max_length} "
+            f"positions, {visual_tokens} of them visual: ask for fewer"
+        )
+    return room
 
 
 @dataclass(frozen=True)
@@ -46,7 +76,9 @@ class GenerationRequest:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise UserError(f"at most {self.max_new_tokens} new tokens were asked for, expected at least 1")
+            raise UserError(
+                f"at most {self.max_new_tokens} new tokens were requested, expected at least 1: ask for more"
+            )
         if self.pixels.shape[0] not in (1, self.tokens.batch):
             raise UserError(
                 f"{self.pixels.shape[0]} images and {self.tokens.batch} prompts do not pair: "
@@ -64,7 +96,7 @@ class Timings:
 
     @property
     def decode_ms_per_token(self) -> float | None:
-        """Mean time of a decode step, or None where the first token was the last."""
+        """Average time of a decode step, or None where the first token was the last."""
         return sum(self.decode_ms) / len(self.decode_ms) if self.decode_ms else None
 
     @property
@@ -75,7 +107,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class TextPiece:
-    """Newly completed words of one row's answer; a row's pieces joined are its answer."""
+    """Newly completed words of one batch row's answer; a row's pieces joined are its answer."""
 
     row: int
     text: str
@@ -86,9 +118,9 @@ class Generation:
     """The answers to a batch.
 
     Attributes:
-        answers: one text a row.
+        answers: one text per batch row.
         token_ids: the tokens of each, the end token left out.
-        kept: per stage, original indices of the visual tokens kept, ``int64 [b, k_t]``.
+        kept: per stage, which of the n visual tokens were kept, ``int64 [b, k_t]``, ascending.
         timings: time in the engine.
     """
 
@@ -110,7 +142,7 @@ class GenerationStream(Iterator[TextPiece]):
 
     @property
     def result(self) -> Generation:
-        """The whole outcome; generates what is still missing.
+        """The complete answers; generates what is still missing.
 
         Raises:
             RuntimeError: the generation ended early by an exception.
@@ -129,9 +161,10 @@ class GenerationStream(Iterator[TextPiece]):
         answers = [GrowingText(tokenizer, request.end_tokens) for _ in range(batch)]
         logits, decode_ms = prefill.logits, list[float]()
         while True:
-            chosen = _most_likely(logits)  # [b]
+            chosen = _most_likely(logits)  # [b, V] -> [b]
             for row, answer in enumerate(answers):
                 yield from _pieces(row, answer.push(int(chosen[row])))
+            # The prefill gave the first token, so k tokens take k - 1 decode steps.
             if len(decode_ms) + 1 == request.max_new_tokens or all(answer.ended for answer in answers):
                 break
             logits, elapsed = _timed(partial(session.decode, prefill.cache, chosen))
@@ -156,7 +189,7 @@ def generate(session: EngineSession, tokenizer: Tokenizer, request: GenerationRe
 
 
 class GrowingText:
-    """One row's tokens as text that is handed out when words are complete.
+    """One answer's tokens as text that is handed out when words are complete.
 
     A token alone has no text: it may be part of a word, of a character (byte-level vocabularies) or change the
     blanks before it. So everything so far is decoded each time, and only the part not handed out yet is given.
@@ -176,7 +209,7 @@ class GrowingText:
         return decoded
 
     def push(self, token: int) -> str:
-        """Take the next token; the words it completes, or nothing once the row has ended."""
+        """Take the next token; the words it completes, or nothing once the answer has ended."""
         if self.ended:
             return ""
         if token in self._end_tokens:
@@ -190,6 +223,7 @@ class GrowingText:
         return self._give(self.text)
 
     def _give(self, text: str) -> str:
+        # A vocabulary may rewrite what it decoded before; what was handed out cannot be taken back.
         new = text[len(self._given) :] if text.startswith(self._given) else ""
         self._given += new
         return new

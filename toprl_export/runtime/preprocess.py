@@ -30,6 +30,11 @@ RESAMPLING = {
 class ImageProcessor:
     """How a model wants its pictures: resize, centre crop, scale to 0..1, normalise per channel.
 
+    >>> processor = ImageProcessor(size=(336, 336), resize="shortest-edge", crop=(336, 336))
+    >>> pixels = processor([Image.new("RGB", (640, 480), "white")])
+    >>> pixels.shape, pixels.dtype, float(pixels.max())
+    ((1, 3, 336, 336), dtype('float32'), 1.0)
+
     Attributes:
         size: height and width to resize to; for "shortest-edge" both are that edge's length.
         resize: "exact" (to ``size`` whatever the aspect) or "shortest-edge" (the aspect stays).

@@ -36,7 +36,7 @@ class PrefillRequest:
     """One batch to prefill.
 
     Attributes:
-        tokens: b rows.
+        tokens: b prompts.
         images: b images, encoded by the same session.
         keep_counts: tokens kept at every stage, non-increasing; n everywhere means no pruning.
         agent_index: which of the bundle's agents scores; 0 where the bundle was built from a baseline.
@@ -55,7 +55,7 @@ class PrefillResult:
     Attributes:
         logits: of the last position, ``float32 [b, V]``.
         cache: the engine's own; :meth:`EngineSession.decode` advances it in place.
-        kept: per stage, the original indices of the visual tokens kept, ascending, ``int64 [b, k_t]``.
+        kept: per stage, which of the n visual tokens were kept, ascending, ``int64 [b, k_t]``.
     """
 
     logits: NDArray[np.float32]
@@ -75,13 +75,17 @@ class EngineSession(Protocol):
         ...
 
     def decode(self, cache: Any, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Append one token a row, ``[b]``; logits of the next, ``[b, V]``. The cache is advanced in place."""
+        """Append one token per batch row, ``[b]``; logits of the next, ``[b, V]``. The cache is advanced in place."""
+        ...
+
+    def close(self) -> None:
+        """Release the weights and what is on the device; a second call does nothing, any other use is an error."""
         ...
 
 
 @runtime_checkable
 class BatchLimited(Protocol):
-    """A session whose engine was built for so many rows at once and no more."""
+    """A session whose engine was built for a largest batch."""
 
     @property
     def max_batch(self) -> int:
@@ -90,5 +94,5 @@ class BatchLimited(Protocol):
 
 
 def largest_batch(session: EngineSession, wanted: int) -> int:
-    """``wanted`` rows, or as many as the session takes at once."""
+    """``wanted`` prompts, or as many as the session takes at once."""
     return min(wanted, session.max_batch) if isinstance(session, BatchLimited) else wanted

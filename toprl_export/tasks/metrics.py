@@ -39,7 +39,11 @@ class PairedEstimate:
 
 
 def normalise(text: str) -> str:
-    """``text`` in lower case, its punctuation and runs of blanks each made one blank, none at the ends."""
+    """``text`` in lower case, its punctuation and runs of blanks each made one blank, none at the ends.
+
+    >>> normalise("  It's RED, isn't it? ")
+    'it s red isn t it'
+    """
     return " ".join(re.sub(r"[^\w\s]|_", " ", text.lower()).split())
 
 
@@ -50,6 +54,10 @@ def score(prediction: str, answer: str) -> float:
 
 def summarise(predictions: Sequence[str], answers: Sequence[str], f1_of: str | None = None) -> MetricSummary:
     """Accuracy with its Wilson interval.
+
+    >>> summary = summarise(["yes", "No.", "yes", "two"], ["yes", "no", "no", "no"])
+    >>> summary.value, [round(end, 3) for end in summary.ci95]
+    (0.5, [0.15, 0.85])
 
     Args:
         predictions: what was answered.
@@ -100,6 +108,10 @@ def retention_interval(
     pruned_correct: ArrayLike, full_correct: ArrayLike, seed: int = 0, resamples: int = RESAMPLES
 ) -> PairedEstimate:
     """Retention, accuracy pruned over accuracy unpruned, with a paired percentile bootstrap of the questions.
+
+    >>> estimate = retention_interval(pruned_correct=[1, 1, 1, 0] * 50, full_correct=[1, 1, 1, 1] * 50)
+    >>> estimate.value, [round(end, 2) for end in estimate.ci95]
+    (0.75, [0.69, 0.81])
 
     Args:
         pruned_correct: 0 or 1 for each question, ``[n]``.

@@ -1,4 +1,13 @@
-"""The tasks by name; the first is the default."""
+"""The tasks by name; the first is the default.
+
+>>> TASKS.names()[0]
+'mini-exist'
+>>> sample = TASKS.get("mini-exist").sample("held-out", seed=0, index=0)
+>>> sample.image.shape, sample.evidence.shape
+((192, 192, 3), (24, 24))
+>>> TASKS.get("mini-exist").score("Yes.", "yes")
+1.0
+"""
 
 from __future__ import annotations
 
@@ -16,6 +25,6 @@ TASKS: Registry[Task] = Registry(
         "mini-count": f"{_MINI}:COUNT",
         "mini-relation": f"{_MINI}:RELATION",
         "mini-compare": f"{_MINI}:COMPARE",
-        "easy-vqa": "toprl_export.tasks.easy_vqa_task:EASY_VQA",
+        "easy-vqa": "toprl_export.tasks.easy_vqa:EASY_VQA",
     },
 )

@@ -15,13 +15,20 @@ from numpy.typing import NDArray
 from toprl_export.errors import EXTRA_OF_MODULE, MissingExtraError
 from toprl_export.registry import unknown_name
 from toprl_export.tasks.metrics import MetricSummary, score, summarise
-from toprl_export.tasks.scenes.glyphs import Split
-from toprl_export.tasks.scenes.questions import Question
 
+Split = Literal["train", "held-out"]
 Level = Literal["perception", "reasoning"]
 Metric = Literal["accuracy", "accuracy+f1"]
 
 MAX_GROUP_QUESTIONS = 4
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question in plain words and its one right answer."""
+
+    text: str
+    answer: str
 
 
 @dataclass(frozen=True, eq=False)

@@ -91,6 +91,9 @@ class _Encoded:
         del pixels
         return self._images
 
+    def close(self) -> None:
+        """Nothing: the session belongs to the caller."""
+
 
 def needed_saliency(runner: ReferenceRunner, pixels: NDArray[np.float32], scorer: Scorer) -> Tensor | None:
     """The vision tower's attention on each patch, ``float32 [b, n]``, where ``scorer`` asks for it, else None."""

@@ -15,8 +15,8 @@ from toprl_export.errors import UserError
 from toprl_export.evaluation.machine import usable_cores
 from toprl_export.models.load import load_model
 from toprl_export.models.reference import Pruning, ReferenceRunner
-from toprl_export.pruning.baselines.make import make_scorer
-from toprl_export.pruning.baselines.random import RandomScorer
+from toprl_export.pruning.baselines.controls import RandomScorer
+from toprl_export.pruning.scorer import make_scorer
 from toprl_export.runtime.session import largest_batch
 from toprl_export.seeding import derive_seed
 from toprl_export.tasks.registry import TASKS

@@ -60,6 +60,9 @@ class StockSession:
         embeds = self._model.get_input_embeddings()(self._tensor(tokens)[:, None])  # [b, 1, d]
         return self._forward(cache, embeds, cache.position)
 
+    def close(self) -> None:
+        """Nothing: the model belongs to the caller."""
+
     def _forward(self, cache: _Cache, embeds: torch.Tensor, position: torch.Tensor) -> NDArray[np.float32]:
         output = self._model.model.language_model(
             inputs_embeds=embeds,

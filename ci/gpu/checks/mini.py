@@ -12,9 +12,9 @@ from ci.gpu.shapes import mini_subject
 from ci.gpu.ways import CAUSAL, MASKED
 from toprl_export.models.load import load_model
 from toprl_export.models.reference import Pruning, ReferenceRunner
-from toprl_export.pruning.baselines.make import make_scorer
-from toprl_export.pruning.baselines.plans import baseline_plan
+from toprl_export.pruning.baselines.specs import baseline_plan
 from toprl_export.pruning.plan import default_stage_layers
+from toprl_export.pruning.scorer import make_scorer
 from toprl_export.tasks.registry import TASKS
 
 BUDGETS = {192: (CAUSAL,), 128: (CAUSAL, MASKED), 64: (CAUSAL,)}

@@ -21,7 +21,7 @@ from toprl_export.evaluation.cells import CellStore, digest
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.load import load_model
 from toprl_export.models.reference import Pruning, ReferenceRunner
-from toprl_export.pruning.baselines.make import make_scorer
+from toprl_export.pruning.scorer import make_scorer
 from toprl_export.tasks.mini_tasks import EXIST
 
 QUESTIONS = 24  # more than one batch

@@ -13,7 +13,7 @@ from toprl_export.errors import UserError
 from toprl_export.evaluation.compared_agents import ComparedAgent, find_agents
 from toprl_export.evaluation.questions import TaskQuestions
 from toprl_export.models.adapter import LVLMAdapter
-from toprl_export.pruning.baselines.plans import BASELINES, baseline_plan
+from toprl_export.pruning.baselines.specs import BASELINES, baseline_plan
 from toprl_export.pruning.plan import make_plan
 
 PLACE = Path("somewhere")

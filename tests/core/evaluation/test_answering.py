@@ -14,8 +14,8 @@ from tests.support.tiny_llava import IMAGE_PIXELS, QUESTIONS, tiny_adapter
 from toprl_export.errors import UserError
 from toprl_export.evaluation.answering import EncodedBatch, answer_samples, sample_batches
 from toprl_export.models.reference import Pruning, ReferenceRunner
-from toprl_export.pruning.baselines.make import make_scorer
-from toprl_export.pruning.baselines.oracle import OracleScorer
+from toprl_export.pruning.baselines.controls import OracleScorer
+from toprl_export.pruning.scorer import make_scorer
 from toprl_export.tasks.task import Sample
 
 STAGES, COUNTS = (0, 2), (10, 4)

@@ -14,7 +14,7 @@ from toprl_export.cli.main import main
 from toprl_export.errors import UserError
 from toprl_export.evaluation.kept_tokens import ImageQuestion, TaskQuestion, kept_by_agent, kept_by_bundle
 from toprl_export.models.reference import Pruning, ReferenceRunner
-from toprl_export.pruning.baselines.make import make_scorer
+from toprl_export.pruning.scorer import make_scorer
 
 
 @pytest.fixture

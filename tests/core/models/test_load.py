@@ -115,7 +115,7 @@ def test_sizes_and_crops(copied: Path, settings: dict, size: tuple[int, int], cr
 @pytest.mark.parametrize("gpus", [0, 2])
 def test_a_gpu_that_is_not_there(gpus: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    with pytest.raises(UserError, match=f"cuda:9 was asked for, but torch finds {gpus} CUDA GPUs"):
+    with pytest.raises(UserError, match=f"cuda:9 was requested, but torch finds {gpus} CUDA GPUs"):
         load_model("mini", device="cuda:9")
     with pytest.raises(UserError, match="'gpu' is unknown to torch"):
         load_model("mini", device="gpu")

@@ -91,5 +91,5 @@ def test_without_a_class_token_it_is_the_attention_received_on_average() -> None
 
 
 def test_embeddings_that_no_attention_made_have_no_saliency() -> None:
-    with pytest.raises(UserError, match="model tiny projects vision embeddings that no attention made: no saliency"):
+    with pytest.raises(UserError, match="model tiny projects the vision tower's embeddings, which no attention"):
         adapter_of(0).vision_saliency(PIXELS)

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from tests.support.tiny_llava import VISUAL_TOKENS, tiny_adapter, tiny_pixels, tiny_tokens
 from toprl_export.errors import UserError
+from toprl_export.models import walk
 from toprl_export.models.llava import LlavaAdapter
 from toprl_export.models.reference import Pruning, ReferenceRunner, forced_decisions, to_tensors
-from toprl_export.models.walk import Decision, Prefill, TokenTensors, layer_groups, walk_decode, walk_prefill
+from toprl_export.models.walk import NO_NEEDS, Decision, Prefill, TokenTensors, layer_groups, walk_decode, walk_prefill
 from toprl_export.pruning.actor import Actor, ActorConfig
-from toprl_export.pruning.baselines.fastv import FastVScorer
-from toprl_export.pruning.baselines.pyramiddrop import PyramidDropScorer
+from toprl_export.pruning.baselines.attention import FastVScorer, PyramidDropScorer
 from toprl_export.pruning.mask import neutralising_mask
 from toprl_export.pruning.scorer import Scorer, ScorerNeeds, StageInputs, question_states
 from toprl_export.pruning.select import select
@@ -269,7 +269,7 @@ def test_a_later_stages_row_is_the_eager_models_over_the_tokens_left(adapter: Ll
 
     with torch.no_grad():
         walk_prefill(adapter.decoder, tokens, visual, (0, 2), decide, scorer.needs)
-    left = tokens.visual_index.gather(1, seen[1].positions)  # [b, 10]
+    left = tokens.visual_index.gather(1, seen[1].origin)  # [b, 10]
     stays = torch.ones_like(tokens.input_ids, dtype=torch.bool).scatter(1, tokens.visual_index, False)
     stays = stays.scatter(1, left, True)
     index = stays.nonzero()[:, 1].reshape(len(stays), -1)  # [b, s - 15]
@@ -307,12 +307,12 @@ def test_rows_of_all_text_tokens_are_the_eager_models(
 ) -> None:
     tokens, visual = batch_of(adapter)
     inputs = inputs_at(adapter, tokens, visual, stage, ScorerNeeds(attention="text", attention_layer=layer))
-    assert inputs.attention is not None and inputs.asked is not None and inputs.text is None
+    assert inputs.attention is not None and inputs.question_mask is not None and inputs.text is None
     index = stage if layer == "next" else max(stage - 1, 0)
     rows = eager_maps(adapter, tokens)[index].gather(1, tokens.text_index[..., None].expand(-1, -1, VISUAL_TOKENS))
     # Padding attends to nothing, which is done in another way here; tokens before the image see none of it.
-    torch.testing.assert_close(inputs.attention[inputs.asked], rows[inputs.asked], atol=1e-5, rtol=1e-4)
-    unasked = ~inputs.asked & tokens.attention_mask.gather(1, tokens.text_index).bool()
+    torch.testing.assert_close(inputs.attention[inputs.question_mask], rows[inputs.question_mask], atol=1e-5, rtol=1e-4)
+    unasked = ~inputs.question_mask & tokens.attention_mask.gather(1, tokens.text_index).bool()
     assert unasked.any() and not inputs.attention[unasked].any()
 
 
@@ -320,12 +320,12 @@ def test_the_question_is_what_stands_behind_the_image(adapter: LlavaAdapter) -> 
     tokens, visual = batch_of(adapter)
     assert not tokens.attention_mask.all(), "some row must be padded"
     inputs = inputs_at(adapter, tokens, visual, 0, ScorerNeeds(text=True))
-    assert inputs.text is not None and inputs.asked is not None
+    assert inputs.text is not None and inputs.question_mask is not None
     for row, ids in enumerate(tokens.input_ids):
         end = int(tokens.visual_index[row, -1]) + 1
-        assert inputs.asked[row].sum() == len(ids) - end
-        torch.testing.assert_close(inputs.text[row, inputs.asked[row]], adapter.decoder.embed(ids[end:]))
-    assert len(set(inputs.asked.sum(1).tolist())) > 1, "the questions must differ in length"
+        assert inputs.question_mask[row].sum() == len(ids) - end
+        torch.testing.assert_close(inputs.text[row, inputs.question_mask[row]], adapter.decoder.embed(ids[end:]))
+    assert len(set(inputs.question_mask.sum(1).tolist())) > 1, "the questions must differ in length"
 
 
 def test_the_answer_is_no_part_of_the_question(adapter: LlavaAdapter) -> None:
@@ -337,8 +337,10 @@ def test_the_answer_is_no_part_of_the_question(adapter: LlavaAdapter) -> None:
     end = torch.full((2,), tokens.input_ids.shape[1] - 1)
     marked = inputs_at(adapter, replace(longer, question_end=end), visual, 2, needs)
     unmarked = inputs_at(adapter, longer, visual, 2, needs)
-    assert asked_alone.asked is not None and marked.asked is not None and asked_alone.attention is not None
-    assert marked.asked[:, :-2].equal(asked_alone.asked) and not marked.asked[:, -2:].any()
+    assert (
+        asked_alone.question_mask is not None and marked.question_mask is not None and asked_alone.attention is not None
+    )
+    assert marked.question_mask[:, :-2].equal(asked_alone.question_mask) and not marked.question_mask[:, -2:].any()
     for ours, alone in zip(question_states(marked), question_states(asked_alone), strict=True):
         torch.testing.assert_close(ours, alone, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(marked.attention, asked_alone.attention, atol=1e-5, rtol=1e-4)
@@ -370,3 +372,21 @@ def test_replaying_a_dropped_token_is_refused(adapter: LlavaAdapter) -> None:
     kept = (torch.tensor([[0, 1, 2]]), torch.tensor([[1, 7]]))
     with pytest.raises(UserError, match="an earlier stage dropped"):
         walk_prefill(adapter.decoder, tokens, visual, (0, 1), forced_decisions(kept))
+
+
+def test_the_worked_example_of_the_index_spaces(adapter: LlavaAdapter) -> None:
+    """The table at the top of walk.py: <pad> <s> v0 v1 v2 v3 what is it, of which v1 and v3 are kept, then v3."""
+    visual_index, text_index = torch.tensor([[2, 3, 4, 5]]), torch.tensor([[0, 1, 6, 7, 8]])
+    position_ids = torch.tensor([[0, 0, 1, 2, 3, 4, 5, 6, 7]])
+    ids, mask = torch.ones(1, 9, dtype=torch.int64), torch.tensor([[0, 1, 1, 1, 1, 1, 1, 1, 1]])
+    tokens = TokenTensors(ids, mask, position_ids, visual_index, text_index)
+    sequence = walk.embed_tokens(adapter.decoder, tokens, torch.zeros(1, 4, adapter.shape.hidden))
+    assert sequence.prompt_slot.tolist() == [[2, 3, 4, 5, 0, 1, 6, 7, 8]]
+    seen = []
+    for kept in ([[1, 3]], [[1]]):
+        decision = Decision(torch.tensor(kept))
+        sequence = walk._prune(sequence, len(seen), lambda _, it=decision: it, None, NO_NEEDS, None)
+        seen.append((sequence.visual_origin.tolist(), sequence.prompt_slot.tolist()))
+    assert seen == [([[1, 3]], [[3, 5, 0, 1, 6, 7, 8]]), ([[3]], [[5, 0, 1, 6, 7, 8]])]
+    left = position_ids.gather(1, sequence.prompt_slot).tolist()
+    assert left == [[4, 0, 0, 5, 6, 7]]

@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.support.tiny_llava import tiny_adapter, tiny_pixels, tiny_tokens
 from toprl_export.models.llava import LlavaAdapter
 from toprl_export.models.reference import to_tensors
-from toprl_export.models.walk import NOTHING, Decision, Prefill, TokenTensors, walk_from, walk_prefill, walk_prefix
+from toprl_export.models.walk import NO_NEEDS, Decision, Prefill, TokenTensors, walk_from, walk_prefill, walk_prefix
 from toprl_export.pruning.scorer import ScorerNeeds, StageInputs
 from toprl_export.pruning.select import select
 
@@ -39,7 +39,7 @@ class Chooser:
     def __call__(self, inputs: StageInputs) -> Decision:
         self.seen.append(inputs)
         order = torch.Generator().manual_seed(inputs.stage)
-        return Decision(select(torch.rand(inputs.positions.shape, generator=order), COUNTS[inputs.stage]))
+        return Decision(select(torch.rand(inputs.origin.shape, generator=order), COUNTS[inputs.stage]))
 
 
 def repeated(tokens: TokenTensors) -> TokenTensors:
@@ -63,7 +63,7 @@ def both(adapter: LlavaAdapter, batch: tuple[TokenTensors, Tensor], needs: Score
 
 
 NEEDS = [
-    NOTHING,
+    NO_NEEDS,
     ScorerNeeds(attention="last", text=True),
     ScorerNeeds(attention="text"),
     ScorerNeeds(attention="last", attention_layer="next"),
@@ -80,19 +80,19 @@ def test_a_shared_prefix_changes_nothing(
     assert all(torch.equal(a, b) for a, b in zip(ours.kept, theirs.kept, strict=True))
     for ours_at, theirs_at in zip(seen, expected, strict=True):
         assert relative_error(ours_at.visual, theirs_at.visual) < TOLERANCE
-        for name in ("attention", "text", "asked"):
+        for name in ("attention", "text", "question_mask"):
             a, b = getattr(ours_at, name), getattr(theirs_at, name)
             assert (a is None) == (b is None)
             assert a is None or relative_error(a.float(), b.float()) < TOLERANCE
 
 
 def test_the_comparison_would_notice_a_missing_layer(adapter: LlavaAdapter, batch: tuple[TokenTensors, Tensor]) -> None:
-    ours, theirs, *_ = both(adapter, batch, NOTHING, layers=1)
+    ours, theirs, *_ = both(adapter, batch, NO_NEEDS, layers=1)
     assert relative_error(ours.logits, theirs.logits) > 100 * TOLERANCE
 
 
 def test_only_the_layers_that_were_run_are_told_of(adapter: LlavaAdapter, batch: tuple[TokenTensors, Tensor]) -> None:
-    ours, theirs, *_ = both(adapter, batch, NOTHING)
+    ours, theirs, *_ = both(adapter, batch, NO_NEEDS)
     assert len(ours.keys) == len(ours.values) == 2 and len(theirs.keys) == 4
     assert relative_error(ours.keys[0], theirs.keys[2]) < TOLERANCE
     assert [mask.shape for mask in ours.masks] == [mask.shape for mask in theirs.masks[1:]]

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from toprl_export.errors import UserError
 from toprl_export.pruning.actor import Actor, ActorConfig, Critic, StackedActors
-from toprl_export.pruning.baselines.pyramiddrop import PyramidDropScorer
+from toprl_export.pruning.baselines.attention import PyramidDropScorer
 from toprl_export.pruning.flops import actor_flops, question_flops
 from toprl_export.pruning.scorer import ScorerNeeds, StageInputs
 from toprl_export.pruning.select import select
 
 CONFIG = ActorConfig(input_size=12, hidden_size=8, stages=3)
 ASKING = replace(CONFIG, condition="text", residual="pyramiddrop")
-ASKED = torch.tensor([[False, True, True, False], [True, True, True, True]])
+QUESTION_MASK = torch.tensor([[False, True, True, False], [True, True, True, True]])
 
 
 def actor_of(seed: int, config: ActorConfig = CONFIG) -> Actor:
@@ -33,7 +33,9 @@ def asking_state(seed: int, alive: Tensor | None = None, tokens: int = 7) -> Sta
     generator = torch.Generator().manual_seed(seed)
     text = torch.randn(2, 4, 12, generator=generator) * 3 - 1
     attention = torch.rand(2, 1, tokens, generator=generator)
-    return replace(state_of(seed, alive=alive, tokens=tokens), text=text, asked=ASKED, attention=attention)
+    return replace(
+        state_of(seed, alive=alive, tokens=tokens), text=text, question_mask=QUESTION_MASK, attention=attention
+    )
 
 
 def trained_actor(seed: int, config: ActorConfig = ASKING) -> Actor:
@@ -88,7 +90,7 @@ def test_the_question_shifts_and_gates_by_numpy():
 
 def test_another_question_orders_the_tokens_anew():
     actor, inputs = trained_actor(3), asking_state(2)
-    other = replace(inputs, text=inputs.text.flip(0), asked=inputs.asked.flip(0))
+    other = replace(inputs, text=inputs.text.flip(0), question_mask=inputs.question_mask.flip(0))
     assert not torch.equal(actor(inputs).argsort(1), actor(other).argsort(1))
     critic = Critic(ASKING)
     assert (critic(inputs) - critic(other)).abs().max() > 1e-4
@@ -96,7 +98,7 @@ def test_another_question_orders_the_tokens_anew():
 
 def test_padding_and_answers_of_the_question_are_not_read():
     actor, inputs = trained_actor(0), asking_state(1)
-    noise = torch.where(ASKED.unsqueeze(-1), inputs.text, 100 * torch.randn(2, 4, 12))
+    noise = torch.where(QUESTION_MASK.unsqueeze(-1), inputs.text, 100 * torch.randn(2, 4, 12))
     torch.testing.assert_close(actor(replace(inputs, text=noise)), actor(inputs))
 
 
@@ -119,7 +121,7 @@ def test_attention_is_centred_over_the_living():
         torch.testing.assert_close(living.mean(), torch.tensor(0.0), atol=1e-5, rtol=0)
         one = slice(row, row + 1)
         visual, attention = inputs.visual[one, alive[row]], inputs.attention[one, :, alive[row]]
-        gathered = StageInputs(1, visual, None, inputs.positions[:1], attention, inputs.text[one], ASKED[one])
+        gathered = StageInputs(1, visual, None, inputs.origin[:1], attention, inputs.text[one], QUESTION_MASK[one])
         torch.testing.assert_close(actor(gathered)[0], living, atol=1e-5, rtol=0)
     dead = replace(masked, alive=torch.zeros(2, 7, dtype=torch.bool))
     assert actor(dead).isfinite().all()
@@ -128,7 +130,7 @@ def test_attention_is_centred_over_the_living():
 def test_attention_tells_tokens_apart_alike_whoever_else_is_there():
     actor, inputs = trained_actor(2), asking_state(5)
     left = inputs.attention[:, :, :4] * 3  # what the softmax makes of it when other tokens are gone
-    fewer = replace(inputs, visual=inputs.visual[:, :4], positions=inputs.positions[:, :4], attention=left)
+    fewer = replace(inputs, visual=inputs.visual[:, :4], origin=inputs.origin[:, :4], attention=left)
     torch.testing.assert_close(actor(fewer).diff(dim=1), actor(inputs)[:, :4].diff(dim=1), atol=1e-4, rtol=0)
 
 
@@ -171,7 +173,7 @@ def test_the_critic_reads_only_living_tokens():
     values = critic(replace(inputs, alive=alive))
     assert values.shape == (2,)
     for row in range(2):
-        gathered = StageInputs(1, inputs.visual[row : row + 1, alive[row]], None, inputs.positions[:1], None)
+        gathered = StageInputs(1, inputs.visual[row : row + 1, alive[row]], None, inputs.origin[:1], None)
         torch.testing.assert_close(critic(gathered)[0], values[row], rtol=0, atol=1e-6)
     noise = torch.where(alive.unsqueeze(-1), inputs.visual, 100 * torch.randn(2, 7, 12))
     torch.testing.assert_close(critic(replace(inputs, visual=noise, alive=alive)), values)
@@ -219,21 +221,23 @@ class PickAsking(nn.Module):
         super().__init__()
         self.stacked = stacked
 
-    def forward(self, visual: Tensor, text: Tensor, asked: Tensor, attention: Tensor, agent_index: Tensor) -> Tensor:
+    def forward(
+        self, visual: Tensor, text: Tensor, question_mask: Tensor, attention: Tensor, agent_index: Tensor
+    ) -> Tensor:
         alive = torch.ones_like(visual[:, :, 0], dtype=torch.bool)
-        return self.stacked(StageInputs(2, visual, alive, torch.zeros(0), attention, text, asked), agent_index)
+        return self.stacked(StageInputs(2, visual, alive, torch.zeros(0), attention, text, question_mask), agent_index)
 
 
 def test_stacked_actors_that_ask_export_too(as_onnx):
     actors = [trained_actor(seed) for seed in range(2)]
     batch, tokens, length = (torch.export.Dim(name) for name in ("batch", "tokens", "length"))
     state = asking_state(0)
-    example = (state.visual, state.text, state.asked, state.attention, torch.tensor(1))
+    example = (state.visual, state.text, state.question_mask, state.attention, torch.tensor(1))
     shapes = ({0: batch, 1: tokens}, {0: batch, 1: length}, {0: batch, 1: length}, {0: batch, 2: tokens}, {})
     run = as_onnx(PickAsking(StackedActors(actors)), example, shapes)
     inputs = replace(asking_state(9, tokens=11), stage=2)
     for index, actor in enumerate(actors):
-        (scores,) = run(inputs.visual, inputs.text, inputs.asked, inputs.attention, torch.tensor(index))
+        (scores,) = run(inputs.visual, inputs.text, inputs.question_mask, inputs.attention, torch.tensor(index))
         np.testing.assert_allclose(scores, actor(inputs).detach().numpy(), atol=1e-4)
 
 

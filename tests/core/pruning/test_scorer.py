@@ -35,8 +35,10 @@ def test_most_scorers_need_only_some_of_what_the_walk_can_give():
 
 def test_the_questions_states_leave_out_padding_and_answer():
     text = torch.arange(10.0).reshape(1, 5, 2)
-    asked = torch.tensor([[False, True, True, True, False]])
-    mean, last = question_states(StageInputs(0, torch.zeros(1, 3, 2), None, torch.arange(3)[None], None, text, asked))
+    question_mask = torch.tensor([[False, True, True, True, False]])
+    mean, last = question_states(
+        StageInputs(0, torch.zeros(1, 3, 2), None, torch.arange(3)[None], None, text, question_mask)
+    )
     assert mean.tolist() == [[4.0, 5.0]]
     assert last.tolist() == [[6.0, 7.0]]
 
@@ -48,7 +50,7 @@ def test_an_unknown_scorer_is_refused():
 
 def test_plans_and_flops_need_no_torch():
     code = (
-        "import sys, toprl_export.pruning.plan, toprl_export.pruning.flops, toprl_export.pruning.baselines.plans;"
+        "import sys, toprl_export.pruning.plan, toprl_export.pruning.flops, toprl_export.pruning.baselines.specs;"
         "print('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

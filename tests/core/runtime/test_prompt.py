@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from toprl_export.errors import UserError
 from toprl_export.fields import Fields
-from toprl_export.models.mini.vocabulary import BEGIN, IMAGE, PAD, WORDS, build_tokenizer
+from toprl_export.models.mini.architecture import BEGIN, IMAGE, PAD, WORDS, build_tokenizer
 from toprl_export.runtime.prompt import PromptFormat
 
 TOKENIZER = build_tokenizer()

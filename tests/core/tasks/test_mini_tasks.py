@@ -13,12 +13,10 @@ from numpy.typing import NDArray
 
 from tests.support.scenes import solve
 from toprl_export.errors import MissingExtraError, UserError
-from toprl_export.models.mini.vocabulary import UNKNOWN, build_tokenizer
+from toprl_export.models.mini.architecture import UNKNOWN, build_tokenizer
 from toprl_export.tasks.mini_tasks import MiniTask
 from toprl_export.tasks.registry import TASKS
-from toprl_export.tasks.scenes import scene
-from toprl_export.tasks.scenes.glyphs import load_glyphs
-from toprl_export.tasks.scenes.scene import Scene, SceneObject
+from toprl_export.tasks.scenes import Scene, SceneObject, load_glyphs
 from toprl_export.tasks.task import Sample
 
 MINI = [name for name in TASKS.names() if name.startswith("mini-")]
@@ -123,7 +121,7 @@ def test_samples_have_the_promised_form_and_only_words_the_model_knows(name: str
 def test_the_picture_shows_exactly_the_objects_and_the_clutter(name: str, monkeypatch: pytest.MonkeyPatch):
     samples = list(mini(name).samples("held-out", 2, 20))
     scenes = [mini(name).scene("held-out", 2, index)[0] for index in range(20)]
-    monkeypatch.setattr(scene, "paint", lambda *_: None)
+    monkeypatch.setattr("toprl_export.tasks.scenes.paint", lambda *_: None)
     backgrounds = list(mini(name).samples("held-out", 2, 20))
     for sample, background, drawn in zip(samples, backgrounds, scenes, strict=True):
         differs = (sample.image != background.image).any(axis=-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from toprl_export.models.mini.vocabulary import build_tokenizer
+from toprl_export.models.mini.architecture import build_tokenizer
 from toprl_export.tasks.registry import TASKS
 from toprl_export.validate.retention import Answers, judge_answers
 

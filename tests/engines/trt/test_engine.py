@@ -17,7 +17,7 @@ from toprl_export.bundle import FileEntry
 from toprl_export.engine import BuildRequest, ConfigurableEngine
 from toprl_export.errors import UserError
 from toprl_export.manifest import GpuEntry
-from toprl_export.pruning.baselines.plans import baseline_plan
+from toprl_export.pruning.baselines.specs import baseline_plan
 from toprl_export.tensorrt_options import TensorRTOptions
 
 BINDINGS = {name: Binding(name, TRT, version) for name, version in (("tensorrt", "11.4.0"), ("tensorrt_rtx", "1.7.1"))}

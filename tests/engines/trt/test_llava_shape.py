@@ -13,7 +13,7 @@ from tests.support.plans import build_graph
 from toprl_engines.graph.export import ExportJob, export_graphs
 from toprl_export.engine import BuildRequest
 from toprl_export.pruning.actor import Actor, ActorConfig, StackedActors
-from toprl_export.pruning.baselines.plans import baseline_plan
+from toprl_export.pruning.baselines.specs import baseline_plan
 
 pytestmark = [pytest.mark.trt, pytest.mark.slow]
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")

@@ -16,8 +16,7 @@ from toprl_export.models.llava import LlavaAdapter
 from toprl_export.models.reference import Pruning
 from toprl_export.models.walk import walk_prefill
 from toprl_export.pruning.actor import Actor, ActorConfig, Critic
-from toprl_export.pruning.baselines.fastv import FastVScorer
-from toprl_export.pruning.baselines.pyramiddrop import PyramidDropScorer
+from toprl_export.pruning.baselines.attention import FastVScorer, PyramidDropScorer
 from toprl_export.pruning.scorer import Scorer, ScorerNeeds, StageInputs
 from toprl_export.pruning.select import select
 from toprl_trainers.rl.gae import advantages_and_returns, centred_per_group, normalised_per_stage
@@ -67,7 +66,7 @@ def test_the_update_recomputes_what_was_drawn(adapter: LlavaAdapter, block: Imag
         again = log_probability(part.logits(actor), part.kept, 0.5)
         torch.testing.assert_close(again, record.log_probability[rows], atol=1e-5, rtol=1e-4)
         # the control: the same tokens under another image's question
-        others = replace(part.inputs, text=part.inputs.text.flip(0), asked=part.inputs.asked.flip(0))
+        others = replace(part.inputs, text=part.inputs.text.flip(0), question_mask=part.inputs.question_mask.flip(0))
         wrong = log_probability(replace(part, inputs=others).logits(actor), part.kept, 0.5)
         assert (wrong - again).abs().max() > 1e-3
 

@@ -12,7 +12,7 @@ from tests.trainers.tiny_world import TASK, request
 from toprl_export.models.reference import Pruning
 from toprl_export.models.walk import walk_prefill
 from toprl_export.pruning.actor import Actor, Critic
-from toprl_export.pruning.baselines.random import RandomScorer
+from toprl_export.pruning.baselines.controls import RandomScorer
 from toprl_export.pruning.scorer import Scorer
 from toprl_trainers.toprl.data import BlockSource
 from toprl_trainers.toprl.evaluate import right_answers, validate_agent

@@ -215,8 +215,8 @@ class FixedMasks:
         self.records: list[StageRecord] = []
 
     def __call__(self, inputs: StageInputs) -> Decision:
-        alive = torch.ones_like(inputs.positions, dtype=torch.bool) if inputs.alive is None else inputs.alive
-        kept = self.kept[inputs.stage].gather(1, inputs.positions) & alive
+        alive = torch.ones_like(inputs.origin, dtype=torch.bool) if inputs.alive is None else inputs.alive
+        kept = self.kept[inputs.stage].gather(1, inputs.origin) & alive
         self.records.append(StageRecord(inputs, 1, alive, kept, torch.zeros(2, 1), torch.zeros(kept.shape)))
         return compacted(kept)
 

@@ -46,7 +46,7 @@ def test_compacted_walk_equals_the_full_length_masked_walk(adapter: LlavaAdapter
     policy, prefill, tokens, visual, gold = rolled_out(adapter, actor)
     survivors = []
     for record, kept in zip(policy.records, prefill.kept, strict=True):
-        alive = record.inputs.positions.repeat_interleave(record.repeats, dim=0)
+        alive = record.inputs.origin.repeat_interleave(record.repeats, dim=0)
         mask = torch.zeros(len(visual), 25, dtype=torch.bool)
         survivors.append(mask.scatter(1, alive, record.kept))
         assert kept.shape[1] == int(record.kept.sum(1).max()) < 25

@@ -15,7 +15,7 @@ from toprl_export.models.reference import to_tensors
 from toprl_export.models.walk import Decision, walk_prefill
 from toprl_export.pruning.mask import neutralising_mask
 from toprl_export.pruning.scorer import ScorerNeeds, StageInputs, question_states
-from toprl_export.tasks.scenes.questions import Question
+from toprl_export.tasks.task import Question
 from toprl_trainers.toprl.policy import compacted
 from toprl_trainers.toprl.questions import pack_questions, repeated
 
@@ -120,7 +120,7 @@ def test_a_row_of_one_question_shows_the_policy_what_it_will_see_when_it_serves(
 
         def decide(inputs: StageInputs, record: list[StageInputs] = record) -> Decision:
             record.append(inputs)
-            return Decision(torch.arange(0, inputs.positions.shape[1], 2).expand(2, -1))
+            return Decision(torch.arange(0, inputs.origin.shape[1], 2).expand(2, -1))
 
         walk_prefill(adapter.decoder, row, visual, (0, 2), decide, ScorerNeeds(attention="last", text=True))
     for training, serving in zip(*seen, strict=True):

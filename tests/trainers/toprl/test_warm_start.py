@@ -12,8 +12,7 @@ from tests.trainers.tiny_world import TASK, request
 from toprl_export.models.reference import Pruning
 from toprl_export.models.walk import walk_prefill
 from toprl_export.pruning.actor import Actor
-from toprl_export.pruning.baselines.make import make_scorer
-from toprl_export.pruning.scorer import Scorer, StageInputs
+from toprl_export.pruning.scorer import Scorer, StageInputs, make_scorer
 from toprl_export.trainer import TrainRequest
 from toprl_trainers.toprl.data import BlockSource
 from toprl_trainers.toprl.run import Run
@@ -76,16 +75,16 @@ def test_the_loss_is_the_cross_entropy_of_the_demonstrated_decisions(weights: Pa
         """Scores that fall from token to token, whatever they show."""
 
         def forward(self, inputs: StageInputs) -> torch.Tensor:
-            return -inputs.positions.float()
+            return -inputs.origin.float()
 
     actor = Sloped(run.actor_config)
     teacher = Pruning(run.plan.stage_layers, run.trained.keep_counts, make_scorer("fastv"))
     demonstration = demonstrate(run, teacher, actor, source, 3)
     losses = []
     for (inputs, chosen), count in zip(demonstration.stages, run.trained.keep_counts, strict=True):
-        assert chosen.shape == inputs.positions.shape and set(chosen.sum(1).tolist()) == {count}
+        assert chosen.shape == inputs.origin.shape and set(chosen.sum(1).tolist()) == {count}
         rows = []
-        for positions, target in zip(inputs.positions.double(), chosen.double(), strict=True):
+        for positions, target in zip(inputs.origin.double(), chosen.double(), strict=True):
             # the probabilities that a common threshold gives which keeps `count` tokens on average
             low, high = -40.0, 40.0
             for _ in range(200):
@@ -109,7 +108,7 @@ def test_a_baseline_that_looks_at_the_question_shows_rows_of_one_question(weight
         run.request.adapter.decoder, block.tokens, block.visual, (0, 2), teacher.decide, teacher.scorer.needs
     )
     for (inputs, chosen), kept in zip(demonstration.stages, pruned.kept, strict=True):
-        assert torch.equal(inputs.positions[chosen].reshape(kept.shape), kept)
+        assert torch.equal(inputs.origin[chosen].reshape(kept.shape), kept)
 
 
 @pytest.mark.parametrize("interrupted_after", [0, 2])

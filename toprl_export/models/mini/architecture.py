@@ -1,19 +1,48 @@
-"""The sizes of `mini`, and how a fresh one is initialised."""
+"""What `mini` is: its words, its sizes and how a fresh one is initialised."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 
-from toprl_export.models.mini.vocabulary import BEGIN, END, IMAGE, PAD, build_tokenizer
 from toprl_export.runtime.prompt import token_id
 
 if TYPE_CHECKING:
     import torch
+    from tokenizers import Tokenizer
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 VISION_HIDDEN = 128
 DECODER_HIDDEN = 192
+
+PAD, BEGIN, END, UNKNOWN, IMAGE = "<pad>", "<s>", "</s>", "<unk>", "<image>"
+SPECIAL = (PAD, BEGIN, END, UNKNOWN, IMAGE)
+_TEXT = """
+user assistant : ? . , 0 1 2 3 4 5 6 7 8 9 yes no red green blue yellow purple white black gray teal brown
+circle square triangle star rectangle circles squares triangles stars is are there a an the in of what which
+how many does do contain not no present image shape shapes object objects color colour digit digits number
+written leftmost rightmost topmost lowest largest smallest more than between above below left right first last
+second same different it this picture one two three four five
+"""
+WORDS = tuple(_TEXT.split())
+"""Every word of the embedded tasks and of easy-vqa."""
+
+
+def build_tokenizer() -> Tokenizer:
+    """The word-level tokenizer: lower-cases, splits at blanks and punctuation and between digits.
+
+    A word's id is its place in the order above.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys((*SPECIAL, *WORDS)))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.Digits(individual_digits=True)]
+    )
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return tokenizer
 
 
 def mini_config() -> LlavaConfig:

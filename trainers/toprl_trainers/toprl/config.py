@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from toprl_export.errors import UserError
 from toprl_export.pruning.actor import CONDITIONS, RESIDUALS
-from toprl_export.pruning.baselines.plans import BASELINES
+from toprl_export.pruning.baselines.specs import BASELINES
 from toprl_export.pruning.schedule import DEFAULT_DECAY
 from toprl_export.registry import unknown_name
 from toprl_trainers.rl.reward import RewardConfig

@@ -13,8 +13,7 @@ from toprl_export.errors import UserError
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.walk import Decision, TokenTensors, walk_prefill
 from toprl_export.pruning.scorer import ScorerNeeds, StageInputs
-from toprl_export.tasks.scenes.questions import Question
-from toprl_export.tasks.task import QuestionGroup, Task
+from toprl_export.tasks.task import Question, QuestionGroup, Task
 from toprl_trainers.toprl.processes import ALONE, Processes, Share
 from toprl_trainers.toprl.questions import GoldAnswers, pack_questions
 

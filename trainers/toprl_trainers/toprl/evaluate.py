@@ -10,7 +10,7 @@ import torch
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.reference import Pruning
 from toprl_export.models.walk import walk_prefill
-from toprl_export.pruning.baselines.random import RandomScorer
+from toprl_export.pruning.baselines.controls import RandomScorer
 from toprl_export.pruning.plan import PruningPlan
 from toprl_export.pruning.scorer import Scorer
 from toprl_trainers.toprl.data import ImageBlock, looks_at_question

@@ -101,14 +101,14 @@ class SamplingPolicy:
 
     def _decide(self, inputs: StageInputs) -> Decision:
         repeats = self._rollouts if inputs.stage == 0 else 1
-        alive = inputs.alive if inputs.alive is not None else torch.ones_like(inputs.positions, dtype=torch.bool)
+        alive = inputs.alive if inputs.alive is not None else torch.ones_like(inputs.origin, dtype=torch.bool)
         text = None if inputs.text is None else inputs.text.float()
         whole = replace(inputs, visual=inputs.visual.float(), alive=alive, text=text)
         state = _take(whole, slice(None, None, repeats))
         scores = self._actor(state)
         threshold = self._threshold(inputs.stage, scores, state)
         logits = (scores - threshold).repeat_interleave(repeats, dim=0)  # [b, n_t]
-        kept = sample_keep(logits, self._temperature, self._draws.noise(inputs.positions)) & alive
+        kept = sample_keep(logits, self._temperature, self._draws.noise(inputs.origin)) & alive
         drawn = log_probability(logits, kept, self._temperature)
         self.records.append(StageRecord(state, repeats, alive, kept, threshold, drawn))
         return compacted(kept)

@@ -18,7 +18,7 @@ from toprl_export.errors import UserError
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.decoder import Decoder
 from toprl_export.models.walk import TokenTensors
-from toprl_export.tasks.scenes.questions import Question
+from toprl_export.tasks.task import Question
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ from toprl_export.models.reference import Pruning, forced_decisions
 from toprl_export.models.walk import Decision, walk_prefill
 from toprl_export.progress import Progress
 from toprl_export.pruning.actor import Actor
-from toprl_export.pruning.baselines.make import make_scorer
-from toprl_export.pruning.scorer import StageInputs
+from toprl_export.pruning.scorer import StageInputs, make_scorer
 from toprl_trainers.rl.gumbel import log_probability, threshold_for_count
 from toprl_trainers.toprl.data import BlockSource, looks_at_question
 from toprl_trainers.toprl.run import Run
@@ -35,7 +34,7 @@ class Demonstration:
     def __call__(self, inputs: StageInputs) -> Decision:
         """Repeat the stage's choice."""
         decision = self._decide(inputs)
-        chosen = torch.zeros_like(inputs.positions, dtype=torch.bool).scatter(1, decision.kept, True)  # [b, n_t]
+        chosen = torch.zeros_like(inputs.origin, dtype=torch.bool).scatter(1, decision.kept, True)  # [b, n_t]
         self.stages.append((inputs, chosen))
         return decision
 

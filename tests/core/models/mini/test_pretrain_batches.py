@@ -10,7 +10,7 @@ import pytest
 from tests.support.scenes import solve
 from toprl_export.models.mini.pretrain.batches import Example, QuestionMix, cluttered_example, scene_example
 from toprl_export.models.mini.pretrain.recipe import TASKS
-from toprl_export.tasks.scenes.glyphs import load_glyphs
+from toprl_export.tasks.scenes import load_glyphs
 
 
 def examples(make: object, mix: QuestionMix | None, count: int = 150) -> list[Example]:

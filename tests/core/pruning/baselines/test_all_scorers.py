@@ -10,8 +10,8 @@ import torch
 from torch.export import Dim
 
 from tests.support.stage_inputs import ScoreTensors, only_row, random_inputs, tensors_of
-from toprl_export.pruning.baselines.make import make_scorer
-from toprl_export.pruning.baselines.plans import BASELINES
+from toprl_export.pruning.baselines.specs import BASELINES
+from toprl_export.pruning.scorer import make_scorer
 from toprl_export.pruning.select import select
 
 EXPORTABLE = tuple(name for name in BASELINES if name not in ("random", "fastv-p"))

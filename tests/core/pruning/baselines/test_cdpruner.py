@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.support.stage_inputs import only_row, random_inputs
-from toprl_export.pruning.baselines.cdpruner import CDPrunerScorer, question_relevance
+from toprl_export.pruning.baselines.diversity import CDPrunerScorer, question_relevance
 from toprl_export.pruning.scorer import ScorerNeeds, StageInputs
 from toprl_export.pruning.select import select
 
@@ -17,7 +17,7 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def relevance_of(alone: StageInputs) -> np.ndarray:
-    question = alone.text[0, alone.asked[0]].double().numpy().mean(0, keepdims=True)
+    question = alone.text[0, alone.question_mask[0]].double().numpy().mean(0, keepdims=True)
     similarity = cosines(alone.visual[0].double().numpy(), question)[:, 0]
     return (similarity - similarity.min()) / np.ptp(similarity)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.support.stage_inputs import only_row, random_inputs
-from toprl_export.pruning.baselines.dart import PIVOTS, DARTScorer
+from toprl_export.pruning.baselines.diversity import PIVOTS, DARTScorer
 from toprl_export.pruning.scorer import ScorerNeeds, StageInputs
 from toprl_export.pruning.select import select
 
@@ -19,7 +19,7 @@ def largest(states: np.ndarray, order: int = 1) -> list[int]:
 def retained(alone: StageInputs, share: int, least: bool = True) -> set[int]:
     """The visual pivots, and of every pivot the ``share`` other visual tokens least similar to it."""
     visual = alone.visual[0].double().numpy()
-    question = alone.text[0, alone.asked[0]].double().numpy()
+    question = alone.text[0, alone.question_mask[0]].double().numpy()
     own = largest(visual)
     kept, others = set(own), [i for i in range(len(visual)) if i not in own]
     for pivot in [*visual[own], *question[largest(question)]]:
@@ -55,7 +55,7 @@ def test_copies_of_the_pivots_are_dropped():
     visual = inputs.visual.clone()
     visual[0, 4:12] = visual[0, :1]
     visual[0, :4] = 100 * visual[0, :1]
-    copied = replace(inputs, visual=visual, asked=torch.zeros_like(inputs.asked))
+    copied = replace(inputs, visual=visual, question_mask=torch.zeros_like(inputs.question_mask))
     kept = select(DARTScorer()(copied), 16)[0].tolist()
     assert kept == [*range(4), *range(12, 24)]
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from tests.support.stage_inputs import only_row, random_inputs
-from toprl_export.pruning.baselines.divprune import DivPruneScorer
+from toprl_export.pruning.baselines.diversity import DivPruneScorer
 from toprl_export.pruning.scorer import ScorerNeeds, StageInputs
 from toprl_export.pruning.select import select
 

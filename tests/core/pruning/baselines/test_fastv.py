@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from toprl_export.pruning.baselines.fastv import FastVScorer
+from toprl_export.pruning.baselines.attention import FastVScorer
 from toprl_export.pruning.scorer import StageInputs
 from toprl_export.pruning.select import select
 

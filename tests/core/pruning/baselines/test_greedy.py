@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor
 
-from toprl_export.pruning.baselines.greedy import greedy_order, row_of
+from toprl_export.pruning.baselines.diversity import greedy_order, row_of
 
 
 def keep_wanting(wanted: Tensor):

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from toprl_export.errors import UserError
-from toprl_export.pruning.baselines.oracle import OracleScorer
-from toprl_export.pruning.baselines.uniform import UniformScorer
+from toprl_export.pruning.baselines.controls import OracleScorer, UniformScorer
 from toprl_export.pruning.scorer import StageInputs
 from toprl_export.pruning.select import gather_tokens, select
 
@@ -13,8 +12,8 @@ EVIDENCE = torch.tensor([[0, 0, 1, 0, 1, 0], [0, 1, 1, 1, 1, 0]], dtype=torch.bo
 MESSAGE = "the oracle cannot be exported, it knows the answers of one batch: build with an agent"
 
 
-def inputs(positions: torch.Tensor) -> StageInputs:
-    return StageInputs(0, torch.zeros(*positions.shape, 2), None, positions)
+def inputs(origin: torch.Tensor) -> StageInputs:
+    return StageInputs(0, torch.zeros(*origin.shape, 2), None, origin)
 
 
 def test_the_evidence_stays():

@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from tests.support.stage_inputs import random_inputs
-from toprl_export.pruning.baselines.fastv import FastVScorer
-from toprl_export.pruning.baselines.pyramiddrop import PyramidDropScorer
+from toprl_export.pruning.baselines.attention import FastVScorer, PyramidDropScorer
 from toprl_export.pruning.scorer import ScorerNeeds, StageInputs
 
 

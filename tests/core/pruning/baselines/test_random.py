@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from toprl_export.errors import UserError
-from toprl_export.pruning.baselines.random import RandomScorer
+from toprl_export.pruning.baselines.controls import RandomScorer
 from toprl_export.pruning.scorer import StageInputs
 from toprl_export.pruning.select import select
 

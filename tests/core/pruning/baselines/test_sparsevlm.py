@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.support.stage_inputs import only_row, random_inputs
-from toprl_export.pruning.baselines.sparsevlm import SparseVLMScorer, text_raters
+from toprl_export.pruning.baselines.attention import SparseVLMScorer, text_raters
 from toprl_export.pruning.scorer import ScorerNeeds, StageInputs
 
 
@@ -22,9 +22,9 @@ def raters_of(visual: np.ndarray, question: np.ndarray) -> np.ndarray:
 
 def by_definition(inputs: StageInputs, row: int) -> np.ndarray:
     alone = only_row(inputs, row)
-    asked = alone.asked[0].numpy()
-    raters = raters_of(alone.visual[0].double().numpy(), alone.text[0].double().numpy()[asked])
-    return alone.attention[0].double().numpy()[asked][raters].mean(0)
+    question_mask = alone.question_mask[0].numpy()
+    raters = raters_of(alone.visual[0].double().numpy(), alone.text[0].double().numpy()[question_mask])
+    return alone.attention[0].double().numpy()[question_mask][raters].mean(0)
 
 
 def test_scores_are_the_raters_mean_attention():
@@ -33,16 +33,16 @@ def test_scores_are_the_raters_mean_attention():
     for row in range(3):
         expected = by_definition(inputs, row)
         np.testing.assert_allclose(scores[row, inputs.alive[row]], expected, atol=1e-6)
-        everyone = inputs.attention[row, inputs.asked[row]].mean(0)[inputs.alive[row]]
+        everyone = inputs.attention[row, inputs.question_mask[row]].mean(0)[inputs.alive[row]]
         assert np.abs(expected - everyone.numpy()).max() > 1e-3, "leaving raters out must matter"
 
 
 def test_raters_are_of_the_question_and_some_but_not_all():
     inputs = random_inputs(1, text=9)
     raters = text_raters(inputs)
-    assert not (raters & ~inputs.asked).any()
+    assert not (raters & ~inputs.question_mask).any()
     assert (raters.sum(1) >= 1).all()
-    assert (raters.sum(1) < inputs.asked.sum(1)).all()
+    assert (raters.sum(1) < inputs.question_mask.sum(1)).all()
 
 
 def test_a_worked_case():
@@ -50,8 +50,8 @@ def test_a_worked_case():
     visual = torch.tensor([[[4.0, 0.0], [4.0, 1.0]]])
     text = torch.tensor([[[9.0, 9.0], [0.0, 1.0], [1.0, 0.0]]])
     attention = torch.tensor([[[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]]])
-    asked = torch.tensor([[False, True, True]])
-    inputs = StageInputs(0, visual, None, torch.arange(2)[None], attention, text, asked)
+    question_mask = torch.tensor([[False, True, True]])
+    inputs = StageInputs(0, visual, None, torch.arange(2)[None], attention, text, question_mask)
     assert text_raters(inputs).tolist() == [[False, False, True]]
     torch.testing.assert_close(SparseVLMScorer()(inputs), torch.tensor([[0.3, 0.7]]))
 
@@ -59,11 +59,11 @@ def test_a_worked_case():
 def test_equal_shares_make_everyone_a_rater():
     inputs = random_inputs(2, text=7)
     alike = replace(inputs, text=inputs.text[:, :1].expand(-1, 7, -1))
-    assert torch.equal(text_raters(alike), inputs.asked)
+    assert torch.equal(text_raters(alike), inputs.question_mask)
 
 
 def test_a_row_that_asks_nothing_has_scores():
-    inputs = replace(random_inputs(2), asked=torch.zeros(3, 7, dtype=torch.bool))
+    inputs = replace(random_inputs(2), question_mask=torch.zeros(3, 7, dtype=torch.bool))
     assert torch.equal(SparseVLMScorer()(inputs), torch.zeros(3, 16))
 
 

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from toprl_export.pruning.baselines.random import RandomScorer
-from toprl_export.pruning.baselines.uniform import UniformScorer
+from toprl_export.pruning.baselines.controls import RandomScorer, UniformScorer
 from toprl_export.pruning.scorer import StageInputs
 from toprl_export.pruning.select import gather_tokens, select
 
@@ -71,8 +70,8 @@ class Score(nn.Module):
         super().__init__()
         self.scorer = UniformScorer()
 
-    def forward(self, positions: Tensor) -> Tensor:
-        return self.scorer(StageInputs(0, positions, None, positions))
+    def forward(self, origin: Tensor) -> Tensor:
+        return self.scorer(StageInputs(0, origin, None, origin))
 
 
 def test_it_exports(as_onnx):
@@ -80,4 +79,4 @@ def test_it_exports(as_onnx):
     run = as_onnx(Score(), (torch.arange(20).reshape(2, 10),), (dims,))
     for batch, tokens in [(1, 576), (3, 37)]:
         asked = inputs(tokens, batch=batch)
-        np.testing.assert_array_equal(run(asked.positions)[0], UniformScorer()(asked))
+        np.testing.assert_array_equal(run(asked.origin)[0], UniformScorer()(asked))

@@ -7,7 +7,7 @@ from tests.support.stage_inputs import random_inputs
 from tests.support.tiny_llava import tiny_adapter, tiny_pixels, tiny_tokens
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.reference import Pruning, ReferenceRunner
-from toprl_export.pruning.baselines.visionzip import VisionZipScorer
+from toprl_export.pruning.baselines.attention import VisionZipScorer
 from toprl_export.pruning.scorer import ScorerNeeds, StageInputs
 from toprl_export.pruning.select import select
 

@@ -11,13 +11,16 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from toprl_export.models.mini.vocabulary import END
+from toprl_export.models.mini.architecture import END
 from toprl_export.tasks.easy_vqa import EasyVQA
-from toprl_export.tasks.scenes.glyphs import COLOURS, DIGITS, SHAPES, GlyphBank
-from toprl_export.tasks.scenes.questions import ASKERS, Question
-from toprl_export.tasks.scenes.scene import (
+from toprl_export.tasks.mini_tasks import ASKERS
+from toprl_export.tasks.scenes import (
+    COLOURS,
+    DIGITS,
     GRID,
     OBJECT_PATCHES,
+    SHAPES,
+    GlyphBank,
     Scene,
     SceneObject,
     busy_background,
@@ -28,6 +31,7 @@ from toprl_export.tasks.scenes.scene import (
     sample_number_scene,
     sample_scene,
 )
+from toprl_export.tasks.task import Question
 
 KINDS = (*DIGITS, *SHAPES, "rectangle")
 PALETTE = (*COLOURS, "black", "gray", "teal", "brown")

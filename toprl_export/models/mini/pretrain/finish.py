@@ -10,11 +10,10 @@ from transformers import LlavaForConditionalGeneration
 
 from toprl_export.files import staged_directory
 from toprl_export.models.load import PROMPT_FILE
-from toprl_export.models.mini.architecture import mini_config
+from toprl_export.models.mini.architecture import BEGIN, END, IMAGE, PAD, UNKNOWN, build_tokenizer, mini_config
 from toprl_export.models.mini.pretrain.objective import IMAGE_MEAN, IMAGE_STD
-from toprl_export.models.mini.vocabulary import BEGIN, END, IMAGE, PAD, UNKNOWN, build_tokenizer
 from toprl_export.runtime.prompt import PromptFormat
-from toprl_export.tasks.scenes.scene import IMAGE_PIXELS
+from toprl_export.tasks.scenes import IMAGE_PIXELS
 
 PROMPT = PromptFormat(f"{BEGIN}user:", "{question} assistant:", image_token=IMAGE, pad_token=PAD)
 

@@ -11,10 +11,9 @@ from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from toprl_export.models.mini.architecture import DECODER_HIDDEN, VISION_HIDDEN
+from toprl_export.models.mini.architecture import DECODER_HIDDEN, VISION_HIDDEN, build_tokenizer
 from toprl_export.models.mini.pretrain.batches import IGNORED, KINDS, PALETTE, PackedBatch, PatchBatch
-from toprl_export.models.mini.vocabulary import build_tokenizer
-from toprl_export.tasks.scenes.scene import GRID
+from toprl_export.tasks.scenes import GRID
 
 PATCHES = 576
 ATTENTION = "plain_matmul"

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from toprl_export.models.mini.architecture import fresh_mini
+from toprl_export.models.mini.architecture import BEGIN, build_tokenizer, fresh_mini
 from toprl_export.models.mini.pretrain.batches import (
     Example,
     PackedBatch,
@@ -34,11 +34,11 @@ from toprl_export.models.mini.pretrain.objective import (
     prepare_for_training,
     vision_features,
 )
-from toprl_export.models.mini.vocabulary import BEGIN, build_tokenizer
 from toprl_export.seeding import numpy_rng, seed_everything, torch_generator
 from toprl_export.tasks.easy_vqa import PICTURE_PIXELS, load_easy_vqa
-from toprl_export.tasks.scenes.glyphs import Split, load_glyphs
-from toprl_export.tasks.scenes.questions import ASKERS
+from toprl_export.tasks.mini_tasks import ASKERS
+from toprl_export.tasks.scenes import load_glyphs
+from toprl_export.tasks.task import Split
 
 TASKS = (*ASKERS, "easy-vqa")
 AUXILIARY_WEIGHT = 0.3

@@ -1,10 +1,25 @@
 from itertools import pairwise
 
 import pytest
+import torch
 
+from tests.support.stage_inputs import random_inputs
 from toprl_export.errors import UserError
-from toprl_export.pruning.baselines.plans import BASELINES, ORACLE, baseline_plan, baseline_scorer
-from toprl_export.pruning.scorer import SCORERS
+from toprl_export.pruning.baselines.specs import (
+    BASELINE_SPECS,
+    BASELINES,
+    BUILDABLE_BASELINES,
+    ORACLE,
+    baseline_plan,
+    baseline_spec,
+)
+from toprl_export.pruning.scorer import SCORERS, make_scorer
+
+
+def test_a_graph_holds_what_neither_draws_nor_knows_the_answer():
+    assert {*BASELINES} - {*BUILDABLE_BASELINES} == {"random"}
+    assert {*BASELINE_SPECS} - {*BASELINES} == {ORACLE}
+    assert not BASELINE_SPECS[ORACLE].buildable
 
 
 @pytest.mark.parametrize("name", (*BASELINES, ORACLE))
@@ -14,8 +29,8 @@ def test_every_baseline_runs_at_the_agents_budgets(name, layers):
     plan = baseline_plan(name, 576, layers, budgets)
     for budget in budgets:
         assert budget - 1 < plan.schedule(budget).average_kept <= budget
-    assert {stage.scorer for stage in plan.stages} == {baseline_scorer(name)}
-    assert baseline_scorer(name) in SCORERS
+    assert {stage.scorer for stage in plan.stages} == {baseline_spec(name).scorer}
+    assert baseline_spec(name).scorer in SCORERS
 
 
 AT_THE_AGENTS_STAGES = ("random", "uniform", "fastv-p", "sparsevlm", "oracle")
@@ -92,3 +107,27 @@ def test_only_the_progressive_ones_care_where_the_agent_prunes():
 def test_an_unknown_baseline_is_refused():
     with pytest.raises(UserError, match="unknown baseline 'fastv_p'; did you mean 'fastv-p'"):
         baseline_plan("fastv_p", 576, 8, (192,))
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_every_baseline_is_built_as_it_is_registered(name):
+    scorer = make_scorer(name)
+    assert type(scorer) is SCORERS.get(baseline_spec(name).scorer)
+    assert not scorer.training
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_only_random_depends_on_the_seed(name):
+    inputs = random_inputs(0)
+    same = torch.equal(make_scorer(name, seed=1)(inputs), make_scorer(name, seed=2)(inputs))
+    assert same == (name != "random")
+
+
+def test_the_oracle_is_made_per_batch():
+    with pytest.raises(UserError, match="the oracle scores by the evidence of each image"):
+        make_scorer("oracle")
+
+
+def test_an_unknown_baseline_has_no_scorer():
+    with pytest.raises(UserError, match="unknown baseline 'divprun'; did you mean 'divprune'"):
+        make_scorer("divprun")

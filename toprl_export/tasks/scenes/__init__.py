@@ -1,1 +1,0 @@
-"""Synthetic scenes of handwritten digits and shapes on a busy background: the embedded tasks' images."""
