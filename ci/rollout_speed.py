@@ -36,12 +36,9 @@ from toprl_export.tasks.task import Question
 from toprl_export.trainer import DEFAULT_BUDGETS_KEPT, TrainRequest
 from toprl_trainers.rl.gumbel import temperature_at
 from toprl_trainers.toprl.data import BlockSource, ImageBlock, looks_at_question, model_precision
-from toprl_trainers.toprl.draws import ImageDraws
-from toprl_trainers.toprl.policy import SamplingPolicy
-from toprl_trainers.toprl.rollout import Rollouts, collect
+from toprl_trainers.toprl.learn import TrainingState
 from toprl_trainers.toprl.run import Run
-from toprl_trainers.toprl.state import TrainingState
-from toprl_trainers.toprl.update import ppo_update
+from toprl_trainers.toprl.update import ImageDraws, Rollouts, SamplingPolicy, collect, ppo_update
 
 GOAL = 20
 TOLERANCE = {"float32": 1e-3, "bfloat16": 1e-2}
@@ -175,9 +172,7 @@ class Bench:
         policy = SamplingPolicy(
             self._state.actor, run.trained.keep_counts, temperature, None, config.rollouts_per_image, draws
         )
-        rollouts = collect(
-            self._adapter, block, policy, self._state.critic, run.plan.stage_layers, run.trained.keep_counts, config
-        )
+        rollouts = collect(self._adapter, block, policy, self._state.critic, run.plan.stage_layers, config)
         return block, rollouts
 
     def _loops(self, block: ImageBlock, rollouts: Rollouts, number: int) -> tuple[float, float]:

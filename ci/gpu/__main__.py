@@ -21,26 +21,24 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-from ci.gpu.distribution import write_distribution
-from ci.gpu.goals import judge_all
-from ci.gpu.markdown import check_table, render, verdict_table
-from ci.gpu.plan import CHECKS, Check
-from ci.gpu.record import CheckResult, GpuReport, write_text
-from ci.gpu.supervise import run_supervised
+from ci.gpu.machine import write_distribution
+from ci.gpu.plan import CHECKS, Check, judge_all
+from ci.gpu.process import run_supervised
+from ci.gpu.report import CheckResult, GpuReport, check_table, render, verdict_table, write_text
 
 ROOT = Path(__file__).parents[2]
 TOTAL_SECONDS = 460.0
 GRACE = 1.25
 """A check that has not ended by this multiple of its time is stopped."""
 PROBE_SECONDS = 150
-"""Importing torch for the first time can take a minute; without what the probe finds nothing is run."""
-PATIENCE_ON_CPU = 3
+"""Importing torch for the first time can take a minute; nothing is run where the probe finds no GPU."""
+CPU_FACTOR = 3
 """How many times the seconds planned for a GPU a check may take on a CPU."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What was asked for."""
+    """The command line."""
 
     output: Path
     device: str
@@ -52,7 +50,7 @@ class Settings:
 
 @dataclass
 class Run:
-    """One run: what its processes are given, and what was found so far."""
+    """One run: what its processes are given, and their results so far."""
 
     settings: Settings
     checks: Mapping[str, Check]
@@ -71,7 +69,7 @@ class Run:
         """Run one check, or say why not, and write the report anew."""
         settings = self.settings
         left = (settings.seconds - (time.monotonic() - self.started)) / GRACE
-        planned = self.checks[name].seconds * (PATIENCE_ON_CPU if settings.device == "cpu" else 1)
+        planned = self.checks[name].seconds * (CPU_FACTOR if settings.device == "cpu" else 1)
         seconds = min(planned, left)
         if self.why_not or seconds < 1:
             self.results.append(CheckResult(name, "not run", self.why_not or "no time was left for it"))
@@ -172,7 +170,7 @@ def probe(environment: Mapping[str, str]) -> dict[str, str]:
         )
         found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
     except (subprocess.SubprocessError, ValueError, IndexError) as error:
-        return {"why no gpu": f"the machine could not be looked at ({type(error).__name__})"}
+        return {"why no gpu": f"the machine could not be probed ({type(error).__name__})"}
     return found
 
 

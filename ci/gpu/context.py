@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ci.gpu.record import Case, CaseStatus
+from ci.gpu.report import Case, CaseStatus
 from toprl_export.errors import MissingExtraError
 
 Work = Callable[[], Mapping[str, float] | None]
@@ -24,11 +24,11 @@ class NotRun(Exception):
 
 
 MISSING = (NotRun, MissingExtraError, ModuleNotFoundError)
-"""What says that this machine lacks something, not that something is wrong."""
+"""Errors that say that this machine lacks something, not that something is wrong."""
 
 
-class Wrong(Exception):
-    """A case ran and what it found is not right; ``figures`` are what it found."""
+class WrongResult(Exception):
+    """A case ran and its result is wrong; ``figures`` are what it found."""
 
     def __init__(self, why: str, figures: Mapping[str, float] | None = None) -> None:
         super().__init__(why)
@@ -59,13 +59,13 @@ class Context:
         return self.deadline - time.monotonic()
 
     def measure(self, table: str, name: str, work: Work, *, done: bool = False) -> bool:
-        """Do one piece of work and record what it found, whatever becomes of it.
+        """Do one piece of work and record its figures, or how it failed.
 
         Args:
             table: the case's table.
             name: the case's name.
-            work: returns figures, or None when it is recorded only where it did not end well; raises one of `MISSING`,
-                or `Wrong`, where that is what it finds.
+            work: returns figures, or None when only a failure is to be recorded; raises one of `MISSING` or
+                `WrongResult` where that is what it finds.
             done: all that takes time was done before; record it after the deadline too.
 
         Returns:
@@ -95,9 +95,10 @@ def _attempt(table: str, name: str, work: Work) -> Case:
         return Case(table, name, figures=dict(work() or {}))
     except MISSING as error:
         status, why = "not run", one_line(error)
-    except Wrong as error:
+    except WrongResult as error:
         why, figures = one_line(error), {key: value for key, value in error.figures.items() if math.isfinite(value)}
-    except Exception as error:  # noqa: BLE001  # one case's error must not cost the others
+    # A case runs arbitrary library code, and any error of it is its recorded result: it must not cost the other cases.
+    except Exception as error:  # noqa: BLE001
         if type(error).__name__ == "OutOfMemoryError":
             status, why = "not run", "too little device memory"
         else:
@@ -108,15 +109,15 @@ def _attempt(table: str, name: str, work: Work) -> Case:
 
 
 def one_line(error: object) -> str:
-    """The first line of a message, not too long."""
+    """The first line of a message, at most 300 characters."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:300]
 
 
 def _free_memory() -> None:
-    """Give back what a failed case held, for the next one."""
+    """Free what a failed case held, for the next one."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
-        with suppress(RuntimeError):  # a kernel that reads where it must not leaves a context that does nothing more
+        with suppress(RuntimeError):  # after an illegal memory access the CUDA context refuses everything
             torch.cuda.empty_cache()

@@ -1,4 +1,7 @@
-"""What machine this is; run as a process of its own, because importing torch can fail in every way."""
+"""The machine that checks run on, and the project's entry points where it is not installed.
+
+``python -m ci.gpu.machine`` describes the machine in a process of its own: importing torch can fail in any way.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,10 @@ import platform
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
 
 PACKAGES = (
     "torch", "transformers", "triton", "numpy", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt",
@@ -59,6 +64,31 @@ def _driver() -> str:
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()[0]
     except (OSError, subprocess.SubprocessError, IndexError):
         return "unknown"
+
+
+def write_distribution(pyproject: Path, directory: Path) -> Path:
+    """Write ``NAME-VERSION.dist-info`` with metadata and entry points, so that trainers and engines are found by name.
+
+    It stands in for installing the project where pip has nothing to install from.
+
+    Args:
+        pyproject: the project's own file.
+        directory: to be put on ``PYTHONPATH``; it exists.
+
+    Returns:
+        the ``dist-info`` directory.
+    """
+    project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+    name, version = project["name"], project["version"]
+    folder = directory / f"{name.replace('-', '_')}-{version}.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
+    sections = {"console_scripts": project.get("scripts", {}), **project.get("entry-points", {})}
+    lines = []
+    for section, points in sections.items():
+        lines += [f"[{section}]", *(f"{point} = {target}" for point, target in points.items()), ""]
+    (folder / "entry_points.txt").write_text("\n".join(lines), encoding="utf-8")
+    return folder
 
 
 if __name__ == "__main__":

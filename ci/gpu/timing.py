@@ -1,4 +1,4 @@
-"""Times of contenders that take turns, so that the machine's moods hit all alike."""
+"""Times of candidates that take turns, so that changes of clock rate and load affect all alike."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ci.gpu.context import NotRun, one_line
 Run = Callable[[], object]
 Prepare = Callable[[], Run]
 Times = dict[str, list[float]]
-"""Milliseconds of every round, by contender."""
+"""Milliseconds of every round, by candidate."""
 
 
 def elapsed_ms(run: Run, device: str) -> float:
@@ -35,24 +35,24 @@ def elapsed_ms(run: Run, device: str) -> float:
 
 
 def take_turns(
-    contenders: Mapping[str, Prepare], device: str, rounds: tuple[int, int], seconds: float, warmup: int
+    candidates: Mapping[str, Prepare], device: str, rounds: tuple[int, int], seconds: float, warmup: int
 ) -> Times:
-    """Time every contender once a round.
+    """Time every candidate once a round.
 
     Args:
-        contenders: by name; each is asked anew, before the clock starts, for what is to be timed.
+        candidates: by name; each prepares anew, before the clock starts, what is to be timed.
         device: "cuda" or "cpu".
-        rounds: the least and the most.
-        seconds: after which no further round begins, once the least are done.
+        rounds: minimum and maximum.
+        seconds: after which no further round begins, once the minimum is done.
         warmup: rounds before, which are not counted.
     """
-    times: Times = {name: [] for name in contenders}
-    least, most = rounds
+    times: Times = {name: [] for name in candidates}
+    minimum, maximum = rounds
     started = time.monotonic()
-    for number in range(warmup + most):
-        if number >= warmup + least and time.monotonic() - started > seconds:
+    for number in range(warmup + maximum):
+        if number >= warmup + minimum and time.monotonic() - started > seconds:
             break
-        for name, prepare in contenders.items():
+        for name, prepare in candidates.items():
             spent = elapsed_ms(prepare(), device)
             if number >= warmup:
                 times[name].append(spent)
@@ -60,19 +60,19 @@ def take_turns(
 
 
 def capture(work: Run, calls: int = 1) -> Run:
-    """Record what ``calls`` calls of ``work`` launch as a CUDA graph, after one beside it that lets libraries settle.
+    """Record what ``calls`` calls of ``work`` launch as a CUDA graph, after a warm-up call on a side stream.
 
     Raises:
         NotRun: it does what cannot be recorded.
     """
     graph = torch.cuda.CUDAGraph()
     stream: Any = torch.cuda.Stream
-    beside = stream()
+    side = stream()
     try:
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
             work()
-        torch.cuda.current_stream().wait_stream(beside)
+        torch.cuda.current_stream().wait_stream(side)
         with torch.cuda.graph(graph):
             output = [work() for _ in range(calls)]
     except RuntimeError as error:
@@ -80,14 +80,14 @@ def capture(work: Run, calls: int = 1) -> Run:
 
     def replay() -> object:
         graph.replay()
-        # What the graph reads and writes must live as long as it.
+        # The tensors that the graph reads and writes must live as long as it does.
         return work, output
 
     return replay
 
 
 def ratio(times: Times, slow: str, fast: str) -> float:
-    """How many times faster one contender is than another: the median over the rounds' own ratios."""
+    """How many times faster one candidate is than another: the median over the rounds' own ratios."""
     return median(a / b for a, b in zip(times[slow], times[fast], strict=True))
 
 

@@ -10,13 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from ci.gpu.agreement import check_agreement, control, pruned_error, random_pruning, relative_error, unpruned_error
-from ci.gpu.contenders import Prompt, Stock, Walk
-from ci.gpu.context import Context, NotRun, Wrong
-from ci.gpu.decoder_bench import DecoderBench, figures_of
-from ci.gpu.shapes import LLAVA, LLAVA_NEXT, Shape, random_subject, small
-from ci.gpu.supervise import read_cases
-from ci.gpu.ways import CAUSAL, KERNEL, MASKED, OPEN
+from ci.gpu.checks.decoder import (
+    DecoderBench,
+    check_agreement,
+    control,
+    figures_of,
+    pruned_error,
+    random_pruning,
+    relative_error,
+    unpruned_error,
+)
+from ci.gpu.context import Context, NotRun, WrongResult
+from ci.gpu.decoders import CAUSAL, KERNEL, MASKED, NOT_CAUSAL, HuggingFaceDecoder, Prompt, WalkDecoder
+from ci.gpu.models import LLAVA, LLAVA_NEXT, Shape, random_model, small
+from ci.gpu.process import read_cases
 from toprl_export.models.walk import TokenTensors
 
 BUDGETS = {40: (CAUSAL,), 20: (CAUSAL, MASKED, KERNEL)}
@@ -28,12 +35,12 @@ def context(folder: Path, seconds: float = 600.0) -> Context:
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> DecoderBench:
-    subject = random_subject(replace(small(LLAVA_NEXT), layers=3), "cpu", torch.float32)
-    return DecoderBench(context(tmp_path_factory.mktemp("bench")), subject, BUDGETS, (1,))
+    model = random_model(replace(small(LLAVA_NEXT), layers=3), "cpu", torch.float32)
+    return DecoderBench(context(tmp_path_factory.mktemp("bench")), model, BUDGETS, (1,))
 
 
 def prompt(bench: DecoderBench, batch: int = 2) -> Prompt:
-    return Prompt(bench.subject.tokens(batch), bench.subject.encode(bench.subject.pixels(batch)))
+    return Prompt(bench.model.tokens(batch), bench.model.encode(bench.model.pixels(batch)))
 
 
 @pytest.mark.parametrize(("shape", "tokens"), [(LLAVA, 576), (LLAVA_NEXT, 2880)])
@@ -45,7 +52,7 @@ def test_the_shapes_have_the_visual_tokens_of_their_models(shape: Shape, tokens:
 def test_every_table_has_a_case_for_every_contender_that_is_there(bench):
     bench.run()
     cases = read_cases(bench.context.cases)
-    names = {f"batch 1, {name}" for name in bench.contenders()}
+    names = {f"batch 1, {name}" for name in bench.candidates()}
     for table in ("first token", "decoding", "memory"):
         assert {case.name for case in cases if case.table == table} == names
     assert len(names) == 6, "the kernel takes no fp32"
@@ -57,7 +64,7 @@ def test_on_a_gpu_walks_are_also_replayed_and_their_memory_counted(bench, tmp_pa
     there.run()
     cases = read_cases(there.context.cases)
     assert [case.name for case in cases if case.status != "ok"] == []
-    walks = {f"batch 1, {name}" for name, one in there.contenders().items() if isinstance(one, Walk)}
+    walks = {f"batch 1, {name}" for name, one in there.candidates().items() if isinstance(one, WalkDecoder)}
     for table in ("decoding, CUDA graph", "prompt, CUDA graph"):
         assert {case.name for case in cases if case.table == table} == walks
     assert fake_cuda.count("record") == 2 * len(walks)
@@ -66,7 +73,7 @@ def test_on_a_gpu_walks_are_also_replayed_and_their_memory_counted(bench, tmp_pa
 
 def test_the_walk_agrees_in_every_way_that_is_there(bench, tmp_path):
     found = context(tmp_path)
-    check_agreement(found, bench.subject, 20, (CAUSAL, MASKED, KERNEL))
+    check_agreement(found, bench.model, 20, (CAUSAL, MASKED, KERNEL))
     cases = {(case.table, case.name): case for case in read_cases(found.cases)}
     assert {name: case.status for name, case in cases.items()} == {
         ("agreement", "walk, unpruned, SDPA, causal, image first"): "ok",
@@ -78,7 +85,7 @@ def test_the_walk_agrees_in_every_way_that_is_there(bench, tmp_path):
 
 
 def test_weights_are_the_same_numbers_in_fp32(bench):
-    rough = random_subject(replace(small(LLAVA), layers=1), "cpu", torch.bfloat16)
+    rough = random_model(replace(small(LLAVA), layers=1), "cpu", torch.bfloat16)
     exact = rough.in_fp32()
     pairs = zip(rough.network.parameters(), exact.network.parameters(), strict=True)
     assert all(b.dtype == torch.float32 and torch.equal(a.float(), b) for a, b in pairs)
@@ -90,13 +97,13 @@ def test_weights_are_the_same_numbers_in_fp32(bench):
 def test_stock_and_walk_decode_the_same_tokens(bench):
     asked = prompt(bench)
     logits = []
-    stocks = (Stock(bench.subject, MASKED), Stock(bench.subject, CAUSAL))
-    for contender in (*stocks, Walk(bench.subject, CAUSAL), Walk(bench.subject, MASKED)):
-        filled = contender.prefill(asked)
-        state, found, position = contender.start(filled), filled.logits, asked.last_position
+    stocks = (HuggingFaceDecoder(bench.model, MASKED), HuggingFaceDecoder(bench.model, CAUSAL))
+    for candidate in (*stocks, WalkDecoder(bench.model, CAUSAL), WalkDecoder(bench.model, MASKED)):
+        filled = candidate.prefill(asked)
+        state, found, position = candidate.start(filled), filled.logits, asked.last_position
         for _ in range(3):
             position = position + 1
-            found, state = contender.step(state, found.argmax(-1, keepdim=True), position)
+            found, state = candidate.step(state, found.argmax(-1, keepdim=True), position)
         logits.append(found)
     for found in logits[1:]:
         assert relative_error(found, logits[0]) < 1e-5
@@ -104,55 +111,55 @@ def test_stock_and_walk_decode_the_same_tokens(bench):
 
 @torch.inference_mode()
 def test_a_walk_that_is_not_causal_or_misplaced_is_told_apart(bench):
-    asked, subject = prompt(bench), bench.subject
-    with pytest.raises(Wrong, match="the logits differ"):
-        unpruned_error(subject, OPEN, asked)
+    asked, model = prompt(bench), bench.model
+    with pytest.raises(WrongResult, match="the logits differ"):
+        unpruned_error(model, NOT_CAUSAL, asked)
     doubled = TokenTensors(**(vars(asked.tokens) | {"position_ids": asked.tokens.position_ids * 2}))
-    moved = Walk(subject, CAUSAL).prefill(Prompt(doubled, asked.visual)).logits
-    assert relative_error(moved, Walk(subject, CAUSAL).prefill(asked).logits) > 1e-2
+    moved = WalkDecoder(model, CAUSAL).prefill(Prompt(doubled, asked.visual)).logits
+    assert relative_error(moved, WalkDecoder(model, CAUSAL).prefill(asked).logits) > 1e-2
 
 
 @torch.inference_mode()
 def test_a_control_that_shows_nothing_is_refused(bench, monkeypatch):
-    monkeypatch.setattr("ci.gpu.agreement.OPEN", CAUSAL)
-    with pytest.raises(Wrong, match="only"):
-        control(bench.subject, prompt(bench))
+    monkeypatch.setattr("ci.gpu.checks.decoder.NOT_CAUSAL", CAUSAL)
+    with pytest.raises(WrongResult, match="only"):
+        control(bench.model, prompt(bench))
 
 
 @torch.inference_mode()
 def test_a_pruned_walk_by_a_wrong_way_is_told_apart(bench):
-    pruning, subject = random_pruning(bench.subject, 20), bench.subject
-    assert pruned_error(subject, subject, pruning, CAUSAL, prompt(bench), {})["of_sdpa_error"] < 1
-    with pytest.raises(Wrong, match="times SDPA's error"):
-        pruned_error(subject, subject, pruning, OPEN, prompt(bench), {})
+    pruning, model = random_pruning(bench.model, 20), bench.model
+    assert pruned_error(model, model, pruning, CAUSAL, prompt(bench), {})["of_sdpa_error"] < 1
+    with pytest.raises(WrongResult, match="times SDPA's error"):
+        pruned_error(model, model, pruning, NOT_CAUSAL, prompt(bench), {})
     with pytest.raises(NotRun, match="no triton"):
-        pruned_error(subject, subject, pruning, KERNEL, prompt(bench), {KERNEL: "no triton"})
+        pruned_error(model, model, pruning, KERNEL, prompt(bench), {KERNEL: "no triton"})
 
 
 @torch.inference_mode()
 def test_a_pruned_walk_keeps_the_budget_and_replays_its_choice(bench):
-    asked, text = prompt(bench), bench.subject.shape.text
-    pruning = random_pruning(bench.subject, 20)
-    pruned = Walk(bench.subject, CAUSAL, pruning).prefill(asked)
+    asked, text = prompt(bench), bench.model.shape.text
+    pruning = random_pruning(bench.model, 20)
+    pruned = WalkDecoder(bench.model, CAUSAL, pruning).prefill(asked)
     kept_per_layer = [keys.shape[2] - text for keys in pruned.keys]
     assert sum(kept_per_layer) / len(kept_per_layer) == pytest.approx(20, abs=0.5)
     assert tuple(stage.shape[1] for stage in pruned.kept) == pruning.keep_counts
-    again = Walk(bench.subject, MASKED, pruning, replay=pruned.kept).prefill(asked)
+    again = WalkDecoder(bench.model, MASKED, pruning, replay=pruned.kept).prefill(asked)
     assert relative_error(again.logits, pruned.logits) < 1e-5
-    assert pruned.cache_bytes < Walk(bench.subject, CAUSAL).prefill(asked).cache_bytes
+    assert pruned.cache_bytes < WalkDecoder(bench.model, CAUSAL).prefill(asked).cache_bytes
 
 
 @torch.inference_mode()
 def test_a_contender_that_fails_is_recorded_and_the_race_goes_on(bench, tmp_path):
-    class Broken(Walk):
+    class Broken(WalkDecoder):
         def prefill(self, prompt):
             raise RuntimeError("CUDA error: it broke")
 
     asked = prompt(bench, 1)
     racing = replace(bench, context=context(tmp_path))
-    contenders = {"unpruned, walk": Walk(bench.subject, CAUSAL), "20 kept, broken": Broken(bench.subject, CAUSAL)}
-    pixels = bench.subject.pixels(1)
-    racing._race("first token", 1, contenders, lambda contender: racing._first_token(asked, pixels, contender))
+    candidates = {"unpruned, walk": WalkDecoder(bench.model, CAUSAL), "20 kept, broken": Broken(bench.model, CAUSAL)}
+    pixels = bench.model.pixels(1)
+    racing._race("first token", 1, candidates, lambda candidate: racing._first_token(asked, pixels, candidate))
     broken, fine = read_cases(racing.context.cases)
     assert (broken.name, broken.status) == ("batch 1, 20 kept, broken", "failed")
     assert "CUDA error" in broken.why
@@ -171,15 +178,15 @@ def test_when_time_is_over_what_is_left_is_recorded_as_not_run(bench, tmp_path):
 @torch.inference_mode()
 def test_a_race_that_ends_after_the_deadline_is_recorded(bench, tmp_path, monkeypatch):
     racing = replace(bench, context=context(tmp_path))
-    monkeypatch.setattr("ci.gpu.decoder_bench.take_turns", lambda *_: late())
+    monkeypatch.setattr("ci.gpu.checks.decoder.take_turns", lambda *_: late())
 
     def late() -> dict[str, list[float]]:
         monkeypatch.setattr(Context, "seconds_left", -1.0)
         return {"unpruned, walk": [2.0, 2.0]}
 
-    asked, pixels = prompt(bench, 1), bench.subject.pixels(1)
-    walk = {"unpruned, walk": Walk(bench.subject, CAUSAL)}
-    racing._race("first token", 1, walk, lambda contender: racing._first_token(asked, pixels, contender))
+    asked, pixels = prompt(bench, 1), bench.model.pixels(1)
+    walk = {"unpruned, walk": WalkDecoder(bench.model, CAUSAL)}
+    racing._race("first token", 1, walk, lambda candidate: racing._first_token(asked, pixels, candidate))
     assert [case.figures["ms"] for case in read_cases(racing.context.cases)] == [2.0]
 
 

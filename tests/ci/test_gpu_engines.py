@@ -7,8 +7,8 @@ import torch
 
 from ci.gpu.checks import engines
 from ci.gpu.checks.engines import LARGEST_LOGIT_ERROR, Target, build_bundle, parity_figures, targets, untrained_agent
-from ci.gpu.context import NotRun, Wrong
-from ci.gpu.goals import GOALS
+from ci.gpu.context import NotRun, WrongResult
+from ci.gpu.plan import GOALS
 from tests.support.tiny_llava import tiny_adapter
 from toprl_export.agent import load_agent
 from toprl_export.registry import Registry
@@ -61,7 +61,7 @@ def test_logits_beyond_rounding_are_refused(precision):
 
     figures = parity_figures(parity(limit), precision)
     assert figures == {"logit_error": limit, "kept_overlap_worst_stage": 0.75, "greedy_agreement": 0.9}
-    with pytest.raises(Wrong, match="logits differ"):
+    with pytest.raises(WrongResult, match="logits differ"):
         parity_figures(parity(limit * 1.01), precision)
-    with pytest.raises(Wrong, match="finite"):
+    with pytest.raises(WrongResult, match="finite"):
         parity_figures(parity(None), precision)

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from ci.gpu import __main__ as gpu
-from ci.gpu.distribution import write_distribution
+from ci.gpu.machine import write_distribution
 from ci.gpu.plan import Check
-from ci.gpu.record import load_report
-from ci.gpu.supervise import run_supervised
+from ci.gpu.process import run_supervised
+from ci.gpu.report import load_report
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,4 +1,4 @@
-"""Checks as ``ci/gpu.sh`` runs them, that behave in ways a test wants."""
+"""Checks as ``ci/gpu.sh`` runs them, that behave in implementations a test wants."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from ci.gpu.context import Context, NotRun, Wrong
+from ci.gpu.context import Context, NotRun, WrongResult
 
 
 def fine(context: Context) -> None:
@@ -49,4 +49,4 @@ def _missing() -> dict[str, float]:
 
 
 def _wrong() -> dict[str, float]:
-    raise Wrong("4 is not 5", {"value": 4.0})
+    raise WrongResult("4 is not 5", {"value": 4.0})

@@ -15,11 +15,10 @@ from safetensors.torch import save_file
 from tests.trainers.tiny_world import TASK, request
 from toprl_export.errors import UserError
 from toprl_export.trainer import TrainRequest
+from toprl_trainers.rl.processes import SINGLE_PROCESS, Processes, ReportedByMainProcess, launched_processes
 from toprl_trainers.toprl.data import BlockSource
-from toprl_trainers.toprl.learn import learn
-from toprl_trainers.toprl.processes import ALONE, Processes, ToldElsewhere, launched_processes
+from toprl_trainers.toprl.learn import TrainingState, learn
 from toprl_trainers.toprl.run import Run
-from toprl_trainers.toprl.state import TrainingState
 from toprl_trainers.toprl.trainer import TOPRLTrainer
 
 COUNT = 2
@@ -48,7 +47,7 @@ def wanted(
     return asked
 
 
-def learned(asked: TrainRequest, processes: Processes = ALONE) -> dict[str, torch.Tensor]:
+def learned(asked: TrainRequest, processes: Processes = SINGLE_PROCESS) -> dict[str, torch.Tensor]:
     """Actor, critic and curves after the updates."""
     run = Run.of(asked, processes)
     state = TrainingState.fresh(run.actor_config, run.config.learning_rate, asked.seed, asked.adapter.device)
@@ -95,14 +94,14 @@ def member(index: int, port: int, folder: Path, weights: Path) -> None:
             folder / f"{threshold}-{index}.safetensors",
         )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Processes, "total_gradients", lambda self, parameters, figures: figures)
+        patch.setattr(Processes, "all_reduce_gradients", lambda self, parameters, figures: figures)
         unsummed = learned(wanted(weights, folder / f"run-{index}", 4), processes)
     save_file(unsummed, folder / f"unsummed-{index}.safetensors")
     _write_agents(processes, folder, weights)
     _fail(processes, folder, weights)
     if index == 1:
         os._exit(9)
-    told(folder / "lost-0.txt", lambda: processes.total(torch.ones(1)))
+    told(folder / "lost-0.txt", lambda: processes.all_reduce(torch.ones(1)))
 
 
 def _write_agents(processes: Processes, folder: Path, weights: Path) -> None:
@@ -135,11 +134,11 @@ def _fail(processes: Processes, folder: Path, weights: Path) -> None:
     index = processes.index
 
     def refuse(*_: object) -> None:
-        raise UserError("a reward is not a number, says the test")
+        raise UserError("NaN reward, says the test")
 
     with pytest.MonkeyPatch.context() as patch:
         if index == 1:
-            patch.setattr("toprl_trainers.toprl.rollout.stage_rewards", refuse)
+            patch.setattr("toprl_trainers.toprl.update.stage_rewards", refuse)
         told(folder / f"reward-{index}.txt", lambda: learned(wanted(weights, folder / f"run-{index}", 4), processes))
     other = wanted(weights, folder / f"run-{index}", 4, seed=index, output_dir=folder / "never")
     told(folder / f"other-{index}.txt", lambda: TOPRLTrainer(processes).train(other))
@@ -152,5 +151,5 @@ def told(file: Path, action) -> None:
         file.write_text("well")
     except UserError as error:
         file.write_text(f"error: {error}")
-    except ToldElsewhere as end:
+    except ReportedByMainProcess as end:
         file.write_text(f"silent {end.code}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def test_flags_reach_the_function(seen: dict[str, object], capsys: pytest.Captur
     assert (seen["updates"], seen["images"], seen["threads"], seen["resume"]) == (5, 9, 1, False)
     assert seen["condition"] == "text"
     assert seen["overwrite"] is True and seen["dry_run"] is False and seen["output_dir"] == Path("a/b")
-    assert str(seen["command"]).split()[1:] == sys.argv[1:]
+    assert shlex.split(str(seen["command"]))[1:] == sys.argv[1:]
     assert capsys.readouterr().out == "trained, it says\n"
 
 

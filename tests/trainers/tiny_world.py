@@ -5,6 +5,7 @@ The model's weights are random but for its head, a linear read-out fitted to the
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,12 @@ from torch import Tensor, nn
 
 from tests.support.tiny_llava import VISUAL_TOKENS, tiny_adapter
 from toprl_export.models.llava import LlavaAdapter
-from toprl_export.models.walk import Decision, walk_prefill
+from toprl_export.models.walk import Decision, TokenTensors, walk_prefill
 from toprl_export.pruning.select import select
 from toprl_export.seeding import numpy_rng
 from toprl_export.tasks.task import Question, QuestionGroup, Sample, Task
 from toprl_export.trainer import TrainRequest
-from toprl_trainers.toprl.questions import GoldAnswers, pack_questions
+from toprl_trainers.toprl.data import GoldAnswers, pack_questions
 
 COLOURS = {"red": (250, 30, 30), "green": (30, 250, 30), "blue": (30, 30, 250), "teal brown": (30, 250, 250)}
 QUESTIONS = ("what colour is it?", "which color is in the picture?")
@@ -114,7 +115,13 @@ def answer_states(adapter: LlavaAdapter, images: range, kept: int) -> tuple[Tens
     evidence = torch.from_numpy(np.stack([group.evidence.flatten() for group in groups]))
     scores = torch.rand(evidence.shape, generator=torch.Generator().manual_seed(images.start)) + evidence
     prefill = walk_prefill(adapter.decoder, tokens, visual, (0,), lambda _: Decision(select(scores, kept)))
-    return prefill.hidden[:, -gold.question_tokens :][gold.image, gold.place], gold
+    return prefill.hidden[:, -gold.question_tokens :][gold.image, gold.offset], gold
+
+
+def repeated(tokens: TokenTensors, times: int) -> TokenTensors:
+    """Every batch row ``times`` times in succession."""
+    fields = {name: getattr(tokens, name) for name in tokens.__dataclass_fields__}
+    return replace(tokens, **{name: x.repeat_interleave(times, dim=0) for name, x in fields.items() if x is not None})
 
 
 def request(

@@ -1,1 +1,1 @@
-"""What is checked, one file per subject; each runs in a process of its own."""
+"""The checks, one file per subject; each runs in a process of its own."""

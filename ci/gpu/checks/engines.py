@@ -1,4 +1,7 @@
-"""Engines of the embedded model, where their packages are installed: built, held against PyTorch, timed."""
+"""The embedded model: PyTorch on the device against PyTorch on the CPU, then its engines against PyTorch.
+
+Engines are tried where their packages are installed: built, held against PyTorch, timed.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +12,76 @@ from pathlib import Path
 
 import torch
 
-from ci.gpu.context import Context, NotRun, Wrong
+from ci.gpu.checks.decoder import DecoderBench
+from ci.gpu.context import Context, NotRun, WrongResult
+from ci.gpu.decoders import CAUSAL, MASKED
+from ci.gpu.models import mini_model
 from toprl_export.agent import Agent, AgentRecord, TrainingRecord, save_agent
 from toprl_export.errors import UserError
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.load import load_model
+from toprl_export.models.reference import Pruning, ReferenceRunner
 from toprl_export.pruning.actor import Actor, ActorConfig
-from toprl_export.pruning.plan import make_plan
+from toprl_export.pruning.baselines.specs import baseline_plan
+from toprl_export.pruning.plan import default_stage_layers, make_plan
+from toprl_export.pruning.scorer import make_scorer
+from toprl_export.tasks.registry import TASKS
 from toprl_export.validate.gates import BudgetLimits, GateLimits
 from toprl_export.validate.report import BudgetReport, Parity
 
 TASK = "mini-colour"
 BUDGETS = (192, 64)
 LARGEST_LOGIT_ERROR = {"fp32": 1e-3, "fp16": 0.5, "bf16": 1.0}
-"""Beyond rounding in that type, with the engine's choice of tokens replayed in PyTorch."""
+"""Beyond rounding in that precision, with the engine's kept tokens replayed in PyTorch."""
 PLUGIN = Path(__file__).parents[3] / "engines/flash_attention/build/lib/libtoprl_flash_attention_plugin.so"
 """Where ``engines/flash_attention/build.sh --tensorrt-root DIR`` puts it."""
+MINI_BUDGETS = {192: (CAUSAL,), 128: (CAUSAL, MASKED), 64: (CAUSAL,)}
+MINI_LOGIT_ERROR = 1e-3
+
+
+def check_mini(context: Context) -> None:
+    """Answers to real questions first, then times."""
+    questions = 4 if context.quick else 32
+    for budget in (None, max(MINI_BUDGETS), min(MINI_BUDGETS)):
+        name = "unpruned" if budget is None else f"{budget} kept (FastV-P)"
+        context.measure("agreement", name, partial(against_cpu, context.device, questions, budget))
+    DecoderBench(context, mini_model(context.device), MINI_BUDGETS, (1, 4, 8)).run()
+
+
+@torch.inference_mode()
+def against_cpu(device: str, questions: int, budget: int | None) -> dict[str, float]:
+    """Largest difference of a logit, and the share of equal first tokens, when the device keeps what the CPU kept.
+
+    Raises:
+        NotRun: the device is the CPU.
+        WrongResult: a logit differs by more than 0.001.
+    """
+    if device == "cpu":
+        raise NotRun("not run on a GPU")
+    samples = list(TASKS.get("mini-colour").samples("held-out", 0, questions))
+    prompts = [sample.question for sample in samples]
+    adapter = load_model("mini", "cpu")
+    pixels = adapter.image_processor([sample.image for sample in samples])
+    tokens = adapter.prompt_format.tokenize(adapter.tokenizer, prompts, adapter.visual_tokens)
+    pruning = None
+    if budget is not None:
+        layers = adapter.shape.layers
+        plan = baseline_plan("fastv-p", adapter.visual_tokens, layers, [budget], default_stage_layers(layers))
+        pruning = Pruning.from_plan(plan, budget, make_scorer("fastv-p"))
+    here, there = ReferenceRunner(adapter), ReferenceRunner(load_model("mini", device))
+    wanted = here.prefill(tokens, here.encode_image(pixels), pruning)
+    kept = [stage.to(device) for stage in wanted.kept] if pruning else None
+    found = there.prefill(tokens, there.encode_image(pixels), pruning, forced_kept=kept)
+    error = float((found.logits.cpu() - wanted.logits).abs().max())
+    same = float((found.logits.cpu().argmax(-1) == wanted.logits.argmax(-1)).float().mean())
+    if not error <= MINI_LOGIT_ERROR:
+        raise WrongResult(f"logits differ by {error:.2g}", {"same_first_token": same})
+    return {"logit_error": error, "same_first_token": same}
 
 
 @dataclass(frozen=True)
 class Target:
-    """An engine, its precision, where it runs, and whether TensorRT's attention is our plugin."""
+    """An engine, its precision, the execution provider, and whether TensorRT's attention is our plugin."""
 
     engine: str
     precision: str
@@ -49,7 +101,7 @@ class Target:
 
 
 def targets(device: str) -> tuple[Target, ...]:
-    """What is tried, in order; ONNX Runtime's TensorRT providers, which build for minutes, come last."""
+    """The engines that are tried, in order; ONNX Runtime's TensorRT providers, which build for minutes, come last."""
     onnx = {provider: Target("onnx", "fp32", provider) for provider in ("cpu", "cuda", "tensorrt", "tensorrt-rtx")}
     if device == "cpu":
         return (onnx["cpu"],)
@@ -59,7 +111,7 @@ def targets(device: str) -> tuple[Target, ...]:
 
 
 def check_engines(context: Context) -> None:
-    """Build and validate each; the agent is untrained, so what it keeps says nothing about accuracy."""
+    """Build and validate each; the agent is untrained, so accuracy means nothing."""
     agent = untrained_agent(context.scratch / "agent", load_model())
     for target in targets(context.device):
         bundle = context.scratch / target.folder
@@ -68,7 +120,7 @@ def check_engines(context: Context) -> None:
 
 
 def untrained_agent(directory: Path, adapter: LVLMAdapter) -> Path:
-    """An agent with random weights and the default stages."""
+    """An agent with random weights and the default stages; its directory."""
     directory.mkdir()
     torch.manual_seed(0)
     plan = make_plan(adapter.visual_tokens, adapter.shape.layers, adapter.default_stage_layers, "actor", list(BUDGETS))
@@ -88,7 +140,7 @@ def build_bundle(target: Target, agent: Path, directory: Path) -> dict[str, floa
         seconds and size.
 
     Raises:
-        NotRun: the engine is unknown, or what it needs is not there.
+        NotRun: the engine is unknown, or something it needs is missing.
     """
     from toprl_export.build import build
     from toprl_export.engine import ConfigurableEngine, get_engine
@@ -153,17 +205,17 @@ def parity_figures(parity: Parity, precision: str) -> dict[str, float]:
     """How closely the engine follows PyTorch.
 
     Raises:
-        Wrong: its logits are no numbers, or further off than rounding explains.
+        WrongResult: a logit is NaN or infinite, or further off than rounding explains.
     """
     figures = {
         "kept_overlap_worst_stage": min(parity.kept_overlap_per_stage),
         "greedy_agreement": parity.greedy_agreement,
     }
     if parity.logit_error_forced is None:
-        raise Wrong("a logit is not a finite number", figures)
+        raise WrongResult("a logit is not finite", figures)
     figures = {"logit_error": parity.logit_error_forced, **figures}
     if parity.logit_error_forced > LARGEST_LOGIT_ERROR[precision]:
-        raise Wrong(f"logits differ by {parity.logit_error_forced:.2g}", figures)
+        raise WrongResult(f"logits differ by {parity.logit_error_forced:.2g}", figures)
     return figures
 
 

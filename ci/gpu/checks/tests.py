@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree
 
-from ci.gpu.context import Context, NotRun, Wrong
+from ci.gpu.context import Context, NotRun, WrongResult
 
 ROOT = Path(__file__).parents[3]
 MARK = "pytest.mark.gpu"
@@ -29,7 +29,7 @@ def run_tests(files: list[Path], context: Context) -> dict[str, float]:
 
     Raises:
         NotRun: there is no pytest, no GPU, or no such test.
-        Wrong: a test failed.
+        WrongResult: a test failed.
     """
     if find_spec("pytest") is None:
         raise NotRun("pytest is not installed")
@@ -50,17 +50,17 @@ def read_junit(path: Path) -> dict[str, float]:
 
     Raises:
         NotRun: nothing ran.
-        Wrong: something failed.
+        WrongResult: something failed.
     """
     if not path.exists():
-        raise Wrong("pytest left no report")
+        raise WrongResult("pytest left no report")
     suites = list(ElementTree.parse(path).iter("testsuite"))
     tests, failures, errors, skipped = (
         float(sum(int(suite.get(name, "0")) for suite in suites)) for name in ("tests", "failures", "errors", "skipped")
     )
     figures = {"passed": tests - failures - errors - skipped, "failures": failures + errors, "skipped": skipped}
     if failures + errors:
-        raise Wrong(f"{failures + errors:.0f} of {tests:.0f} tests failed", figures)
+        raise WrongResult(f"{failures + errors:.0f} of {tests:.0f} tests failed", figures)
     if not figures["passed"]:
         raise NotRun(f"all {tests:.0f} tests were skipped")
     return figures

@@ -10,7 +10,7 @@ from toprl_trainers.rl.gae import advantages_and_returns, centred_per_group, exp
 
 def test_three_stages_by_hand():
     rewards, values = torch.tensor([[1.0, 0.0, 2.0]]), torch.tensor([[0.5, 1.0, 0.5]])
-    advantages, returns = advantages_and_returns(rewards, values, discount=0.9, trace=0.5)
+    advantages, returns = advantages_and_returns(rewards, values, discount=0.9, gae_lambda=0.5)
     # δ3 = 2 - 0.5; δ2 = 0 + 0.9·0.5 - 1; δ1 = 1 + 0.9·1 - 0.5; A_t = δ_t + 0.45·A_(t+1)
     torch.testing.assert_close(advantages, torch.tensor([[1.45625, 0.125, 1.5]]))
     torch.testing.assert_close(returns, torch.tensor([[1.95625, 1.125, 2.0]]))
@@ -18,13 +18,13 @@ def test_three_stages_by_hand():
 
 def test_full_trace_gives_discounted_returns():
     rewards, values = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[7.0, -1.0, 4.0]])
-    _, returns = advantages_and_returns(rewards, values, discount=0.5, trace=1.0)
+    _, returns = advantages_and_returns(rewards, values, discount=0.5, gae_lambda=1.0)
     torch.testing.assert_close(returns, torch.tensor([[1 + 0.5 * 2 + 0.25 * 3, 2 + 0.5 * 3, 3.0]]))
 
 
 def test_no_trace_gives_temporal_differences():
     rewards, values = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 4.0]])
-    advantages, _ = advantages_and_returns(rewards, values, discount=0.5, trace=0.0)
+    advantages, _ = advantages_and_returns(rewards, values, discount=0.5, gae_lambda=0.0)
     torch.testing.assert_close(advantages, torch.tensor([[1 + 2.0 - 0.5, 2 - 4.0]]))
 
 

@@ -49,7 +49,7 @@ def test_terminal_assignment_pays_the_mean_at_the_end():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_reward_that_is_no_number_is_refused(bad: float):
-    with pytest.raises(UserError, match="not a number"):
+    with pytest.raises(UserError, match="NaN or infinite reward"):
         stage_rewards(torch.tensor([bad]), KEPT, TARGETS, CONFIG)
 
 
@@ -78,7 +78,7 @@ def test_impossible_settings_are_refused(wrong: dict[str, object]):
 
 
 def test_a_reward_without_any_part_is_refused():
-    with pytest.raises(UserError, match="the reward has no part, for quality_weight, cost_weight, budget_weight are"):
+    with pytest.raises(UserError, match="the reward is empty: quality_weight, cost_weight, budget_weight are"):
         RewardConfig(quality_weight=0, cost_weight=0, budget_weight=0)
 
 

@@ -23,12 +23,9 @@ from toprl_trainers.rl.gae import advantages_and_returns, centred_per_group, nor
 from toprl_trainers.rl.gumbel import log_probability, temperature_at
 from toprl_trainers.toprl.config import TOPRLConfig
 from toprl_trainers.toprl.data import BlockSource, ImageBlock
-from toprl_trainers.toprl.draws import ImageDraws
-from toprl_trainers.toprl.policy import SamplingPolicy
-from toprl_trainers.toprl.rollout import Rollouts, collect
 from toprl_trainers.toprl.run import Run
 from toprl_trainers.toprl.trainer import TOPRLTrainer
-from toprl_trainers.toprl.update import ppo_update
+from toprl_trainers.toprl.update import ImageDraws, Rollouts, SamplingPolicy, collect, ppo_update
 
 LAYERS, COUNTS, ROLLOUTS = (0, 2), (9, 5), 4
 CONFIG = TOPRLConfig(rollouts_per_image=ROLLOUTS, precision="float32")
@@ -52,7 +49,7 @@ def played(adapter: LlavaAdapter, block: ImageBlock, actor: Actor, config: TOPRL
     torch.manual_seed(1)
     draws = ImageDraws(0, ("test",), range(len(block.visual)), ROLLOUTS, adapter.visual_tokens)
     policy = SamplingPolicy(actor, COUNTS, 0.5, None, ROLLOUTS, draws)
-    return collect(adapter, block, policy, Critic(actor.config), LAYERS, COUNTS, config)
+    return collect(adapter, block, policy, Critic(actor.config), LAYERS, config)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -62,7 +59,7 @@ def test_the_update_recomputes_what_was_drawn(adapter: LlavaAdapter, block: Imag
     rows = [8, 9, 10, 11, 0, 1, 2, 3]
     for record in rollouts.stages:
         assert record.inputs.text is not None and record.inputs.attention is not None
-        part = record.rows(torch.tensor([2, 0]), ROLLOUTS)
+        part = record.of_images(torch.tensor([2, 0]), ROLLOUTS)
         again = log_probability(part.logits(actor), part.kept, 0.5)
         torch.testing.assert_close(again, record.log_probability[rows], atol=1e-5, rtol=1e-4)
         # the control: the same tokens under another image's question
@@ -166,7 +163,7 @@ class Game:
         found = (record.kept & wanted.repeat_interleave(self.ROLLOUTS, dim=0)).sum(1)
         rewards = (found / self.KEPT - record.kept.sum(1) / self.TOKENS)[:, None]
         values, weights = record.values(critic)[:, None], torch.ones(len(rewards))
-        advantages, returns = advantages_and_returns(rewards, values, settings.discount, settings.trace)
+        advantages, returns = advantages_and_returns(rewards, values, settings.discount, settings.gae_lambda)
         advantages = normalised_per_stage(centred_per_group(advantages, weights, self.ROLLOUTS), weights)
         part = range(self.IMAGES)
         return Rollouts((record,), part, rewards[:, 0], weights, rewards, rewards, values, returns, advantages)

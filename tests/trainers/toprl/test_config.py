@@ -35,7 +35,7 @@ def test_settings_of_the_task_win(tmp_path: Path):
     [
         ("method: toprl\nupdates: 5\n", "unknown part of recipe .*'updates'.*settings"),
         ("method: vpruner\n", "for method 'vpruner', not 'toprl'"),
-        ("- a\n", "holds no mapping"),
+        ("- a\n", "is not a mapping"),
         ("method: toprl\nsettings: 5\n", "settings is 5, expected a mapping"),
         ("method: [\n", "not valid YAML"),
     ],
@@ -69,7 +69,7 @@ def test_a_mapping_is_read_with_its_reward_and_layers():
         {"minibatches": 9},
         {"clip": 0},
         {"discount": 1.5},
-        {"trace": -0.1},
+        {"gae_lambda": -0.1},
         {"learning_rate": "fast"},
         {"temperature_start": 0.1, "temperature_end": 0.2},
         {"training_fraction_kept": 0},

@@ -14,11 +14,10 @@ from toprl_export.models.walk import walk_prefill
 from toprl_export.pruning.actor import Actor, Critic
 from toprl_export.pruning.baselines.controls import RandomScorer
 from toprl_export.pruning.scorer import Scorer
+from toprl_trainers.toprl.card import correct_answers, validate_agent
 from toprl_trainers.toprl.data import BlockSource
-from toprl_trainers.toprl.evaluate import right_answers, validate_agent
-from toprl_trainers.toprl.learn import learn
+from toprl_trainers.toprl.learn import TrainingState, learn
 from toprl_trainers.toprl.run import Run
-from toprl_trainers.toprl.state import TrainingState
 from toprl_trainers.toprl.update import UpdateFigures, ppo_update
 
 IMAGES = 96
@@ -27,7 +26,7 @@ SEED = 14
 
 @torch.no_grad()
 def evidence_kept(run: Run, scorer: Scorer, source: BlockSource) -> float:
-    """Share of the images whose coloured patch survives the first stage."""
+    """Shard of the images whose coloured patch survives the first stage."""
     hits, pruning = 0, Pruning(run.plan.stage_layers, run.trained.keep_counts, scorer)
     for number, block in enumerate(source):
         decoder = run.request.adapter.decoder
@@ -77,6 +76,6 @@ def test_unpruned_scores_are_those_of_keeping_everything(weights: Path, tmp_path
     run = Run.of(request(weights, tmp_path))
     source = BlockSource(run.request.adapter, TASK, 5, 0, 16, 8)
     everything = Pruning((0, 2), (25, 25), RandomScorer(0))
-    right = right_answers(run.request.adapter, source, everything)
-    assert right == torch.cat([block.full_right for block in source]).tolist()
+    right = correct_answers(run.request.adapter, source, everything)
+    assert right == torch.cat([block.full_correct for block in source]).tolist()
     assert sum(right) > 24  # of 32: the fitted head does the task

@@ -20,9 +20,7 @@ from toprl_trainers.rl.gumbel import log_probability, temperature_at
 from toprl_trainers.rl.reward import stage_rewards
 from toprl_trainers.toprl.config import TOPRLConfig
 from toprl_trainers.toprl.data import BlockSource
-from toprl_trainers.toprl.policy import StageRecord, compacted
-from toprl_trainers.toprl.rollout import Rollouts, collect
-from toprl_trainers.toprl.update import UpdateFigures, ppo_update
+from toprl_trainers.toprl.update import Rollouts, StageRecord, UpdateFigures, collect, compacted, ppo_update
 
 PAPER = TOPRLConfig.from_mapping(load_recipe("toprl-paper", "toprl", "mini-count").settings)
 
@@ -66,7 +64,7 @@ def test_rewards_by_hand():
 
 
 def test_discounted_returns_by_hand():
-    """Eq. 4 is what advantages of trace 1 over worthless states come to at the first stage."""
+    """Eq. 4 is the first stage's advantage for a GAE lambda of 1 and values of 0."""
     rewards = torch.tensor(REWARDS)
     returns, _ = advantages_and_returns(rewards, torch.zeros(3, 3), PAPER.discount, 1.0)
     # 0.323125 + 0.9 · 0.525 + 0.81 · 0.75; −0.45125 − 0.9 · 0.2375 − 0.81 · 0.25; 0.0975 + 0.4725 + 0.405
@@ -74,7 +72,7 @@ def test_discounted_returns_by_hand():
 
 
 def test_advantages_and_the_critics_targets_by_hand():
-    advantages, returns = advantages_and_returns(torch.tensor(REWARDS), VALUES, PAPER.discount, PAPER.trace)
+    advantages, returns = advantages_and_returns(torch.tensor(REWARDS), VALUES, PAPER.discount, PAPER.gae_lambda)
     torch.testing.assert_close(advantages, torch.tensor(ADVANTAGES))
     torch.testing.assert_close(returns, torch.tensor(RETURNS))
     # The last stage's (0.25, −0.25, 0) have mean 0 and a variance of 0.125 / 3, the second's (0.68875, −0.55125,
@@ -209,6 +207,7 @@ class FixedMasks:
     """A policy of two stages whose rollouts A and B keep what is said, and a critic that says 0.5, then 0.25."""
 
     needs = ScorerNeeds()
+    counts = (15, 8)
 
     def __init__(self, kept: list[Tensor]) -> None:
         self.kept = kept  # bool [2, 25] of all visual tokens, one a stage
@@ -245,7 +244,7 @@ def test_a_batch_of_rollouts_by_hand(weights: Path):
 
     masks = [torch.stack([keeping(a, True), keeping(b, False)]) for a, b in ((20, 15), (10, 5))]
     policy: Any = FixedMasks(masks)
-    rollouts = collect(adapter, block, policy, policy.value, (0, 2), (15, 8), config)
+    rollouts = collect(adapter, block, policy, policy.value, (0, 2), config)
     assert rollouts.quality.tolist() == [1, 0] and rollouts.weights.tolist() == [1, 1]
     assert rollouts.kept_counts.tolist() == [[20, 10], [15, 5]]
     torch.testing.assert_close(rollouts.rewards, torch.tensor([[0.24, 0.6], [-0.57, -0.2]]))

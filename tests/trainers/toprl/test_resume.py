@@ -14,8 +14,8 @@ from tests.trainers.mortal import train
 from tests.trainers.tiny_world import request
 from toprl_export.errors import UserError
 from toprl_export.pruning.actor import ActorConfig
+from toprl_trainers.toprl.learn import TrainingState
 from toprl_trainers.toprl.run import Run
-from toprl_trainers.toprl.state import TrainingState
 from toprl_trainers.toprl.trainer import TOPRLTrainer
 
 UPDATES = 16

@@ -12,14 +12,11 @@ from torch import Tensor, nn
 
 from tests.trainers.tiny_world import TASK, request
 from toprl_export.errors import UserError
+from toprl_trainers.rl.processes import SINGLE_PROCESS, Processes
 from toprl_trainers.toprl.data import BlockSource
-from toprl_trainers.toprl.draws import ImageDraws
-from toprl_trainers.toprl.policy import SamplingPolicy
-from toprl_trainers.toprl.processes import ALONE, Processes
-from toprl_trainers.toprl.rollout import Rollouts, collect
+from toprl_trainers.toprl.learn import TrainingState
 from toprl_trainers.toprl.run import Run
-from toprl_trainers.toprl.state import TrainingState
-from toprl_trainers.toprl.update import ppo_update
+from toprl_trainers.toprl.update import ImageDraws, Rollouts, SamplingPolicy, collect, ppo_update
 
 IMAGES, ROLLOUTS = 3, 8
 WEIGHTS = torch.tensor([1.0, 0.25, 0.5]).repeat_interleave(ROLLOUTS)
@@ -35,7 +32,7 @@ class Recorder(Processes):
 
     found: list[Tensor] = field(default_factory=list)
 
-    def total_gradients(self, parameters: Iterable[nn.Parameter], figures: Tensor) -> Tensor:
+    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter], figures: Tensor) -> Tensor:
         gradients = [each.grad for each in parameters if each.grad is not None]
         self.found.append(torch.cat([figures, nn.utils.parameters_to_vector(gradients)]))
         raise Stopped
@@ -49,9 +46,7 @@ def world(weights: Path, tmp_path: Path) -> tuple[Run, TrainingState, Rollouts]:
     block = BlockSource(run.request.adapter, TASK, 0, 0, IMAGES, IMAGES)[0]
     draws = ImageDraws(0, ("test",), range(IMAGES), ROLLOUTS, 25)
     policy = SamplingPolicy(state.actor, run.trained.keep_counts, 0.5, None, ROLLOUTS, draws)
-    rollouts = collect(
-        run.request.adapter, block, policy, state.critic, run.plan.stage_layers, run.trained.keep_counts, run.config
-    )
+    rollouts = collect(run.request.adapter, block, policy, state.critic, run.plan.stage_layers, run.config)
     # Other logits than those drawn with, so that ratios are clipped and losses are not their trivial values.
     with torch.no_grad():
         state.actor.head.weight.mul_(30)
@@ -65,13 +60,13 @@ def first_step(run: Run, state: TrainingState, rollouts: Rollouts) -> Tensor:
     return recorder.found[0]
 
 
-def update(run: Run, state: TrainingState, rollouts: Rollouts, processes: Processes = ALONE) -> None:
+def update(run: Run, state: TrainingState, rollouts: Rollouts, processes: Processes = SINGLE_PROCESS) -> None:
     shuffle = torch.Generator().manual_seed(0)
     ppo_update(state.actor, state.critic, state.optimizer, rollouts, 0.5, run.config, shuffle, processes)
 
 
 def part_of(rollouts: Rollouts, part: range) -> Rollouts:
-    records = tuple(record.rows(torch.arange(part.start, part.stop), ROLLOUTS) for record in rollouts.stages)
+    records = tuple(record.of_images(torch.arange(part.start, part.stop), ROLLOUTS) for record in rollouts.stages)
     return replace(rollouts, part=part, stages=records)
 
 
@@ -105,11 +100,11 @@ def test_a_minibatch_without_weight_takes_no_step(world: tuple[Run, TrainingStat
     assert torch.equal(state.actor.head.weight, before)
 
 
-def test_a_loss_that_is_not_a_number_is_said_before_it_spoils_the_weights(
+def test_a_nan_loss_is_reported_before_it_spoils_the_weights(
     world: tuple[Run, TrainingState, Rollouts],
 ):
     run, state, rollouts = world
     before = state.actor.head.weight.clone()
-    with pytest.raises(UserError, match="the loss or its gradient is not a number"):
+    with pytest.raises(UserError, match="NaN or infinite loss or gradient"):
         update(run, state, replace(rollouts, returns=rollouts.returns * torch.nan))
     assert torch.equal(state.actor.head.weight, before)

@@ -15,8 +15,8 @@ from toprl_export.pruning.actor import Actor
 from toprl_export.pruning.scorer import Scorer, StageInputs, make_scorer
 from toprl_export.trainer import TrainRequest
 from toprl_trainers.toprl.data import BlockSource
+from toprl_trainers.toprl.learn import TrainingState
 from toprl_trainers.toprl.run import Run
-from toprl_trainers.toprl.state import TrainingState
 from toprl_trainers.toprl.trainer import TOPRLTrainer
 from toprl_trainers.toprl.warm_start import demonstrate, imitation_loss, warm_start
 
@@ -38,7 +38,7 @@ def begun(wanted: TrainRequest) -> tuple[Run, TrainingState, BlockSource]:
 
 @torch.no_grad()
 def agreement(run: Run, scorer: Scorer, teacher: Scorer) -> float:
-    """Share of the teacher's tokens that ``scorer`` keeps too, over both stages and images not trained on."""
+    """Shard of the teacher's tokens that ``scorer`` keeps too, over both stages and images not trained on."""
     adapter = run.request.adapter
     block = BlockSource(adapter, TASK, 7, 0, 24, 24)[0].every_question(adapter)
     kept = []

@@ -1,4 +1,4 @@
-"""Recipes that come with the package, one YAML file each, and the loader of these and of a user's own."""
+"""Recipes that come with the package, one YAML file each, and the loader of these and of users' own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PARTS = ("method", "base", "settings", "tasks")
 
 @dataclass(frozen=True)
 class Recipe:
-    """``name`` (or path), the ``method`` it is for, and its ``settings``, those of the task already applied."""
+    """``name`` (or path), the ``method`` it is for, and its ``settings``, the task's already applied."""
 
     name: str
     method: str
@@ -31,12 +31,12 @@ def load_recipe(name: str, method: str, task: str) -> Recipe:
     """A recipe by name or by the path of a YAML file.
 
     The file is a mapping: ``method``, ``settings``, and optionally ``tasks``, which maps a task's name to settings that
-    win over the others for it, and ``base``, another recipe whose settings hold where this one says nothing (both of
-    nested settings key by key).
+    override the others for it, and ``base``, another recipe whose settings hold where this one sets none. Nested
+    settings are overridden key by key.
 
     Raises:
-        UserError: the recipe or its base is unknown, not readable, for another method, or no such mapping, names a task
-            that there is not, or is its own base.
+        UserError: the recipe or its base is unknown, unreadable, for another method or not such a mapping, names an
+            unknown task, or is its own base.
     """
     return Recipe(name, method, _settings(name, method, task, ()))
 
@@ -45,7 +45,7 @@ def _settings(name: str, method: str, task: str, above: tuple[str, ...]) -> Mapp
     """The settings of a recipe that is the base of those ``above`` it."""
     content = yaml.safe_load(_read(name)) if not _is_path(name) else _parse(Path(name))
     if not isinstance(content, Mapping):
-        raise UserError(f"recipe {name} holds no mapping: write method, settings and perhaps base and tasks")
+        raise UserError(f"recipe {name} is not a mapping: write method, settings and optionally base and tasks")
     for key in content:
         if key not in PARTS:
             raise unknown_name(f"part of recipe {name}", str(key), PARTS)
@@ -66,7 +66,7 @@ def _settings(name: str, method: str, task: str, above: tuple[str, ...]) -> Mapp
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``over`` where it says something, else ``under``; one level of nested mappings likewise."""
+    """``over`` where it sets something, else ``under``; one level of nested mappings likewise."""
     both = dict(under)
     for key, value in over.items():
         nested = isinstance(value, Mapping) and isinstance(under.get(key), Mapping)

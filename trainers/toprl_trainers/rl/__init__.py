@@ -1,1 +1,1 @@
-"""Reinforcement learning that learners share: sampling of keep masks, rewards, advantages, PPO."""
+"""What learners share: sampling of keep masks, rewards, advantages, PPO; checkpoints and several processes."""

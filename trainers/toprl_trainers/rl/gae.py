@@ -1,4 +1,4 @@
-"""Generalised advantage estimation over trajectories of a fixed number of stages."""
+"""Generalised advantage estimation (Schulman et al., 2016) over episodes of a fixed number of stages."""
 
 from __future__ import annotations
 
@@ -6,35 +6,37 @@ import torch
 from torch import Tensor
 
 
-def advantages_and_returns(rewards: Tensor, values: Tensor, discount: float, trace: float) -> tuple[Tensor, Tensor]:
-    """GAE(γ, λ); the episode ends after its last stage, whose successor is worth nothing.
+def advantages_and_returns(
+    rewards: Tensor, values: Tensor, discount: float, gae_lambda: float
+) -> tuple[Tensor, Tensor]:
+    """GAE(γ, λ): sums of TD errors; the episode ends after its last stage, whose successor state has value 0.
 
     Args:
         rewards: ``float32 [b, T]``.
         values: the critic's estimate of each stage's state, ``float32 [b, T]``.
         discount: γ.
-        trace: λ; 0 gives one-step temporal differences, 1 gives Monte-Carlo returns.
+        gae_lambda: λ; 0 gives one-step TD errors, 1 gives Monte-Carlo returns.
 
     Returns:
-        advantages and the returns that the critic is to predict (advantage + value), both ``float32 [b, T]``.
+        advantages, and the returns that the critic is to predict (advantage + value), both ``float32 [b, T]``.
     """
     advantages = torch.zeros_like(rewards)
     following_value = torch.zeros_like(rewards[:, 0])
     following_advantage = torch.zeros_like(rewards[:, 0])
     for stage in reversed(range(rewards.shape[1])):
-        surprise = rewards[:, stage] + discount * following_value - values[:, stage]
-        following_advantage = surprise + discount * trace * following_advantage
+        td_error = rewards[:, stage] + discount * following_value - values[:, stage]
+        following_advantage = td_error + discount * gae_lambda * following_advantage
         advantages[:, stage] = following_advantage
         following_value = values[:, stage]
     return advantages, advantages + values
 
 
 def centred_per_group(advantages: Tensor, weights: Tensor, group: int) -> Tensor:
-    """Subtract each group's weighted mean: ``group`` consecutive rows are rollouts of the same image.
+    """Subtract each group's weighted mean: ``group`` consecutive batch rows are rollouts of the same image.
 
     Args:
         advantages: ``float32 [b, T]``, b a multiple of ``group``.
-        weights: ``float32 [b]``; rows of weight 0 count for nothing.
+        weights: ``float32 [b]``; rows of weight 0 do not count.
         group: rollouts per image.
     """
     grouped = advantages.reshape(-1, group, advantages.shape[1])  # [b/group, group, T]
@@ -45,7 +47,11 @@ def centred_per_group(advantages: Tensor, weights: Tensor, group: int) -> Tensor
 
 
 def normalised_per_stage(advantages: Tensor, weights: Tensor) -> Tensor:
-    """Zero mean and unit variance over the batch, for each stage by itself. Shapes as `centred_per_group`."""
+    """Zero mean and unit variance over the batch, for each stage by itself. Shapes as `centred_per_group`.
+
+    By itself, because early stages sum more rewards than late ones: in one normalisation their scale would set the
+    step, and the late ones would hardly learn.
+    """
     weight = weights[:, None] / weights.sum().clamp(min=1e-8)
     centred = advantages - (advantages * weight).sum(0)
     variance = (centred.square() * weight).sum(0)

@@ -2,7 +2,7 @@
 
 A hard Gumbel-Softmax sample does not depend on the temperature when only the softmax is divided by it. Here the
 logits themselves are divided by τ, so the hard sample keeps a token with probability ``sigmoid(logit / τ)`` and
-annealing τ really moves the policy from exploration to top-k.
+annealing τ moves the policy from exploration to top-k.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def sample_keep(logits: Tensor, temperature: float, noise: Tensor) -> Tensor:
     Returns:
         ``bool [b, n]``, true with probability ``sigmoid(logits / τ)``.
     """
-    keep_noise, drop_noise = -noise.clamp(min=1e-30).log()  # two standard Gumbels: −log of an exponential
+    # −log of a standard exponential is a standard Gumbel; the clamp keeps an exact 0 from becoming infinite.
+    keep_noise, drop_noise = -noise.clamp(min=1e-30).log()
     kept: Tensor = logits / temperature + keep_noise > drop_noise
     return kept
 
@@ -62,11 +63,11 @@ def threshold_for_count(scores: Tensor, alive: Tensor, count: float, temperature
     Returns:
         ``float32 [b, 1]``.
     """
-    margin = 20.0 * temperature
+    margin = 20.0 * temperature  # sigmoid(±20) is 1 or 0 within 2e-9, so the bracket holds the solution
     some = alive.any(1, keepdim=True)  # a row without tokens gets any finite threshold
     low = scores.masked_fill(some & ~alive, float("inf")).amin(1, keepdim=True) - margin
     high = scores.masked_fill(some & ~alive, float("-inf")).amax(1, keepdim=True) + margin
-    for _ in range(50):
+    for _ in range(50):  # halves the bracket below float32's resolution
         middle = (low + high) / 2
         expected = (torch.sigmoid((scores - middle) / temperature) * alive).sum(1, keepdim=True)
         low = torch.where(expected > count, middle, low)

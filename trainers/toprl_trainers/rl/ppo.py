@@ -1,4 +1,4 @@
-"""The clipped surrogate of PPO for many binary decisions that share one advantage."""
+"""The clipped surrogate of PPO (Schulman et al., 2017) for many binary decisions that share one advantage."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Surrogate:
-    """``loss`` (scalar, to minimise), mean ``kl`` of old from new policy, and the share of clipped decisions."""
+    """``loss`` (scalar, to minimise), mean ``kl`` from old to new policy, and the share ``clipped`` of ratios."""
 
     loss: Tensor
     kl: Tensor
@@ -18,7 +18,10 @@ class Surrogate:
 
 
 def token_mean(x: Tensor, alive: Tensor, weights: Tensor) -> Tensor:
-    """Mean over each row's alive tokens, then weighted mean over rows. ``[b, n]``, ``bool [b, n]``, ``[b]``."""
+    """Mean over each row's alive tokens, then weighted mean over rows. ``[b, n]``, ``bool [b, n]``, ``[b]``.
+
+    In this order, so that a rollout that kept many tokens does not outweigh one that kept few.
+    """
     per_row = (x * alive).sum(1) / alive.sum(1).clamp(min=1)  # [b]
     return (per_row * weights).sum() / weights.sum().clamp(min=1e-8)
 
@@ -39,14 +42,15 @@ def clipped_surrogate(
         weights: of the rows, ``float32 [b]``.
         clip: ε.
     """
-    # Before the exponential: a dead token's ratio may overflow, and infinity times 0 is not a number.
+    # Before the exponential: a dead token's ratio may overflow, and infinity times 0 is NaN.
     log_ratio = torch.where(alive, log_probability - old_log_probability, 0.0)
     ratio = log_ratio.exp()
-    shared = advantage[:, None]
+    shared = advantage[:, None]  # [b, 1]
     pessimistic = (ratio * shared).minimum(ratio.clamp(1 - clip, 1 + clip) * shared)
     outside = ((ratio - 1).abs() > clip).float()
     return Surrogate(
         loss=-token_mean(pessimistic, alive, weights),
+        # The estimator r − 1 − log r of KL(old, new) is never negative and varies less than −log r.
         kl=token_mean(ratio - 1 - log_ratio, alive, weights).detach(),
         clipped=token_mean(outside, alive, weights).detach(),
     )

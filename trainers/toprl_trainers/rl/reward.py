@@ -17,12 +17,12 @@ class RewardConfig:
     """Which parts the reward has (each can be switched off by a weight of 0) and how they are weighted.
 
     Attributes:
-        quality: Q_p/Q by the gold answers' probabilities ("dense") or by right and wrong answers ("binary").
+        quality: Q_p/Q by the gold answers' probabilities ("dense") or by whether answers are correct ("binary").
         quality_weight: of Q_p/Q.
         cost_weight: of α_t·L_t/L.
         cost_decay: η in α_t = η^(T−t); 1 switches α_t off.
-        budget_weight: λ of the distance from the budget, which the paper lacks.
-        assignment: pay each stage its own reward, or the mean of all at the last.
+        budget_weight: of the distance from the budget, a term that the paper does not have.
+        assignment: pay every stage its own reward ("every-stage"), or their mean at the last ("terminal").
 
     Raises:
         UserError: a value that no reward can have, or no part is left.
@@ -46,7 +46,7 @@ class RewardConfig:
             if not _is_number(weight) or not 0 <= weight < math.inf:
                 raise UserError(f"reward {name} is {weight!r}, expected 0 (off) or more")
         if not any(weights.values()):
-            raise UserError(f"the reward has no part, for {', '.join(weights)} are all 0: set one above 0")
+            raise UserError(f"the reward is empty: {', '.join(weights)} are all 0: set one above 0")
         if not _is_number(self.cost_decay) or not 0 < self.cost_decay <= 1:
             raise UserError(f"reward cost_decay (η) is {self.cost_decay!r}, expected more than 0 and at most 1")
 
@@ -56,34 +56,39 @@ def _is_number(value: object) -> bool:
 
 
 def dense_quality(pruned_log_probability: Tensor, full_log_probability: Tensor) -> Tensor:
-    """``min(p_pruned(gold) / p_full(gold), 1)`` from log-probabilities of whole gold answers, ``float32 [q]``."""
+    """``min(p_pruned(gold) / p_full(gold), 1)`` from log-probabilities of whole gold answers, ``float32 [q]``.
+
+    Capped, because pruning is to retain the unpruned model's answer, not to be paid for a more confident one.
+    """
     return (pruned_log_probability - full_log_probability).clamp(max=0).exp()
 
 
 def stage_rewards(quality: Tensor, kept_fractions: Tensor, target_fractions: Tensor, config: RewardConfig) -> Tensor:
-    """Eq. 5, ``r_t = Q_p/Q − α_t·L_t/L`` with ``α_t = η^(T−t)``, and the budget term ``−λ·|L_t/L − ρ_t|/ρ_t``.
+    """Eq. 5, ``r_t = Q_p/Q − α_t·L_t/L`` with ``α_t = η^(T−t)``, and the budget term ``−w·|L_t/L − ρ_t|/ρ_t``.
 
     Args:
         quality: Q_p/Q of each episode, ``float32 [b]``.
         kept_fractions: L_t/L after each stage, ``float32 [b, T]``.
         target_fractions: ρ_t of the plan's schedule, ``float32 [T]``.
-        config: the parts' weights; λ is ``budget_weight``.
+        config: the parts' weights; w is ``budget_weight``.
 
     Returns:
         ``float32 [b, T]``; with terminal assignment the mean over the stages is paid at the last.
 
     Raises:
-        UserError: a reward is not a number, which a diverged model or a half-precision overflow causes.
+        UserError: a reward is NaN or infinite, which a diverged model or a half-precision overflow causes.
     """
     stages = kept_fractions.shape[1]
     exponents = torch.arange(stages - 1, -1, -1, dtype=torch.float32, device=quality.device)
+    # α_t is smallest at the first stage, though the paper speaks of a greater incentive there: its formula is kept.
     cost = config.cost_decay**exponents * kept_fractions  # [b, T]
-    distance = (kept_fractions - target_fractions).abs() / target_fractions
+    # Relative to ρ_t: the late stages' targets are small, and missing them by as much costs as much.
+    distance = (kept_fractions - target_fractions).abs() / target_fractions  # [b, T]
     rewards = (
         config.quality_weight * quality[:, None] - config.cost_weight * cost - config.budget_weight * distance
     )  # [b, T]
     if not bool(torch.isfinite(rewards).all()):
-        raise UserError("a reward is not a number: the model's logits overflow; train in float32 or check its weights")
+        raise UserError("NaN or infinite reward: the model's logits overflow: train in float32 or check its weights")
     if config.assignment == "terminal":
         terminal = torch.zeros_like(rewards)
         terminal[:, -1] = rewards.mean(1)

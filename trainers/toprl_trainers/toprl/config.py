@@ -1,4 +1,4 @@
-"""What a TOP-RL recipe may say."""
+"""The settings of a TOP-RL recipe."""
 
 from __future__ import annotations
 
@@ -27,19 +27,18 @@ _CHOICES: Mapping[str, Sequence[str]] = {
 }
 
 
-_TEACHERS = tuple(name for name in BASELINES if name != "random")  # which shows nothing that could be learned
+_TEACHERS = tuple(name for name in BASELINES if name != "random")  # random choices cannot be imitated
 
 
 @dataclass(frozen=True)
 class WarmStart:
-    """What the actor imitates before PPO: ``baseline``'s choices on as many batches of images as there are ``updates``,
-    each gone over ``epochs`` times."""
+    """What the actor imitates before PPO: ``baseline``'s choices, on ``updates`` batches of images."""
 
     baseline: str
     updates: int = 30
 
     def __post_init__(self) -> None:
-        """Refuse what is no baseline."""
+        """Refuse an unknown baseline."""
         if self.baseline not in _TEACHERS:
             raise unknown_name("baseline to imitate in warm_start:", str(self.baseline), _TEACHERS)
         _check_whole("warm_start.updates", self.updates)
@@ -53,37 +52,36 @@ class TOPRLConfig:
         updates: PPO updates.
         images: training images, drawn once; their embeddings are kept in memory.
         images_per_update: images whose rollouts make one batch, in each process. A policy that is blind to the question
-            is rewarded for all questions of an image at once. One that looks at it (``condition`` or ``residual``) is
-            asked one of them (so these are pairs of image and question), and another one whenever the image comes round
-            again.
+            is rewarded for all questions of an image at once. One that looks at it (``condition`` or ``residual``) sees
+            one of them (so these are pairs of image and question), and another one whenever the image is used again.
         rollouts_per_image: keep masks drawn for each of them.
         stage_layers: decoder layers before which a stage stands; None for the model's default.
-        decay: ratio of each stage's keep count to the one before.
+        decay: ratio of each stage's keep count to the previous stage's.
         training_fraction_kept: the budget to train at, as a share of the visual tokens, or the smallest
             ``--budget-kept`` if that is less; None for the first. Top-k gives every budget at inference, so one may
             train where choosing well matters most.
         threshold: "per-image" moves the threshold of every draw so that each image keeps the scheduled number of tokens
             on average; "initial" fixes one per stage at the first update and leaves the number to the reward, and the
-            agent's plan gets the budget that the policy settled on besides those asked for.
+            agent's plan gets the budget that the policy settled on besides the requested ones.
         condition: "text" shows actor and critic the question's states.
-        residual: the baseline whose score, the question's attention, the actor's is added to.
+        residual: the baseline whose score (the question's attention) the actor's score is added to.
         warm_start: a baseline to imitate before PPO, None for none.
         hidden_size: d₂, width of actor and critic.
         learning_rate: of Adam at the first update; it falls as τ does.
         epochs: passes over each batch of rollouts.
         minibatches: parts of a batch, each an optimizer step.
         clip: ε of PPO's ratio.
-        gradient_clip: largest gradient norm, of actor and of critic.
-        entropy_weight: bonus for undecided tokens.
+        gradient_clip: largest gradient norm, of the actor and of the critic each.
+        entropy_weight: of the entropy bonus, which keeps the policy exploring.
         discount: γ.
-        trace: λ of GAE.
+        gae_lambda: λ of GAE.
         group_baseline: also subtract the mean advantage of an image's rollouts.
         temperature_start: τ of the first update.
         temperature_end: τ of the last update.
         precision: of the frozen model in rollouts; "auto" takes bfloat16 where the processor has it natively. Actor and
             critic are always float32.
         reward: the parts of the reward.
-        validation_images: images of the train split, not trained on, for the card's figures.
+        validation_images: images of the train split that are not trained on, for the card's figures.
         checkpoint_every: updates from one checkpoint to the next.
     """
 
@@ -106,7 +104,7 @@ class TOPRLConfig:
     gradient_clip: float = 0.5
     entropy_weight: float = 0.003
     discount: float = 0.9
-    trace: float = 0.95
+    gae_lambda: float = 0.95
     group_baseline: bool = True
     temperature_start: float = 1.0
     temperature_end: float = 0.05
@@ -130,7 +128,7 @@ class TOPRLConfig:
             _check_number(name, getattr(self, name), low, high)
         if self.training_fraction_kept is not None:
             _check_number("training_fraction_kept", self.training_fraction_kept, 0, 1)
-        for name, high in (("entropy_weight", 1e6), ("trace", 1)):
+        for name, high in (("entropy_weight", 1e6), ("gae_lambda", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= high:
                 raise _wrong(name, value, f"a number from 0 to {high:g}")
@@ -158,7 +156,7 @@ class TOPRLConfig:
         return cls(**known)
 
     def limited(self, updates: int | None, images: int | None) -> TOPRLConfig:
-        """The same with other numbers of updates and of images, where given."""
+        """The same with another number of updates and of images, where given."""
         changed = self if updates is None else replace(self, updates=updates)
         if images is None:
             return changed

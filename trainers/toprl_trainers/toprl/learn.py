@@ -1,26 +1,112 @@
-"""The training loop: collect, update, note the figures, save now and then."""
+"""The training loop, and the state that it carries from update to update and through an interruption."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from torch import Tensor
 
 from toprl_export.progress import Progress
-from toprl_export.seeding import torch_generator
-from toprl_trainers.rl.gae import explained_variance
+from toprl_export.pruning.actor import Actor, ActorConfig, Critic
+from toprl_export.seeding import derive_seed, torch_generator
+from toprl_trainers.rl.checkpoint import (
+    damaged,
+    load_optimizer,
+    optimizer_tensors,
+    read_tensors,
+    with_prefix,
+    without_prefix,
+)
 from toprl_trainers.rl.gumbel import temperature_at
+from toprl_trainers.toprl.curves import curve_row, progress_line
 from toprl_trainers.toprl.data import BlockSource, looks_at_question
-from toprl_trainers.toprl.draws import ImageDraws
-from toprl_trainers.toprl.policy import SamplingPolicy
-from toprl_trainers.toprl.rollout import Rollouts, collect
-from toprl_trainers.toprl.run import Run
-from toprl_trainers.toprl.state import TrainingState, column_names
-from toprl_trainers.toprl.update import UpdateFigures, ppo_update
+from toprl_trainers.toprl.run import CHECKPOINT, Run
+from toprl_trainers.toprl.update import ImageDraws, Rollouts, SamplingPolicy, collect, ppo_update
 from toprl_trainers.toprl.warm_start import warm_start
 
 LEARNABLE_BLOCKS = 4
-"""How many blocks of images must hold at least one question that the unpruned model answers."""
+"""How many blocks of images are searched for a question that the unpruned model answers correctly."""
+
+
+@dataclass
+class TrainingState:
+    """The learner between two updates. Changed in place by training.
+
+    Random streams are derived anew for every update from the seed and the update's number, so there is no generator to
+    carry on. ``curves`` has one row of figures per update; ``thresholds`` are the fixed ones, None where each image has
+    its own; ``seconds`` is the time spent so far.
+    """
+
+    actor: Actor
+    critic: Critic
+    optimizer: torch.optim.Adam
+    thresholds: tuple[float, ...] | None = None
+    curves: list[list[float]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def update(self) -> int:
+        """Updates done."""
+        return len(self.curves)
+
+    @classmethod
+    def fresh(cls, config: ActorConfig, learning_rate: float, seed: int, device: torch.device) -> TrainingState:
+        """Untrained networks; the global random state stays as it was."""
+        with torch.random.fork_rng(devices=()):
+            # torch.manual_seed would reseed the GPUs' generators too, which are neither used here nor restored.
+            torch.default_generator.manual_seed(derive_seed(seed, "toprl", "weights"))
+            actor, critic = Actor(config).to(device), Critic(config).to(device)
+        optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters()], lr=learning_rate)
+        return cls(actor, critic, optimizer)
+
+    def save(self, path: Path, digest: str) -> None:
+        """Write everything to ``path`` at once, so that it holds this state or the one before, never parts of both.
+
+        Args:
+            path: the file.
+            digest: of the run's settings, which must be the same when it is loaded.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        header = {
+            "digest": digest,
+            "thresholds": self.thresholds,
+            "seconds": self.seconds,
+            # Sums over tensors depend on how many threads add them up, so a resumed run takes as many.
+            "threads": torch.get_num_threads(),
+        }
+        CHECKPOINT.write(path, header, self._tensors())
+
+    def load(self, path: Path) -> None:
+        """Take over what `save` wrote for networks of the same sizes.
+
+        Raises:
+            UserError: the file does not hold them.
+        """
+        header, tensors = CHECKPOINT.read_header(path), read_tensors(path)
+        try:
+            self.actor.load_state_dict(without_prefix("actor", tensors))
+            self.critic.load_state_dict(without_prefix("critic", tensors))
+            load_optimizer(self.optimizer, without_prefix("adam", tensors))
+            self.curves = tensors["curves"].tolist()
+        except (SafetensorError, RuntimeError, KeyError) as error:
+            raise damaged(path, error) from error
+        thresholds = header.raw("thresholds")
+        self.thresholds = None if thresholds is None else header.numbers("thresholds")
+        self.seconds = header.number("seconds")
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {
+            **with_prefix("actor", self.actor.state_dict()),
+            **with_prefix("critic", self.critic.state_dict()),
+            **with_prefix("adam", optimizer_tensors(self.optimizer)),
+            "curves": torch.tensor(self.curves, dtype=torch.float64),
+        }
 
 
 def learn(run: Run, state: TrainingState, source: BlockSource) -> None:
@@ -30,11 +116,11 @@ def learn(run: Run, state: TrainingState, source: BlockSource) -> None:
 
     Args:
         run: settings and plan.
-        state: changed in place; where it starts depends on how far it is.
+        state: changed in place; its curves say which update comes next.
         source: the training images.
 
     Raises:
-        UserError: the model answers nothing right, a reward is not a number, or a checkpoint cannot be written.
+        UserError: the model answers nothing correctly, a reward is NaN, or a checkpoint cannot be written.
     """
     config = run.config
     _check_learnable(run, source)
@@ -47,27 +133,27 @@ def learn(run: Run, state: TrainingState, source: BlockSource) -> None:
     ) as bar:
         while state.update < config.updates:
             begin = time.perf_counter()
-            row, played = _step(run, state, source)
+            row, rollouts = _step(run, state, source)
             took = time.perf_counter() - begin
             state.curves.append(row)
             state.seconds += took
-            bar.postfix(_postfix(row, len(run.plan.stages), played / took))
+            bar.postfix(progress_line(row, len(run.plan.stages), rollouts / took))
             bar.update()
             if state.update % config.checkpoint_every == 0 or state.update == config.updates:
-                with run.processes.together():
+                with run.processes.collective_errors():
                     if run.processes.main:
                         state.save(run.checkpoint, run.digest)
 
 
 def _check_learnable(run: Run, source: BlockSource) -> None:
-    """Refuse a model that is never right: nothing it answers could be retained."""
-    processes, tried = run.processes, min(LEARNABLE_BLOCKS, len(source))
-    with processes.together():
-        right = any(bool(source[number].full_right.any()) for number in range(tried))
-    if not int(processes.total(torch.tensor(int(right), device=processes.device))):
-        raise processes.ending(
-            f"model {run.request.adapter.model_id} answers none of {run.request.task.name}'s first questions right, so "
-            "there is nothing to retain: choose another task or model"
+    """Refuse a model that is never correct: none of its answers could be retained, and all rewards weigh nothing."""
+    processes, blocks = run.processes, min(LEARNABLE_BLOCKS, len(source))
+    with processes.collective_errors():
+        correct = any(bool(source[number].full_correct.any()) for number in range(blocks))
+    if not int(processes.all_reduce(torch.tensor(int(correct), device=processes.device))):
+        raise processes.collective_error(
+            f"model {run.request.adapter.model_id} answers none of {run.request.task.name}'s first questions "
+            "correctly, so there is nothing to retain: choose another task or model"
         )
 
 
@@ -87,12 +173,13 @@ def _step(run: Run, state: TrainingState, source: BlockSource) -> tuple[list[flo
     figures = ppo_update(
         state.actor, state.critic, state.optimizer, rollouts, temperature, config, shuffle, run.processes
     )
-    return _row(update, temperature, rollouts, figures, config.reward.assignment), len(rollouts.weights)
+    return curve_row(update, temperature, rollouts, figures, config.reward.assignment), len(rollouts.weights)
 
 
 def _collect(run: Run, state: TrainingState, source: BlockSource, temperature: float, purpose: str) -> Rollouts:
+    """The update's rollouts; ``purpose`` tells their random streams from others of the same update."""
     config, adapter, update = run.config, run.request.adapter, state.update
-    share = source.share(update % len(source))
+    shard = source.shard(update % len(source))
     policy = SamplingPolicy(
         state.actor,
         run.trained.keep_counts,
@@ -100,12 +187,12 @@ def _collect(run: Run, state: TrainingState, source: BlockSource, temperature: f
         state.thresholds,
         config.rollouts_per_image,
         ImageDraws(
-            run.request.seed, ("toprl", purpose, update), share.part, config.rollouts_per_image, adapter.visual_tokens
+            run.request.seed, ("toprl", purpose, update), shard.part, config.rollouts_per_image, adapter.visual_tokens
         ),
     )
-    with run.processes.together():
+    with run.processes.collective_errors():
         block = source.for_update(update, looks_at_question(policy.needs))
-    return collect(adapter, block, policy, state.critic, run.plan.stage_layers, run.trained.keep_counts, config, share)
+    return collect(adapter, block, policy, state.critic, run.plan.stage_layers, config, shard)
 
 
 def _initial_thresholds(run: Run, state: TrainingState, source: BlockSource, temperature: float) -> tuple[float, ...]:
@@ -113,35 +200,4 @@ def _initial_thresholds(run: Run, state: TrainingState, source: BlockSource, tem
     rollouts = _collect(run, state, source, temperature, "calibration")
     found = [record.threshold.double() for record in rollouts.stages]
     sums = torch.stack([torch.stack([each.sum(), torch.ones_like(each).sum()]) for each in found])  # [T, 2]
-    return tuple((total / count) for total, count in run.processes.total(sums).tolist())
-
-
-def _row(update: int, temperature: float, rollouts: Rollouts, figures: UpdateFigures, assignment: str) -> list[float]:
-    """Figures in the order of `column_names`; the reward is a stage's, also where all are paid at the last."""
-    weights = rollouts.weights / rollouts.weights.sum().clamp(min=1e-8)
-    rewards = rollouts.rewards.sum(1) if assignment == "terminal" else rollouts.rewards.mean(1)
-    kept = rollouts.kept_counts.mean(0).tolist()
-    row = [
-        float(update + 1),
-        temperature,
-        float((rewards * weights).sum()),
-        float((rollouts.quality * weights).sum()),
-        *kept,
-        figures.entropy,
-        explained_variance(rollouts.values, rollouts.returns, rollouts.weights),
-        figures.kl,
-        figures.clipped,
-        figures.policy_loss,
-        figures.value_loss,
-    ]
-    assert len(row) == len(column_names(len(kept)))
-    return row
-
-
-def _postfix(row: list[float], stages: int, rollouts_per_second: float) -> str:
-    figures = dict(zip(column_names(stages), row, strict=True))
-    kept = "/".join(f"{figures[f'kept_stage_{stage + 1}']:.0f}" for stage in range(stages))
-    return (
-        f"reward {figures['reward']:.3f} Q {figures['quality']:.3f} kept {kept} entropy {figures['entropy']:.3f} "
-        f"EV {figures['explained_variance']:.2f} KL {figures['kl']:.4f} {rollouts_per_second:.0f} rollouts/s"
-    )
+    return tuple((total / count) for total, count in run.processes.all_reduce(sums).tolist())

@@ -1,4 +1,4 @@
-"""What one training run is: its settings settled, its plan, and the digest by which it is recognised."""
+"""One training run: its settings settled, its plan, the digest by which it is recognised, and what it may overwrite."""
 
 from __future__ import annotations
 
@@ -22,30 +22,31 @@ from toprl_export.pruning.schedule import Schedule, lowest_budget, solve_schedul
 from toprl_export.tasks.task import Task
 from toprl_export.trainer import TrainRequest
 from toprl_trainers.recipes import Recipe, load_recipe
+from toprl_trainers.rl.checkpoint import CheckpointFormat
+from toprl_trainers.rl.processes import SINGLE_PROCESS, Processes
 from toprl_trainers.toprl.config import TOPRLConfig
-from toprl_trainers.toprl.learned_budget import with_learned_budget
-from toprl_trainers.toprl.processes import ALONE, Processes
-from toprl_trainers.toprl.state import read_header
+from toprl_trainers.toprl.curves import with_learned_budget
 
 METHOD = "toprl"
 RUN_FORMAT = "toprl-export/toprl-run"
 RUN_VERSION = 1
 RUN_FILE = "training.json"
+CHECKPOINT = CheckpointFormat("toprl-export/toprl-training", 1)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A request and its recipe: ``plan`` holds the budgets asked for, ``trained`` the schedule that rollouts aim at."""
+    """A request and its recipe: ``plan`` holds the requested budgets, ``trained`` the schedule that rollouts aim at."""
 
     request: TrainRequest
     recipe: Recipe
     config: TOPRLConfig
     plan: PruningPlan
     trained: Schedule
-    processes: Processes = ALONE
+    processes: Processes = SINGLE_PROCESS
 
     @classmethod
-    def of(cls, request: TrainRequest, processes: Processes = ALONE) -> Run:
+    def of(cls, request: TrainRequest, processes: Processes = SINGLE_PROCESS) -> Run:
         """Read the recipe and solve the schedules.
 
         Raises:
@@ -65,8 +66,9 @@ class Run:
         plan = make_plan(total, depth, layers, "actor", request.budgets_kept, config.decay)
         budget = request.budgets_kept[0]
         if config.training_fraction_kept is not None:
-            wanted = min(round(config.training_fraction_kept * total), *request.budgets_kept)
-            budget = max(wanted, lowest_budget(total, depth, layers[0]))
+            # Never above the smallest budget: a ranking learned at few tokens serves larger budgets too.
+            target = min(round(config.training_fraction_kept * total), *request.budgets_kept)
+            budget = max(target, lowest_budget(total, depth, layers[0]))
         return cls(request, recipe, config, plan, solve_schedule(total, depth, layers, budget, config.decay), processes)
 
     @property
@@ -76,12 +78,12 @@ class Run:
         return ActorConfig(hidden, config.hidden_size, len(self.plan.stages), config.condition, config.residual)
 
     def final_plan(self, curves: Sequence[Sequence[float]]) -> PruningPlan:
-        """The agent's plan: the budgets asked for, and the one that the policy found where the reward alone decided."""
+        """The requested budgets, and the one that the policy settled on where the reward alone decided."""
         return with_learned_budget(self.plan, curves) if self.config.threshold == "initial" else self.plan
 
     @property
     def images_per_update(self) -> int:
-        """Images whose rollouts make one batch, those of all processes."""
+        """Images whose rollouts make one batch, over all processes."""
         return min(self.processes.count * self.config.images_per_update, self.config.images)
 
     def rollouts(self, updates: int) -> int:
@@ -162,14 +164,14 @@ class Run:
             if self.request.resume:
                 raise UserError(f"there is no interrupted run of {self.directory} to resume: leave out --resume")
             return False
-        forgets = self.request.overwrite and not self.request.resume
+        may_discard = self.request.overwrite and not self.request.resume
         try:
-            same = read_header(self.checkpoint).text("digest") == self.digest
+            same = CHECKPOINT.read_header(self.checkpoint).text("digest") == self.digest
         except UserError:
-            if not forgets:
+            if not may_discard:
                 raise
             return False
-        if same or forgets:
+        if same or may_discard:
             return same
         raise UserError(
             f"{self.checkpoint} is an interrupted run of other settings: repeat its command to resume it, or add "
@@ -182,15 +184,15 @@ def _check_images(config: TOPRLConfig, task: Task, processes: Processes) -> None
     available = task.image_count("train")
     if available is not None and config.images + config.validation_images > available:
         raise UserError(
-            f"{config.images} images to train on and {config.validation_images} others to validate on are wanted, but "
+            f"{config.images} images to train on and {config.validation_images} others to validate on are needed, but "
             f"{task.name} has {available} in its train split: train on fewer with --limit"
         )
-    wanted = config.images_per_update * processes.count
-    fewest = config.images % wanted or wanted
+    batch = config.images_per_update * processes.count
+    fewest = config.images % batch or batch
     if fewest < processes.count:
         raise UserError(
-            f"{config.images} images in batches of {wanted} leave {fewest} for the last, which cannot be divided among "
-            f"{processes.count} processes: let images be a multiple of {wanted}, or start fewer processes"
+            f"{config.images} images in batches of {batch} leave {fewest} for the last, which cannot be divided among "
+            f"{processes.count} processes: make images a multiple of {batch}, or start fewer processes"
         )
 
 
@@ -206,5 +208,5 @@ def _fast_precision(device: torch.device) -> Literal["float32", "bfloat16"]:
     """bfloat16 where the processor multiplies it natively, else float32."""
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    abilities = torch.cpu.get_capabilities()
-    return "bfloat16" if abilities.get("avx512_bf16") or abilities.get("amx_bf16") else "float32"
+    features = torch.cpu.get_capabilities()
+    return "bfloat16" if features.get("avx512_bf16") or features.get("amx_bf16") else "float32"

@@ -12,14 +12,12 @@ from toprl_export.agent import AGENT_FILE, Agent, AgentRecord, TrainingRecord, s
 from toprl_export.errors import require
 from toprl_export.files import staged_directory, write_bytes_atomic, write_json_atomic, write_text_atomic
 from toprl_export.trainer import TrainOutcome, TrainRequest
-from toprl_trainers.toprl.card import card_markdown
+from toprl_trainers.rl.processes import SINGLE_PROCESS, Processes, launched_processes
+from toprl_trainers.toprl.card import BudgetFigures, card_markdown, validate_agent
 from toprl_trainers.toprl.curves import curves_csv, curves_png
 from toprl_trainers.toprl.data import BlockSource
-from toprl_trainers.toprl.evaluate import BudgetFigures, validate_agent
-from toprl_trainers.toprl.learn import learn
-from toprl_trainers.toprl.processes import ALONE, Processes, launched_processes
-from toprl_trainers.toprl.run import METHOD, RUN_FILE, Run, package_version
-from toprl_trainers.toprl.state import TrainingState, read_header
+from toprl_trainers.toprl.learn import TrainingState, learn
+from toprl_trainers.toprl.run import CHECKPOINT, METHOD, RUN_FILE, Run, package_version
 
 RECORDED_PACKAGES = ("toprl-export", "torch", "transformers", "numpy")
 
@@ -29,7 +27,7 @@ class TOPRLTrainer:
 
     Args:
         processes: those that train together; None joins the processes of a launch, which must come before the model is
-            loaded, for it gives each its own GPU.
+            loaded, because it gives each process its own GPU.
     """
 
     def __init__(self, processes: Processes | None = None) -> None:
@@ -41,7 +39,7 @@ class TOPRLTrainer:
         Of several processes the main one writes, and is the only one whose outcome has a summary.
         """
         processes = self._processes
-        with processes.together():
+        with processes.collective_errors():
             processes.check_device(request.adapter.device)
             run = Run.of(request, processes)
             resumes, outcome = _prepared(run)
@@ -55,32 +53,32 @@ class TOPRLTrainer:
 def _prepared(run: Run) -> tuple[bool, TrainOutcome | None]:
     """Whether to resume, and the outcome where nothing is to be trained."""
     if run.finished():
-        told = f"{run.directory} is up to date: it holds the agent of these settings"
-        return False, TrainOutcome("up-to-date", run.directory, told)
+        summary = f"{run.directory} is up to date: it holds the agent of these settings"
+        return False, TrainOutcome("up-to-date", run.directory, summary)
     run.check_output()
-    require("matplotlib", "train")  # draws the curves in the end: better missed now than after hours
+    require("matplotlib", "train")  # draws the curves at the end: better missed now than after hours
     resumes = run.resumes()
     if run.request.dry_run:
-        return resumes, TrainOutcome("dry-run", run.directory, describe(run, resumes))
+        return resumes, TrainOutcome("dry-run", run.directory, describe_run(run, resumes))
     return resumes, None
 
 
 def _train(run: Run, resumes: bool) -> TrainOutcome:
     processes, threads = run.processes, run.request.threads
     if resumes and not threads:
-        threads = read_header(run.checkpoint).whole("threads")
+        threads = CHECKPOINT.read_header(run.checkpoint).whole("threads")
     with cpu_threads(threads):
-        with processes.together():
+        with processes.collective_errors():
             state = _state(run, resumes)
         processes.check_same("checkpoint", state.update)
         learn(run, state, _blocks(run, 0, run.config.images, run.config.precision, processes))
-        with processes.together():
-            told = _finish(run, state) if processes.main else ""
-    return TrainOutcome("trained", run.directory, told)
+        with processes.collective_errors():
+            summary = _finish(run, state) if processes.main else ""
+    return TrainOutcome("trained", run.directory, summary)
 
 
 def _finish(run: Run, state: TrainingState) -> str:
-    """Validate, write the agent and say so; the checkpoint is given up for it."""
+    """Validate the agent, write it in place of the checkpoint, and summarise."""
     figures = validate_agent(
         run.request.adapter,
         list(_blocks(run, run.config.images, run.config.validation_images, "float32")),
@@ -90,7 +88,7 @@ def _finish(run: Run, state: TrainingState) -> str:
     )
     write_agent(run, state, figures)
     run.checkpoint.unlink(missing_ok=True)
-    return summary(run, state, figures)
+    return describe_agent(run, state, figures)
 
 
 def _state(run: Run, resumes: bool) -> TrainingState:
@@ -102,7 +100,7 @@ def _state(run: Run, resumes: bool) -> TrainingState:
     return state
 
 
-def _blocks(run: Run, first: int, images: int, precision: str, processes: Processes = ALONE) -> BlockSource:
+def _blocks(run: Run, first: int, images: int, precision: str, processes: Processes = SINGLE_PROCESS) -> BlockSource:
     request, per_block = run.request, processes.count * run.config.images_per_update
     return BlockSource(request.adapter, request.task, request.seed, first, images, per_block, precision, processes)
 
@@ -156,8 +154,8 @@ def _record(run: Run, state: TrainingState) -> AgentRecord:
     )
 
 
-def describe(run: Run, resumes: bool) -> str:
-    """What a run would do, for people."""
+def describe_run(run: Run, resumes: bool) -> str:
+    """What a run would do, as lines for people."""
     request, config = run.request, run.config
     stages = ", ".join(str(stage.site) for stage in run.plan.stages)
     budgets = "; ".join(f"{each.budget_kept} kept: {each.keep_counts}" for each in run.plan.schedules)
@@ -169,10 +167,10 @@ def describe(run: Run, resumes: bool) -> str:
     )
 
 
-def summary(run: Run, state: TrainingState, figures: Sequence[BudgetFigures]) -> str:
-    """What came out, for people."""
+def describe_agent(run: Run, state: TrainingState, figures: Sequence[BudgetFigures]) -> str:
+    """What the run trained, as lines for people."""
     lines = [
-        f"{each.budget_kept} of {run.plan.visual_tokens} tokens kept: {each.agent:.1%} right, "
+        f"{each.budget_kept} of {run.plan.visual_tokens} tokens kept: {each.agent:.1%} correct, "
         f"unpruned {each.full:.1%}, random pruning {each.random:.1%} ({each.questions} validation questions)"
         for each in figures
     ]

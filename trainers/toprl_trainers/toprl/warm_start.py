@@ -1,8 +1,8 @@
 """Demonstrations before PPO: the actor learns to keep what a baseline keeps at the budget trained for.
 
 The baseline chooses at the agent's own stages and keep counts, whatever its paper's stages are, so that every state
-shown is one that the agent will meet. Nothing is drawn at random but the images: a run that was interrupted before its
-first checkpoint repeats everything bit by bit.
+shown is one that the agent will meet. Only the images are drawn at random: a run that was interrupted before its first
+checkpoint repeats everything bit for bit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from toprl_trainers.toprl.run import Run
 
 
 class Demonstration:
-    """A ``decide`` for the walk that repeats given choices; ``stages`` holds each stage's state and who was kept.
+    """A ``decide`` for the walk that repeats given choices.
+
+    ``stages`` holds each stage's state and which of its tokens were kept, ``bool [b, n_t]``.
 
     Args:
         kept: original visual indices kept at each stage, ``int64 [b, k_t]``.
@@ -65,15 +67,15 @@ def _imitate(
 ) -> None:
     """One batch: what the teacher keeps of it, and as many steps towards that as an update has epochs."""
     config = run.config
-    with run.processes.together():
+    with run.processes.collective_errors():
         demonstration = demonstrate(run, teacher, actor, source, number)
-    share = source.share(number % len(source))
+    shard = source.shard(number % len(source))
     for _ in range(config.epochs):
-        # The mean over all images is the sum of what each process's own are of it.
-        loss = imitation_loss(actor, demonstration, config.temperature_start) * len(share.part) / share.images
+        # The mean over all images is the sum of what each process's own images contribute.
+        loss = imitation_loss(actor, demonstration, config.temperature_start) * len(shard.part) / shard.images
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
-        run.processes.total_gradients(actor.parameters(), loss.detach().reshape(1))
+        run.processes.all_reduce_gradients(actor.parameters(), loss.detach().reshape(1))
         nn.utils.clip_grad_norm_(actor.parameters(), config.gradient_clip)
         optimizer.step()
 
@@ -82,21 +84,20 @@ def _imitate(
 def demonstrate(run: Run, teacher: Pruning, actor: Actor, source: BlockSource, number: int) -> Demonstration:
     """What the teacher keeps of batch ``number``, and what the actor sees along the way.
 
-    The two may ask the walk for different things, so the teacher's choices are found in one walk and repeated in
-    another.
+    The two may need different things of the walk, so the teacher chooses in one walk and another repeats its choices.
     """
-    adapter, asked = run.request.adapter, teacher.scorer.needs
-    block = source.for_update(number, looks_at_question(asked) or looks_at_question(actor.needs))
-    saliency = source.saliency(number % len(source)) if asked.saliency else None
+    adapter, teacher_needs = run.request.adapter, teacher.scorer.needs
+    block = source.for_update(number, looks_at_question(teacher_needs) or looks_at_question(actor.needs))
+    saliency = source.saliency(number % len(source)) if teacher_needs.saliency else None
     layers = teacher.stage_layers
-    chosen = walk_prefill(adapter.decoder, block.tokens, block.visual, layers, teacher.decide, asked, saliency)
+    chosen = walk_prefill(adapter.decoder, block.tokens, block.visual, layers, teacher.decide, teacher_needs, saliency)
     demonstration = Demonstration(chosen.kept)
     walk_prefill(adapter.decoder, block.tokens, block.visual, layers, demonstration, actor.needs)
     return demonstration
 
 
 def imitation_loss(actor: Actor, demonstration: Demonstration, temperature: float) -> Tensor:
-    """Binary cross-entropy of the demonstrated decisions, meant over tokens, images and stages; a scalar.
+    """Binary cross-entropy of the demonstrated decisions, averaged over tokens, images and stages; a scalar.
 
     The probabilities are those that PPO would draw with: of scores less the threshold at which as many tokens are kept
     as the teacher keeps, divided by the temperature.
@@ -104,8 +105,8 @@ def imitation_loss(actor: Actor, demonstration: Demonstration, temperature: floa
     losses = []
     for inputs, chosen in demonstration.stages:
         scores: Tensor = actor(inputs)  # [b, n_t]
-        everyone = torch.ones_like(chosen)
+        alive = torch.ones_like(chosen)  # a teacher keeps equally many of every image: no row is padded
         count = float(chosen[0].sum())
-        threshold = threshold_for_count(scores.detach(), everyone, count, temperature)
+        threshold = threshold_for_count(scores.detach(), alive, count, temperature)
         losses.append(-log_probability(scores - threshold, chosen, temperature).mean())
     return torch.stack(losses).mean()

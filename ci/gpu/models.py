@@ -1,4 +1,4 @@
-"""What the decoder checks run: LLaVA models with the sizes of real ones and random weights, and the embedded one."""
+"""The models that checks run: LLaVA with the sizes of published ones and random weights, and the embedded model."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def small(shape: Shape) -> Shape:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A frozen Hugging Face LLaVA and the prompts that it is asked.
+class BenchModel:
+    """A frozen Hugging Face LLaVA and random prompts for it.
 
     Attributes:
         shape: its sizes.
@@ -99,31 +99,31 @@ class Subject:
         length = n + shape.text
         generator = torch_generator(0, "text", device=device)
         ids = torch.randint(3, shape.vocabulary - 1, (batch, length), generator=generator, device=device)
-        place = torch.arange(length, device=device).expand(batch, -1)  # [b, s]
-        visual = (place >= first) & (place < first + n)
+        position = torch.arange(length, device=device).expand(batch, -1)  # [b, s]
+        visual = (position >= first) & (position < first + n)
         return TokenTensors(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            position_ids=place,
-            visual_index=place[visual].reshape(batch, n),
-            text_index=place[~visual].reshape(batch, length - n),
+            position_ids=position,
+            visual_index=position[visual].reshape(batch, n),
+            text_index=position[~visual].reshape(batch, length - n),
         )
 
     def embed(self, tokens: TokenTensors, visual: Tensor) -> Tensor:
-        """What the stock decoder is given: text embedded, image in its place, ``[b, s, d]``."""
+        """The input of Hugging Face's decoder: text embeddings with the image's in their positions, ``[b, s, d]``."""
         embedded: Tensor = self.network.get_input_embeddings()(tokens.input_ids)
         return embedded.scatter(1, tokens.visual_index[..., None].expand_as(visual), visual.to(embedded.dtype))
 
-    def in_fp32(self) -> Subject:
+    def in_fp32(self) -> BenchModel:
         """The same weights, exactly, in fp32."""
         network = deepcopy(self.network).float()
         decoder = Decoder(network.model.language_model, network.lm_head)
         return replace(self, network=network, decoder=decoder, dtype=torch.float32)
 
 
-def random_subject(shape: Shape, device: str, dtype: torch.dtype) -> Subject:
+def random_model(shape: Shape, device: str, dtype: torch.dtype) -> BenchModel:
     """A model of ``shape`` with random weights."""
-    # Made where it is used: 7 billion numbers take seconds on a GPU and minutes on a CPU.
+    # Made on the device: drawing 7 billion numbers takes seconds on a GPU and minutes on a CPU.
     with torch.device(device):
         network = _network(shape, dtype).eval().requires_grad_(False)
 
@@ -134,10 +134,10 @@ def random_subject(shape: Shape, device: str, dtype: torch.dtype) -> Subject:
         return embedded
 
     decoder = Decoder(network.model.language_model, network.lm_head)
-    return Subject(shape, network, decoder, encode, device, dtype)
+    return BenchModel(shape, network, decoder, encode, device, dtype)
 
 
-def mini_subject(device: str) -> Subject:
+def mini_model(device: str) -> BenchModel:
     """The embedded model, with its own weights in fp32."""
     from toprl_export.models.load import load_model
 
@@ -148,7 +148,7 @@ def mini_subject(device: str) -> Subject:
         heads=sizes.heads, vocabulary=sizes.vocabulary, image_size=vision.image_size, patch_size=vision.patch_size,
         text=11,
     )  # fmt: skip
-    return Subject(shape, adapter.model, adapter.decoder, adapter.encode_image, device, torch.float32)
+    return BenchModel(shape, adapter.model, adapter.decoder, adapter.encode_image, device, torch.float32)
 
 
 def _network(shape: Shape, dtype: torch.dtype) -> Any:
@@ -158,7 +158,7 @@ def _network(shape: Shape, dtype: torch.dtype) -> Any:
         hidden_size=shape.vision_hidden, intermediate_size=shape.vision_intermediate, patch_size=shape.patch_size,
         num_hidden_layers=shape.vision_layers, num_attention_heads=shape.vision_heads, image_size=shape.image_size,
     )  # fmt: skip
-    # 0.02 at 7B, and more in smaller ones, where as little would make all that attention does too small to see.
+    # 0.02 at 7B, and more in smaller models, where attention would change the logits too little to be seen.
     text = LlamaConfig(
         hidden_size=shape.hidden, intermediate_size=shape.intermediate, num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads, num_key_value_heads=shape.heads, vocab_size=shape.vocabulary,

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from ci.gpu.attention_cases import (
+from ci.gpu.checks import kernel
+from ci.gpu.checks.kernel import (
     KINDS,
     LONGEST,
     PADDED,
     Problem,
     Sizes,
+    build_library,
+    check_library,
+    compare_error,
+    compare_speed,
+    control,
     errors,
     exact,
+    library_attention,
     problem_of_kind,
     random_problem,
     sdpa,
     sizes_of_kind,
 )
-from ci.gpu.checks.kernel import compare_error, compare_speed, control
-from ci.gpu.context import Context, Wrong
+from ci.gpu.context import Context, NotRun, WrongResult
+from toprl_flash_attention.library import Params, contiguous_params
 from toprl_flash_attention.tiles import choose_form, table_of
 
 
@@ -69,12 +79,12 @@ def test_sdpa_itself_passes_with_a_ratio_of_one(kind, dtype):
     ids=["another scale", "no causality", "keys moved by one"],
 )
 def test_a_wrong_kernel_is_refused(wrong):
-    with pytest.raises(Wrong, match="times SDPA's error"):
+    with pytest.raises(WrongResult, match="times SDPA's error"):
         compare_error(lambda made: sdpa(wrong(made)), problem("causal, keys before"))
 
 
 def test_an_ignored_mask_or_group_is_refused():
-    with pytest.raises(Wrong):
+    with pytest.raises(WrongResult):
         compare_error(lambda made: sdpa(replace(made, mask=None)), problem("padding mask"))
     swapped = problem("grouped heads")
     assert swapped.key.shape[1] < swapped.query.shape[1]
@@ -85,14 +95,14 @@ def test_an_ignored_mask_or_group_is_refused():
         return sdpa(replace(made, key=key, value=value))
 
     if swapped.key.shape[1] > 1:  # with one head for all, both orders are the same
-        with pytest.raises(Wrong):
+        with pytest.raises(WrongResult):
             compare_error(other_groups, swapped)
 
 
 def test_an_answer_with_nan_or_of_another_type_is_refused():
-    with pytest.raises(Wrong, match="NaN"):
+    with pytest.raises(WrongResult, match="NaN"):
         compare_error(lambda made: torch.full_like(made.query, math.nan), problem("dense"))
-    with pytest.raises(Wrong, match="float32"):
+    with pytest.raises(WrongResult, match="float32"):
         compare_error(lambda made: sdpa(made).float(), problem("dense"))
 
 
@@ -134,7 +144,7 @@ def test_a_fast_kernel_with_a_wrong_answer_is_refused(tmp_path):
     context = Context("cpu", True, math.inf, tmp_path / "cases.jsonl", tmp_path)
     made = replace(problem("causal"), mask=None)
     assert compare_speed(sdpa, made, context)["of_sdpa"] > 0
-    with pytest.raises(Wrong, match="answers differ"):
+    with pytest.raises(WrongResult, match="answers differ"):
         compare_speed(lambda given: sdpa(replace(given, causal=False)), made, context)
 
 
@@ -163,3 +173,47 @@ def test_the_rectangle_is_causal_from_its_lower_right_corner():
     first_query = replace(made, query=made.query[:, :, :1], key=made.key[:, :, :4], value=made.value[:, :, :4])
     alone = scaled_dot_product_attention(*(x.double() for x in (first_query.query, first_query.key, first_query.value)))
     torch.testing.assert_close(exact(made)[:, :, :1], alone)
+
+
+class FakeLibrary:
+    """Remembers the call that it was given."""
+
+    params: Params
+
+    def workspace_size(self, params: Params) -> int:
+        return 64 if params.mask else 0
+
+    def forward(self, params: Params, stream: int) -> None:
+        self.params = params
+        assert stream == 7
+
+
+def context(folder: Path, device: str) -> Context:
+    return Context(device, True, time.monotonic() + 60, folder / "cases.jsonl", folder)
+
+
+@pytest.mark.parametrize("kind", ["strided", "padding mask", "full mask", "one query"])
+def test_the_library_is_given_addresses_strides_and_a_workspace(kind, fake_cuda):
+    made, built = problem_of_kind(kind, 64, torch.bfloat16, "cpu", 12, KINDS.index(kind)), FakeLibrary()
+    answer = library_attention(built, contiguous_params)(made)
+    given = built.params
+    assert (answer.shape, answer.dtype) == (made.query.shape, made.query.dtype)
+    assert (given.query, given.key, given.value) == tuple(x.data_ptr() for x in (made.query, made.key, made.value))
+    assert tuple(given.query_strides) == made.query.stride()[:3]
+    assert tuple(given.out_strides) == answer.stride()[:3]
+    assert bool(given.mask) == bool(given.workspace) == (made.mask is not None)
+    assert (given.dtype, given.q_len, given.k_len) == (1, made.query.shape[2], made.key.shape[2])
+
+
+@pytest.mark.parametrize(("code", "error"), [(2, NotRun), (1, subprocess.CalledProcessError)])
+def test_what_cannot_be_built_is_not_run_and_what_fails_to_is_a_failure(tmp_path, monkeypatch, code, error):
+    script = tmp_path / "build.sh"
+    script.write_text(f"echo 'error: cmake is not installed' >&2; exit {code}")
+    monkeypatch.setattr(kernel, "BUILD", script)
+    with pytest.raises(error, match="cmake" if code == 2 else "exit status 1"):
+        build_library(context(tmp_path, "cuda"))
+
+
+def test_without_a_gpu_nothing_is_built(tmp_path):
+    with pytest.raises(NotRun, match="not run on a GPU"):
+        check_library(context(tmp_path, "cpu"))

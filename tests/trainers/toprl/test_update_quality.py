@@ -13,21 +13,18 @@ from toprl_export.errors import UserError
 from toprl_export.models.walk import TokenTensors
 from toprl_export.pruning.actor import Actor, Critic
 from toprl_trainers.rl.reward import RewardConfig
-from toprl_trainers.toprl.data import BlockSource, ImageBlock
-from toprl_trainers.toprl.draws import ImageDraws
-from toprl_trainers.toprl.policy import SamplingPolicy
-from toprl_trainers.toprl.questions import GoldAnswers
-from toprl_trainers.toprl.rollout import collect, episode_quality
+from toprl_trainers.toprl.data import BlockSource, GoldAnswers, ImageBlock
 from toprl_trainers.toprl.run import Run
+from toprl_trainers.toprl.update import ImageDraws, SamplingPolicy, collect, episode_quality
 
-NOTHING = torch.zeros(0)
+NO_NEEDS = torch.zeros(0)
 
 
-def block(full_right: list[bool], full: list[float], image_of_question: list[int]) -> ImageBlock:
-    gold = GoldAnswers(NOTHING, NOTHING, NOTHING, NOTHING, torch.tensor(image_of_question), 0)
-    tokens = TokenTensors(NOTHING, NOTHING, NOTHING, NOTHING, NOTHING)
+def block(full_correct: list[bool], full: list[float], image_of_question: list[int]) -> ImageBlock:
+    gold = GoldAnswers(NO_NEEDS, NO_NEEDS, NO_NEEDS, NO_NEEDS, torch.tensor(image_of_question), 0)
+    tokens = TokenTensors(NO_NEEDS, NO_NEEDS, NO_NEEDS, NO_NEEDS, NO_NEEDS)
     visual = torch.zeros(max(image_of_question) + 1, 1, 1)
-    return ImageBlock(visual, tokens, gold, torch.tensor(full).log(), torch.tensor(full_right))
+    return ImageBlock(visual, tokens, gold, torch.tensor(full).log(), torch.tensor(full_correct))
 
 
 IMAGES = block([True, True, False, False], [0.8, 0.5, 0.9, 0.1], [0, 0, 1, 2])
@@ -54,8 +51,8 @@ def test_an_image_weighs_as_much_as_the_share_of_its_questions_that_count():
 
 
 @pytest.mark.parametrize("quality", ["dense", "binary"])
-def test_a_pruned_models_probabilities_that_are_no_numbers_are_refused(weights: Path, tmp_path: Path, quality: str):
-    """Right or wrong alone would not show them: the likeliest token of none is a wrong one."""
+def test_nan_probabilities_of_a_pruned_model_are_refused(weights: Path, tmp_path: Path, quality: str):
+    """Binary quality alone would not show them: the argmax of NaN logits is a wrong token."""
     run = Run.of(request(weights, tmp_path))
     config = replace(run.config, reward=RewardConfig(quality=quality))
     adapter, actor, critic = load_adapter(weights), Actor(run.actor_config), Critic(run.actor_config)
@@ -63,5 +60,5 @@ def test_a_pruned_models_probabilities_that_are_no_numbers_are_refused(weights: 
     adapter.decoder.head.weight.fill_(torch.nan)
     draws = ImageDraws(0, ("test",), range(1), 8, 25)
     policy = SamplingPolicy(actor, run.trained.keep_counts, 1.0, None, 8, draws)
-    with pytest.raises(UserError, match=r"^a reward is not a number, for model tiny answers with probabilities"):
-        collect(adapter, block, policy, critic, run.plan.stage_layers, run.trained.keep_counts, config)
+    with pytest.raises(UserError, match=r"^NaN reward: the pruned model tiny gives its answers the probability NaN"):
+        collect(adapter, block, policy, critic, run.plan.stage_layers, config)

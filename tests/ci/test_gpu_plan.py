@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ci.gpu.goals import GOALS, Goal, judge_all
-from ci.gpu.plan import CHECKS
-from ci.gpu.record import Case, CheckResult
+from ci.gpu.plan import CHECKS, GOALS, Goal, judge_all
+from ci.gpu.report import Case, CheckResult
 
 LEAST = Goal("fast", "speed", "race", "speedup", ">=", 2.5)
 MOST = Goal("exact", "error", "parity", "error", "<=", 2.0)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from toprl_export.pruning.plan import make_plan
-from toprl_trainers.toprl.learned_budget import with_learned_budget
-from toprl_trainers.toprl.state import column_names
+from toprl_trainers.toprl.curves import curve_columns, with_learned_budget
 
 PLAN = make_plan(100, 8, (0, 2), "actor", (60, 20))
 
 
 def curves(*kept: tuple[float, float]) -> list[list[float]]:
-    names = column_names(2)
+    names = curve_columns(2)
     found = {"kept_stage_1": 0, "kept_stage_2": 1}
     return [[pair[found[name]] if name in found else -1.0 for name in names] for pair in kept]
 

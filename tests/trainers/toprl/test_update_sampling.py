@@ -5,15 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.trainers.tiny_world import TASK
+from tests.trainers.tiny_world import TASK, repeated
 from toprl_export.models.llava import LlavaAdapter
 from toprl_export.models.walk import Decision, walk_prefill
 from toprl_export.pruning.actor import Actor, ActorConfig, Critic
 from toprl_trainers.rl.gumbel import log_probability
-from toprl_trainers.toprl.data import model_precision
-from toprl_trainers.toprl.draws import ImageDraws
-from toprl_trainers.toprl.policy import SamplingPolicy, compacted
-from toprl_trainers.toprl.questions import pack_questions, repeated
+from toprl_trainers.toprl.data import model_precision, pack_questions
+from toprl_trainers.toprl.update import ImageDraws, SamplingPolicy, compacted
 
 LAYERS, COUNTS, ROLLOUTS = (0, 2), (9, 5), 4
 
@@ -103,7 +101,7 @@ def test_minibatches_hold_the_rows_of_their_images(adapter: LlavaAdapter, actor:
     policy, *_ = rolled_out(adapter, actor, temperature=0.5)
     critic = Critic(actor.config)
     for record in policy.records:
-        whole, part = record.logits(actor), record.rows(torch.tensor([2, 0]), ROLLOUTS)
+        whole, part = record.logits(actor), record.of_images(torch.tensor([2, 0]), ROLLOUTS)
         rows = [8, 9, 10, 11, 0, 1, 2, 3]
         torch.testing.assert_close(part.logits(actor), whole[rows])
         torch.testing.assert_close(part.values(critic), record.values(critic)[rows])
@@ -127,3 +125,18 @@ def test_first_stage_states_are_stored_once_an_image(adapter: LlavaAdapter, acto
     policy, *_ = rolled_out(adapter, actor)
     assert [len(record.inputs.visual) for record in policy.records] == [3, 12]
     assert not torch.equal(policy.records[0].kept[0], policy.records[0].kept[1])  # yet every rollout draws for itself
+
+
+def test_draws_belong_to_an_image_and_a_token():
+    def noise(images: range, positions: torch.Tensor) -> list[torch.Tensor]:
+        draws = ImageDraws(3, ("test",), images, 2, 25)
+        return [draws.noise(positions) for _ in range(2)]
+
+    everything = torch.arange(25).expand(8, -1)
+    whole, part = noise(range(4), everything), noise(range(2, 4), everything[:4])
+    assert all(torch.equal(mine, all_of_them[:, 4:]) for mine, all_of_them in zip(part, whole, strict=True))
+    few = torch.tensor([[3, 7, 24]]).expand(8, -1)
+    assert all(torch.equal(a, b[..., [3, 7, 24]]) for a, b in zip(noise(range(4), few), whole, strict=True))
+    assert not torch.equal(whole[0], whole[1])
+    rows = whole[0].flatten(2).transpose(0, 1).flatten(1)
+    assert len(rows.unique(dim=0)) == 8

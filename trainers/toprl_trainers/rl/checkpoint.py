@@ -1,0 +1,108 @@
+"""Checkpoints: a learner's whole state in one safetensors file, with a header that says which run it belongs to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from toprl_export.errors import UserError
+from toprl_export.fields import Fields
+from toprl_export.files import write_bytes_atomic
+
+_METADATA_KEY = "toprl_export"
+
+
+@dataclass(frozen=True)
+class CheckpointFormat:
+    """A learner's format, by ``name`` and ``version``: files of another are refused."""
+
+    name: str
+    version: int
+
+    def write(self, path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Write everything to ``path`` at once, so that it holds this state or the one before, never parts of both.
+
+        Args:
+            path: the file.
+            header: what belongs to no tensor, a JSON object.
+            tensors: on any device.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        metadata = json.dumps({"format": self.name, "version": self.version, **header}, allow_nan=False)
+        stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        write_bytes_atomic(path, save(stored, {_METADATA_KEY: metadata}))
+
+    def read_header(self, path: Path) -> Fields:
+        """What `write` took as the header.
+
+        Raises:
+            UserError: the file is damaged, or of another format or version.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = json.loads((file.metadata() or {}).get(_METADATA_KEY, "null"))
+        except (OSError, SafetensorError, ValueError) as error:
+            raise damaged(path, error) from error
+        fields = Fields(path, header)
+        found = (fields.text("format"), fields.whole("version"))
+        if found != (self.name, self.version):
+            raise UserError(
+                f"{path} has format {found[0]!r} version {found[1]}, expected {self.name!r} version {self.version}: "
+                "delete it to train anew"
+            )
+        return fields
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, on the CPU.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not iterable)
+    except (OSError, SafetensorError) as error:
+        raise damaged(path, error) from error
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimizer's moments, named ``parameter number.moment``; its settings are the run's and are not stored."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": tensor for index, moments in state.items() for name, tensor in moments.items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Take over what `optimizer_tensors` gave for parameters of the same shapes."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, _, moment = name.partition(".")
+        state.setdefault(int(index), {})[moment] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, their names lengthened."""
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that `with_prefix` named so, by their own names."""
+    start = f"{prefix}."
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+
+
+def damaged(path: Path, error: Exception) -> UserError:
+    """What to raise about a file that does not hold what its learner needs."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return UserError(f"{path} does not hold an interrupted run ({reason}): delete it to train anew")
