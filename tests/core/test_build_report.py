@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toprl_export.build_report import (
+from toprl_engines.trt.build_report import (
     KINDS,
     BuildReport,
     GraphBuild,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from toprl_engines.trt.options import TensorRTOptions
 from toprl_export.errors import UserError
-from toprl_export.tensorrt_options import TensorRTOptions
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.fake_engine import FakeEngine
+from toprl_engines.trt.options import TensorRTOptions
 from toprl_export.engine import BuildRequest, BuildResult
 from toprl_export.manifest import Compiled
-from toprl_export.tensorrt_options import TensorRTOptions
 
 RANGES = (
     {"name": "key_0", "values": False, "least": (1, 2), "usual": (1, 3), "most": (4, 9)},

@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.support.fake_device import FakeDevice
 from tests.support.fake_tensorrt import VERSION, fake_binding, write_plan
 from tests.support.onnx_bundle import OnnxBundle
-from toprl_engines.trt.session import TensorRTSession
+from toprl_engines.trt.run.session import TensorRTSession
 from toprl_export.bundle import Bundle, file_entries, write_manifest
 from toprl_export.engine import SessionOptions
 

@@ -15,13 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from toprl_engines.attention.function import function_proto, translation_table
-from toprl_engines.attention.op import routed_attention
-from toprl_engines.graph.check import check_graph
+from toprl_engines.attention.tracing import function_proto, routed_attention, translation_table
 from toprl_engines.graph.passes import clean_names, optimise, rename_sizes
-from toprl_engines.graph.precision import DTYPES, in_precision
-from toprl_engines.graph.signature import GraphSpec, Layout
-from toprl_engines.graph.weights import WeightFile
+from toprl_engines.graph.signature import GraphSpec, Layout, check_graph
+from toprl_engines.graph.weights import DTYPES, WeightFile, in_precision
 from toprl_engines.graph.wrappers import DecodeGraph, PrefillGraph, UnprunedPrefillGraph, VisionGraph
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.walk import layer_groups

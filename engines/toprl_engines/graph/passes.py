@@ -1,4 +1,4 @@
-"""Rewriting a traced graph: fused normalisation and rotary embedding, no repeated or unused work, clean names."""
+"""Rewriting a traced graph: fused normalisation and rotary embedding, no small, repeated or unused nodes, clean names."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import onnx_ir as ir
 from onnxscript import optimizer
 from onnxscript.rewriter.onnx_fusions import fuse
 from onnxscript.rewriter.pattern import MatchResult, RewriteRuleClassBase, RewriteRuleSet
-
-from toprl_engines.graph.simplify import constant, simplify
 
 
 class RotaryFusion(RewriteRuleClassBase):
@@ -126,3 +124,143 @@ def _values(model: ir.Model) -> list[ir.Value]:
     graph = model.graph
     produced = [output for node in graph for output in node.outputs]
     return [*graph.inputs, *graph.initializers.values(), *produced]
+
+
+def constant(value: ir.Value | None) -> list[int] | None:
+    """The integers that a value is known to hold, or None."""
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None or tensor.size > 16 else [int(number) for number in tensor.numpy().reshape(-1)]
+
+
+class RowGather(RewriteRuleClassBase):
+    """`GatherElements` whose index is the same for all numbers of a token → `GatherND`, which copies whole rows."""
+
+    def __init__(self) -> None:
+        super().__init__("RowGather", remove_nodes=False)
+
+    def pattern(self, op: Any, x: Any, index: Any, sizes: Any) -> Any:
+        """What `toprl_export.pruning.select.gather_tokens` traces to; ``index`` is ``[b, k, 1]``."""
+        return op.GatherElements(x, op.Expand(index, sizes, _outputs=["spread"]), axis=1)
+
+    def check(self, op: Any, x: ir.Value, index: ir.Value, spread: ir.Value, **_: Any) -> MatchResult:
+        """All of ``x [b, s, d]``'s rows and numbers are meant, of an index for one row."""
+        result = MatchResult()
+        if x.shape is None or index.shape is None or spread.shape is None:
+            return result.fail("sizes are unknown")
+        if (len(x.shape), len(index.shape)) != (3, 3):
+            return result.fail("not [b, s, d]")
+        if index.shape[2] != 1 or not same_size(spread.shape[2], x.shape[2]):
+            return result.fail("not one index for a whole row")
+        if not same_size(index.shape[0], x.shape[0]) or not same_size(spread.shape[0], x.shape[0]):
+            return result.fail("not every row of the batch")
+        return result
+
+    def rewrite(self, op: Any, x: ir.Value, index: ir.Value, **_: Any) -> Any:
+        """The innermost axis of the index names one axis of ``x``, which is all that `GatherND` wants."""
+        return op.GatherND(x, index, batch_dims=1)
+
+
+class KeptSizes(RewriteRuleClassBase):
+    """A `Reshape` to sizes that are fixed, or those of the same axis before → one to a constant."""
+
+    def pattern(self, op: Any, data: Any, shape: Any) -> Any:
+        """Any `Reshape`."""
+        return op.Reshape(data, shape, _outputs=["reshaped"])
+
+    def check(self, op: Any, data: ir.Value, shape: ir.Value, reshaped: ir.Value) -> MatchResult:
+        """At most one size is left to be inferred."""
+        result = MatchResult()
+        if ir.convenience.get_const_tensor(shape) is not None:
+            return result.fail("constant already")
+        self._sizes = kept_sizes(data.shape, reshaped.shape)
+        return result if self._sizes.count(-1) < 2 else result.fail("several sizes change")
+
+    def rewrite(self, op: Any, data: ir.Value, **_: Any) -> Any:
+        """Zero copies a size."""
+        return op.Reshape(data, op.Constant(value_ints=self._sizes), allowzero=0)
+
+
+def kept_sizes(before: ir.Shape | None, after: ir.Shape | None) -> list[int]:
+    """The operand of a `Reshape`: 0 for a size that stays, -1 for one to be inferred; all -1 where nothing is known."""
+    if before is None or after is None:
+        return [-1, -1]
+    stays = [axis < len(before) and same_size(before[axis], size) for axis, size in enumerate(after)]
+    return [size if isinstance(size, int) else 0 if stay else -1 for size, stay in zip(after, stays, strict=True)]
+
+
+def same_size(left: Any, right: Any) -> bool:
+    """Whether two sizes are known to be equal: numbers, or symbols of one name."""
+    return left == right and (isinstance(left, int) or left.value is not None)
+
+
+class OnlyRow(RewriteRuleClassBase):
+    """The one row that an index tensor of one element picks, its axis squeezed → picked by a scalar."""
+
+    def __init__(self) -> None:
+        super().__init__("OnlyRow", remove_nodes=False)
+
+    def pattern(self, op: Any, x: Any, index: Any, axes: Any) -> Any:
+        """What ``x.index_select(0, index.reshape(1)).squeeze(0)`` traces to."""
+        return op.Squeeze(op.Gather(x, index, axis=0), axes)
+
+    def check(self, op: Any, index: ir.Value, axes: ir.Value, **_: Any) -> MatchResult:
+        """The index repeats a scalar, and its axis is the one that goes."""
+        result = MatchResult()
+        self._scalar = repeated_scalar(index)
+        return result if self._scalar is not None and constant(axes) == [0] else result.fail("not one row")
+
+    def rewrite(self, op: Any, x: ir.Value, **_: Any) -> Any:
+        """`Gather` drops the axis itself."""
+        return op.Gather(x, self._scalar, axis=0)
+
+
+def repeated_scalar(value: ir.Value | None) -> ir.Value | None:
+    """The scalar that ``value`` repeats in another form, if there is one."""
+    while value is not None and value.shape is not None and len(value.shape) > 0:
+        node = value.producer()
+        value = node.inputs[0] if node is not None and node.op_type in ("Reshape", "Unsqueeze") else None
+    return value if value is not None and value.shape is not None else None
+
+
+class OneNumber(RewriteRuleClassBase):
+    """A number of a vector, as a tensor of one element, by way of scalars → picked as such."""
+
+    def __init__(self) -> None:
+        super().__init__("OneNumber", remove_nodes=False)
+
+    def pattern(self, op: Any, scalar: Any, form: Any) -> Any:
+        """Any `Reshape`."""
+        return op.Reshape(scalar, form)
+
+    def check(self, op: Any, scalar: ir.Value, form: ir.Value) -> MatchResult:
+        """``scalar`` is, but for its form, a number picked from a vector at a fixed place."""
+        result = MatchResult()
+        pick = picked(scalar)
+        place = None if pick is None else constant(pick.inputs[1])
+        if constant(form) not in ([-1], [1]) or pick is None or place is None or len(place) != 1:
+            return result.fail("not one number of a vector")
+        self._vector, self._place = pick.inputs[0], place
+        return result
+
+    def rewrite(self, op: Any, **_: Any) -> Any:
+        """The form of the index is that of what it picks."""
+        return op.Gather(self._vector, op.Constant(value_ints=self._place), axis=0)
+
+
+def picked(value: ir.Value) -> ir.Node | None:
+    """The `Gather` that takes one number from a vector and that ``value`` repeats in any form, if there is one."""
+    node = value.producer()
+    if node is None or node.op_type not in ("Gather", "Reshape", "Squeeze", "Unsqueeze"):
+        return None
+    source = node.inputs[0]
+    if source is None or source.shape is None:
+        return None
+    if source.shape.is_static() and source.shape.numpy() in ((), (1,)):
+        return picked(source)
+    return node if node.op_type == "Gather" and len(source.shape) == 1 else None
+
+
+def simplify(model: ir.Model) -> None:
+    """Apply the rewrites of this module. In place; what they leave unused stays."""
+    rules = [kind.rule() for kind in (RowGather, KeptSizes, OnlyRow, OneNumber)]  # type: ignore[no-untyped-call]  # onnxscript leaves it untyped
+    RewriteRuleSet(rules).apply_to_model(model)

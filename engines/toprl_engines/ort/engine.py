@@ -82,8 +82,8 @@ class ONNXRuntimeEngine:
 
     def graph_flops(self, bundle: Bundle, batch: int, prompt_length: int, keep_counts: tuple[int, ...] | None) -> int:
         """Floating-point operations of one prefill, counted in the built graph; see `toprl_export.engine.Engine`."""
+        from toprl_engines.feeds import prefill_feeds
         from toprl_engines.graph.flops import count_flops
-        from toprl_engines.ort.probe import prefill_feeds
 
         path = bundle.path("prefill_unpruned" if keep_counts is None else "prefill")
         return count_flops(path, prefill_feeds(bundle, batch, prompt_length, keep_counts)).total

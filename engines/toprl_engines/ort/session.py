@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
 from toprl_engines.feeds import request_feeds
-from toprl_engines.ort.providers import CPU, Target, choose_provider, open_session
-from toprl_engines.ort.settings import provider_settings
+from toprl_engines.ort.providers import CPU, Target, choose_provider, open_session, provider_settings
 from toprl_export.bundle import Bundle
 from toprl_export.engine import SessionOptions
 from toprl_export.runtime.session import EncodedImages, PrefillRequest, PrefillResult

@@ -12,7 +12,7 @@ from toprl_export.bundle import Bundle
 from toprl_export.errors import UserError
 
 if TYPE_CHECKING:
-    from toprl_export.build_report import InputRange
+    from toprl_engines.trt.build_report import InputRange
 
 
 def provider_settings(bundle: Bundle, provider: str, role: str) -> dict[str, str]:
@@ -91,9 +91,8 @@ def input_ranges(bundle: Bundle, role: str) -> tuple[InputRange, ...]:
     """
     import onnx
 
-    from toprl_engines.graph.check import sizes_of
-    from toprl_engines.graph.signature import GraphSpec, Layout, TensorSpec
-    from toprl_engines.trt.profiles import ProfileLimits, graph_profiles
+    from toprl_engines.graph.signature import GraphSpec, Layout, TensorSpec, sizes_of
+    from toprl_engines.trt.build.profiles import ProfileLimits, graph_profiles
 
     graph = onnx.load(str(bundle.path(role)), load_external_data=False).graph
     spec = GraphSpec(tuple(TensorSpec(value.name, sizes_of(value)) for value in graph.input), ())

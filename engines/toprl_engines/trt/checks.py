@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from toprl_engines.trt.binding import Binding
-from toprl_engines.trt.copies import PLUGIN_HEAD_DIMS
-from toprl_engines.trt.settings import target_of
+from toprl_engines.trt.build.builder import target_of
+from toprl_engines.trt.options import TensorRTOptions
+from toprl_engines.trt.passes.copies import PLUGIN_HEAD_DIMS
 from toprl_export.engine import BuildRequest
 from toprl_export.errors import UserError
 from toprl_export.manifest import GpuEntry
 from toprl_export.pruning.plan import check_tensorrt
-from toprl_export.tensorrt_options import TensorRTOptions
 
 
 def check_options(options: TensorRTOptions, binding: Binding, gpu: GpuEntry | None) -> None:

@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toprl_engines.trt.binding import distribution_of, installed_bindings, load_binding
+from toprl_engines.trt.build_report import REPORT_NAME, BuildReport, GraphBuild, write_build_report
 from toprl_engines.trt.checks import check_build, check_options
-from toprl_engines.trt.gpu import find_gpu
+from toprl_engines.trt.compiled import find_gpu
+from toprl_engines.trt.options import TensorRTOptions, check_plugin_library
 from toprl_engines.trt.plugin import LIBRARY, register_plugin
-from toprl_export.build_report import REPORT_NAME, BuildReport, GraphBuild, write_build_report
 from toprl_export.engine import GRAPHS, BuildRequest, BuildResult, SessionOptions
 from toprl_export.errors import UserError, require
 from toprl_export.manifest import Compiled, GpuEntry
 from toprl_export.progress import Progress
-from toprl_export.tensorrt_options import TensorRTOptions, check_plugin_library
 
 if TYPE_CHECKING:
-    from toprl_engines.trt.builder import TimingCache
-    from toprl_engines.trt.plan_job import PlanJob
-    from toprl_engines.trt.session import TensorRTSession
+    from toprl_engines.trt.build.builder import TimingCache
+    from toprl_engines.trt.build.plan_job import PlanJob
+    from toprl_engines.trt.run.session import TensorRTSession
     from toprl_export.bundle import Bundle
 
 TOOLS = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
@@ -93,7 +93,7 @@ class TensorRTEngine:
                 "full TensorRT builds on an NVIDIA GPU, and this machine has none: build on one that has, or use "
                 "--tensorrt-binding tensorrt_rtx, which needs none"
             )
-        from toprl_engines.trt.bundle_files import copy_plugin, earlier_timings, keep_graphs, write_timings
+        from toprl_engines.trt.build.plan_job import copy_plugin, earlier_timings, keep_graphs, write_timings
 
         library, files = job.options.plugin_library, []
         if job.attention == "plugin":
@@ -114,7 +114,7 @@ class TensorRTEngine:
         Raises:
             UserError: the bundle cannot run here.
         """
-        from toprl_engines.trt.session import TensorRTSession
+        from toprl_engines.trt.run.session import TensorRTSession
 
         return TensorRTSession(bundle, options)
 
@@ -122,13 +122,13 @@ class TensorRTEngine:
         self, bundle: Bundle, batch: int, prompt_length: int, keep_counts: tuple[int, ...] | None
     ) -> int | None:
         """Floating-point operations of one prefill; None where the bundle does not hold the graph that was built."""
-        from toprl_engines.trt.bundle_files import graph_role
+        from toprl_engines.trt.build.plan_job import graph_role
 
         role = graph_role("prefill_unpruned" if keep_counts is None else "prefill")
         if role not in {file.role for file in bundle.manifest.files}:
             return None
+        from toprl_engines.feeds import prefill_feeds
         from toprl_engines.graph.flops import count_flops
-        from toprl_engines.ort.probe import prefill_feeds
 
         return count_flops(bundle.path(role), prefill_feeds(bundle, batch, prompt_length, keep_counts)).total
 
@@ -137,7 +137,7 @@ class TensorRTEngine:
         for module in ("torch", "transformers", "onnx", "onnxscript"):
             require(module, "onnx")
         from toprl_engines.graph.export import OPSET
-        from toprl_engines.trt.plan_job import PlanJob
+        from toprl_engines.trt.build.plan_job import PlanJob
 
         if request.opset != OPSET:
             raise UserError(f"opset {request.opset} is not supported by the engine 'trt': use {OPSET}")
@@ -158,9 +158,9 @@ def build_plans(job: PlanJob, cache: TimingCache | None, directory: Path) -> Bui
         UserError: TensorRT cannot build one of them.
     """
     from toprl_engines.graph.export import export_graphs
-    from toprl_engines.trt.builder import PlanBuilder
-    from toprl_engines.trt.bundle_files import GRAPH_FOLDER
-    from toprl_engines.trt.copies import write_copy
+    from toprl_engines.trt.build.builder import PlanBuilder
+    from toprl_engines.trt.build.plan_job import GRAPH_FOLDER
+    from toprl_engines.trt.passes.copies import write_copy
 
     profiles, folder = job.profiles(), directory / GRAPH_FOLDER
     folder.mkdir()

@@ -8,8 +8,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from toprl_engines.attention.function import DOMAIN, function_proto
-from toprl_engines.attention.op import flash_attention
+from toprl_engines.attention.tracing import DOMAIN, flash_attention, function_proto
 
 
 def model(masked: bool, with_function: bool = True) -> bytes:

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.tiny_llava import tiny_adapter, tiny_pixels, tiny_tokens
-from toprl_engines.attention.op import IMPLEMENTATION, flash_attention, routed_attention
+from toprl_engines.attention.tracing import IMPLEMENTATION, flash_attention, routed_attention
 from toprl_export.models.reference import ReferenceRunner
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from toprl_engines.graph.check import GraphError, check_graph
-from toprl_engines.graph.signature import GraphSpec, TensorSpec
+from toprl_engines.graph.signature import GraphError, GraphSpec, TensorSpec, check_graph
 
 SPEC = GraphSpec((TensorSpec("x", ("batch", 3)),), (TensorSpec("y", ("batch", 3)),))
 

@@ -10,8 +10,8 @@ import pytest
 from onnx import numpy_helper
 
 from tests.support.onnx_bundle import grouped_bundle, staged_bundle
-from toprl_engines.graph.check import sizes_of
 from toprl_engines.graph.export import GRAPHS
+from toprl_engines.graph.signature import sizes_of
 
 LAYERS = 3
 

@@ -12,8 +12,8 @@ import torch
 
 from tests.support.half_graphs import half_graphs
 from tests.support.tiny_llava import tiny_adapter, tiny_pixels, tiny_tokens
-from toprl_engines.graph.check import dtype_of
-from toprl_engines.graph.precision import in_precision
+from toprl_engines.graph.signature import dtype_of
+from toprl_engines.graph.weights import in_precision
 from toprl_export.models.reference import Pruning, ReferenceRunner
 from toprl_export.pruning.scorer import Scorer, StageInputs
 

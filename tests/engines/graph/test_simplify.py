@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 from onnxscript import optimizer
 
-from toprl_engines.graph.simplify import kept_sizes, simplify
+from toprl_engines.graph.passes import kept_sizes, simplify
 
 GENERATOR = np.random.default_rng(0)
 VALUES = {

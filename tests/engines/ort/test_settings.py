@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 
 from tests.support.onnx_bundle import grouped_bundle, staged_bundle
-from toprl_engines.ort.settings import cache_dir, provider_settings
+from toprl_engines.ort.providers import cache_dir, provider_settings
 from toprl_export.bundle import Bundle
 from toprl_export.errors import UserError
 

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from toprl_engines.trt.binding import Binding
-from toprl_engines.trt.builder import PlanBuilder, TimingCache
-from toprl_engines.trt.settings import BuilderSettings
-from toprl_export.build_report import InputRange
+from toprl_engines.trt.build.builder import BuilderSettings, PlanBuilder, TimingCache
+from toprl_engines.trt.build_report import InputRange
 from toprl_export.errors import UserError
 
 PROFILE = (

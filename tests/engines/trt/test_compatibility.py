@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from toprl_engines.trt.binding import Binding
-from toprl_engines.trt.compatibility import check_compatible
+from toprl_engines.trt.compiled import check_compatible
 from toprl_export.errors import UserError
 from toprl_export.manifest import EngineEntry, GpuEntry
 

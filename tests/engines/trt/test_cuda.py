@@ -12,8 +12,7 @@ import pytest
 
 from tests.support.fake_device import FakeDevice
 from toprl_engines.trt import cuda
-from toprl_engines.trt.cuda import CudaDevice, CudaError
-from toprl_engines.trt.runtime_device import Block, CaptureError, Device, Rows
+from toprl_engines.trt.run.device import Block, CaptureError, CudaDevice, CudaError, Device, Rows
 from toprl_export.errors import MissingExtraError, UserError
 
 

@@ -13,12 +13,12 @@ from tests.support.tiny_llava import tiny_adapter
 from toprl_engines.trt import engine as engine_module
 from toprl_engines.trt.binding import Binding
 from toprl_engines.trt.engine import TensorRTEngine
+from toprl_engines.trt.options import TensorRTOptions
 from toprl_export.bundle import FileEntry
 from toprl_export.engine import BuildRequest, ConfigurableEngine
 from toprl_export.errors import UserError
 from toprl_export.manifest import GpuEntry
 from toprl_export.pruning.baselines.plans import baseline_plan
-from toprl_export.tensorrt_options import TensorRTOptions
 
 BINDINGS = {name: Binding(name, TRT, version) for name, version in (("tensorrt", "11.4.0"), ("tensorrt_rtx", "1.7.1"))}
 ADA = GpuEntry("RTX 4090", "8.9", "580.95")

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from toprl_engines.trt.interrupt import deferred_interrupt
+from toprl_engines.trt.native_calls import deferred_interrupt
 
 
 def test_ctrl_c_is_raised_behind_the_block():

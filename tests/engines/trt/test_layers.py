@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-from toprl_engines.trt.layers import inspected_layers, listed_layers, network_layers
+from toprl_engines.trt.build_report import inspected_layers, listed_layers, network_layers
 
 LISTING = """Layers:
 Name: __mye10379_0_myl1_0, LayerType: shape_call, Inputs: [], Constants: [], Outputs: [], TacticName: , StreamId: 0, Metadata: 

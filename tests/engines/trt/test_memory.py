@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.fake_device import FakeDevice
-from toprl_engines.trt.memory import CacheGroup, CacheStore
-from toprl_engines.trt.runtime_device import ALIGNMENT, Block, offsets_of
+from toprl_engines.trt.run.device import ALIGNMENT, Block, offsets_of
+from toprl_engines.trt.run.memory import CacheGroup, CacheStore
 
 ELEMENT = 4
 

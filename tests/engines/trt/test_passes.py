@@ -12,12 +12,20 @@ import onnxruntime
 import pytest
 
 from tests.support.onnx_bundle import grouped_bundle, staged_bundle
-from toprl_engines.graph.check import GraphError
-from toprl_engines.trt.copies import SUFFIX, head_dim, lacks_plugin, write_copy
-from toprl_engines.trt.passes.decomposable_attention import DECOMPOSABLE_ATTENTION, MARK
-from toprl_engines.trt.passes.drop_functions import DROP_FUNCTIONS
-from toprl_engines.trt.passes.graph_pass import GraphPass, attention_nodes, run_passes
-from toprl_engines.trt.passes.native_attention import native_attention
+from toprl_engines.graph.signature import GraphError
+from toprl_engines.trt.passes.copies import (
+    DECOMPOSABLE_ATTENTION,
+    DROP_FUNCTIONS,
+    MARK,
+    SUFFIX,
+    GraphPass,
+    attention_nodes,
+    head_dim,
+    lacks_plugin,
+    native_attention,
+    run_passes,
+    write_copy,
+)
 from toprl_engines.trt.passes.top_k_limit import check_top_k
 from toprl_export.errors import UserError
 

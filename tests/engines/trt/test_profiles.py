@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from toprl_engines.graph.signature import Layout
-from toprl_engines.trt.profiles import ProfileLimits, graph_profiles
+from toprl_engines.trt.build.profiles import ProfileLimits, graph_profiles
 from toprl_export.errors import UserError
 from toprl_export.models.shape import DecoderShape
 from toprl_export.pruning.plan import PruningPlan, make_plan

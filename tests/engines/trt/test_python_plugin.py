@@ -11,7 +11,7 @@ import pytest
 from tests.support.flash_attention import build_core
 from toprl_engines.trt import python_plugin
 from toprl_engines.trt.binding import Binding
-from toprl_engines.trt.python_plugin import (
+from toprl_engines.trt.plugin import (
     AttentionCall,
     LibraryCore,
     TritonCore,

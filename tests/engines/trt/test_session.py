@@ -16,7 +16,7 @@ from tests.support.onnx_bundle import grouped_bundle, saliency_bundle, staged_bu
 from tests.support.tiny_llava import tiny_pixels, tiny_tokens
 from tests.support.trt_bundle import PlanLimits, open_plans, plans_of
 from toprl_engines.trt import session as session_module
-from toprl_engines.trt.memory import CacheStore
+from toprl_engines.trt.run.memory import CacheStore
 from toprl_export.runtime.generation import GenerationRequest, generate
 
 STEPS = 9
@@ -191,7 +191,7 @@ def test_lengthened_caches_are_captured_anew(staged, device):
 
 
 def test_only_some_captured_graphs_are_kept(monkeypatch, staged, device):
-    monkeypatch.setattr("toprl_engines.trt.runtime_decode.STEPS_KEPT", 1)
+    monkeypatch.setattr("toprl_engines.trt.run.execution.STEPS_KEPT", 1)
     first, second = staged_bundle().request((13, 9, 4)), staged_bundle().request((12, 8, 4))
     expected = staged_bundle().open()
     for request in (first, second, first):

@@ -11,12 +11,12 @@ from tokenizers import Tokenizer
 from tests.support.onnx_bundle import TASKS, grouped_bundle, staged_bundle
 from tests.support.tiny_llava import tiny_pixels, tiny_tokens
 from toprl_engines.trt import session as session_module
+from toprl_engines.trt.options import TensorRTOptions
 from toprl_export.build import PreparedBuild, write_bundle
 from toprl_export.bundle import Bundle
 from toprl_export.engine import BuildRequest, SessionOptions, get_engine
 from toprl_export.errors import UserError
 from toprl_export.runtime.generation import GenerationRequest, generate
-from toprl_export.tensorrt_options import TensorRTOptions
 
 pytestmark = [pytest.mark.gpu, pytest.mark.trt]
 TOLERANCE = {"fp32": 2e-3, "fp16": 0.1, "bf16": 0.8}
@@ -25,7 +25,7 @@ STEPS = 9
 
 def built(bundle_of, directory: Path, precision: str) -> Bundle:
     from toprl_engines.trt.binding import load_binding
-    from toprl_engines.trt.cuda import CudaDevice
+    from toprl_engines.trt.run.device import CudaDevice
 
     try:
         binding, device = load_binding(), CudaDevice()

@@ -15,7 +15,7 @@ from tests.support.onnx_bundle import staged_bundle
 from tests.support.trt_bundle import PlanLimits, plans_of
 from toprl_engines.trt import runtime_engine, runtime_load
 from toprl_engines.trt.binding import load_binding
-from toprl_engines.trt.session import TensorRTSession
+from toprl_engines.trt.run.session import TensorRTSession
 from toprl_export.bundle import Bundle, file_entries
 from toprl_export.engine import SessionOptions
 from toprl_export.errors import UserError

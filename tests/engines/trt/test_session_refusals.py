@@ -12,8 +12,8 @@ from tests.support.fake_tensorrt import IExecutionContext, ILogger, fake_binding
 from tests.support.onnx_bundle import staged_bundle
 from tests.support.tiny_llava import tiny_pixels
 from tests.support.trt_bundle import PlanLimits, open_plans, plans_of
-from toprl_engines.trt.runtime_engine import EngineError
-from toprl_engines.trt.session import TensorRTSession
+from toprl_engines.trt.run.engines import EngineError
+from toprl_engines.trt.run.session import TensorRTSession
 from toprl_export.engine import SessionOptions
 from toprl_export.errors import UserError
 from toprl_export.runtime.session import largest_batch

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from toprl_engines.trt.binding import Binding
-from toprl_engines.trt.settings import BuilderSettings, target_of
+from toprl_engines.trt.build.builder import BuilderSettings, target_of
+from toprl_engines.trt.options import TensorRTOptions
 from toprl_export.errors import UserError
-from toprl_export.tensorrt_options import TensorRTOptions
 
 FLAGS = ("STRIP_PLAN", "REFIT", "VERSION_COMPATIBLE", "TF32")
 

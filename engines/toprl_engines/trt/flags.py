@@ -8,8 +8,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from toprl_engines.trt.options import ATTENTIONS, TENSORRT_BINDINGS, TensorRTOptions
 from toprl_export.cli.arguments import positive_int
-from toprl_export.tensorrt_options import ATTENTIONS, TENSORRT_BINDINGS, TensorRTOptions
 
 _FIELDS = {
     "attention": "attention",

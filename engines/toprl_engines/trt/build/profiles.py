@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from toprl_engines.graph.signature import GraphSpec, Layout, TensorSpec
-from toprl_export.build_report import InputRange
+from toprl_engines.trt.build_report import InputRange
 from toprl_export.errors import UserError
 from toprl_export.pruning.plan import TENSORRT_TOPK_LIMIT, PruningPlan
 

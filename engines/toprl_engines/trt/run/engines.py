@@ -1,8 +1,9 @@
-"""One built engine, loaded: what goes in and out of it, and contexts that run it."""
+"""A bundle's engines, loaded by the TensorRT and on the GPU that they were built for; their tensors, and contexts that run them."""
 
 from __future__ import annotations
 
 import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import ml_dtypes
 import numpy as np
 
 from toprl_engines.trt.binding import Binding
-from toprl_engines.trt.log import BuildLog, lacks_memory, last_error
-from toprl_engines.trt.refit import refit_engine
-from toprl_engines.trt.runtime_device import Block
+from toprl_engines.trt.compiled import check_compatible
+from toprl_engines.trt.native_calls import BuildLog, deferred_interrupt, lacks_memory, last_error, make_log
+from toprl_engines.trt.plugin import register_plugin
+from toprl_export.bundle import Bundle
 from toprl_export.errors import ToprlError, UserError
 
 _DTYPES: dict[str, Any] = {
@@ -200,3 +202,70 @@ def _deserialize(binding: Binding, runtime: Any, log: BuildLog, path: Path) -> A
         fix = "stop what else uses the GPU" if lacks_memory(reason) else "build the bundle again on this machine"
         raise UserError(f"{binding.name} {binding.version} cannot load {path}: {reason}; {fix}")
     return engine
+
+
+def refit_engine(binding: Binding, engine: Any, graph: Path, log: BuildLog) -> None:
+    """Give ``engine`` the weights of the graph that it was built from.
+
+    Args:
+        binding: TensorRT.
+        engine: a deserialized plan that is stripped or refittable.
+        graph: TensorRT's copy of the graph (role ``refit_NAME`` of the bundle), the file of weights beside it.
+        log: of the runtime that loaded the engine.
+
+    Raises:
+        UserError: the weights do not fit.
+    """
+    trt = binding.module
+    refitter = trt.Refitter(engine, log)
+    if trt.OnnxParserRefitter(refitter, log).refit_from_file(str(graph)) and refitter.refit_cuda_engine():
+        return
+    raise UserError(
+        f"{binding.name} cannot fill the weights of {graph} into its plan: {last_error(log)}; build the bundle again"
+    )
+
+
+def open_engines(bundle: Bundle, roles: Sequence[str], binding: Binding, device: Device) -> list[LoadedEngine]:
+    """Load the engines of these roles, in their order.
+
+    Raises:
+        UserError: they were built for another GPU or TensorRT, their plugin cannot be loaded, TensorRT does not take
+            them, or the device has too little memory.
+        KeyboardInterrupt: Ctrl-C was pressed, which is minded between two engines.
+    """
+    entry = bundle.manifest.engine
+    check_compatible(entry, binding, device)
+    if entry.attention == "plugin":
+        register_plugin(binding, _plugin_library(bundle))
+    paths = [bundle.path(role) for role in roles]
+    weights = [bundle.path("weights")] if entry.weight_stripped else []
+    # A plan, or else the file of weights, is what the GPU must hold at least.
+    size = sum(path.stat().st_size for path in [*paths, *weights])
+    if size > device.free_bytes():
+        raise out_of_memory("the engines' weights", size, device.free_bytes(), device.name)
+    log = make_log(binding.module)
+    runtime = _runtime(binding, log)
+    # A plan for later versions brings the part of TensorRT that runs it; the bundle's digests vouch for it.
+    runtime.engine_host_code_allowed = entry.version_compatible
+    engines = []
+    for role, path in zip(roles, paths, strict=True):
+        graph = bundle.path(f"refit_{role}") if entry.weight_stripped else None
+        with deferred_interrupt():  # raised while TensorRT writes to the log, it would be swallowed
+            engines.append(LoadedEngine(binding, runtime, log, path, graph))
+    return engines
+
+
+def _plugin_library(bundle: Bundle) -> Path | None:
+    """The library that the bundle brings; None where its plans were built by the plugin's Python route."""
+    listed = [file.path for file in bundle.manifest.files if file.role == "plugin"]
+    return bundle.dir / listed[0] if listed else None
+
+
+def _runtime(binding: Binding, log: BuildLog) -> Any:
+    try:
+        return binding.module.Runtime(log)
+    except TypeError as error:  # what a C++ factory's null pointer becomes
+        raise UserError(
+            f"{binding.name} {binding.version} cannot start: {last_error(log)}; check the GPU, and that its driver is "
+            "new enough for this TensorRT"
+        ) from error

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd
 
-from toprl_engines.trt.runtime_device import ALIGNMENT, Block, Device, Rows, offsets_of
+from toprl_engines.trt.run.device import ALIGNMENT, Block, Device, Rows, offsets_of
 
 
 @dataclass(frozen=True)
