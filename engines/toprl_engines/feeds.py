@@ -34,7 +34,7 @@ def request_feeds(
 
     Args:
         manifest: of the bundle.
-        request: what is asked.
+        request: the prompt.
         names: the inputs that the graph has.
         pruned: whether it has stages; without them keep counts and agent are not looked at.
 

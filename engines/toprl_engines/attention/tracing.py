@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+from toprl_engines.attention.op import DOMAIN, OPERATOR, VERSION
+
 IMPLEMENTATION = "toprl_flash_attention"
 """The name under which transformers knows the op."""
 
@@ -77,8 +79,7 @@ def routed_attention(model: PreTrainedModel) -> Iterator[None]:
             config._attn_implementation = implementation
 
 
-DOMAIN = "toprl"
-_TOPRL = Opset(DOMAIN, 1)
+_TOPRL = Opset(DOMAIN, VERSION)
 
 
 @script(_TOPRL, default_opset=op)
@@ -97,7 +98,7 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     The node is written without its function: the exporter traces at opset 18 and inlines every function before it
     converts to a later opset, so the function can only be added to the finished model.
     """
-    node = Op(_TOPRL, "FlashAttention", _schema())
+    node = Op(_TOPRL, OPERATOR, _schema())
 
     def translate(query: Any, key: Any, value: Any, mask: Any, scale: float) -> Any:
         return node(query, key, value, mask, scale=scale)
@@ -109,9 +110,9 @@ def _schema() -> OpSchema:
     parameter = OpSchema.FormalParameter
     optional = OpSchema.FormalParameterOption.Optional
     return OpSchema(
-        "FlashAttention",
+        OPERATOR,
         DOMAIN,
-        1,
+        VERSION,
         inputs=[
             parameter("query", "T"),
             parameter("key", "T"),

@@ -1,4 +1,4 @@
-"""What goes in and out of every graph of a bundle, names and sizes, and the check that an exported file has just that."""
+"""Inputs and outputs of every graph of a bundle, and the check that an exported file has exactly those."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def _mask(group: int, length: Size) -> TensorSpec:
 
 
 class GraphError(ToprlError):
-    """An exported graph is not what was asked for: a bug of the exporter, not of the user."""
+    """An exported graph is not what it was declared to be: a bug of the exporter, not the user's mistake."""
 
 
 def check_graph(path: Path, spec: GraphSpec) -> None:

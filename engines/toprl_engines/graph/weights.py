@@ -1,4 +1,4 @@
-"""The weights of exported graphs: cast to the precision that is asked for, and kept in one file for all graphs."""
+"""The weights of exported graphs: cast to a precision, and kept in one file for all graphs of a bundle."""
 
 from __future__ import annotations
 

@@ -6,35 +6,36 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toprl_export.fields import Fields
 from toprl_export.files import read_json_versioned, write_json_atomic
+from toprl_export.typed import from_json, to_json
 
 REPORT_FORMAT = "toprl-export/trt-build"
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 REPORT_NAME = "build_report.json"
 KINDS = ("attention native", "attention plugin", "top-k", "gather", "other")
-"""What a layer is for, as far as a reader of the report asks."""
+"""What a layer is for, as far as the report tells them apart."""
 
 
 @dataclass(frozen=True)
 class InputRange:
-    """What one input may be: its sizes, or its values where shapes inside the graph follow from those.
+    """One input's part of the optimization profile: its sizes, or its values where shapes inside the graph follow from
+    those.
 
     Attributes:
         name: of the input.
-        values: whether the numbers are values, not sizes.
-        least, usual, most: in the order of the input's axes or elements; kernels are chosen for the usual ones.
+        values: whether the profile is of values, not of sizes.
+        min, opt, max: in the order of the input's axes or elements; kernels are chosen for ``opt``.
     """
 
     name: str
     values: bool
-    least: tuple[int, ...]
-    usual: tuple[int, ...]
-    most: tuple[int, ...]
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class GraphBuild:
     """One graph.
 
     Attributes:
-        profile: its inputs' ranges.
+        profile: its optimization profile, input by input; without those of fixed sizes.
         network: layers as parsed, before TensorRT fuses them, but for those of the kind "other".
         network_layers: how many there are of all kinds.
         engine: layers as built, each a kernel or a call of one; empty where TensorRT did not list them.
@@ -115,7 +116,7 @@ class BuildReport:
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``build_report.json``."""
-        content: dict[str, Any] = {"format": REPORT_FORMAT, "version": REPORT_VERSION, **asdict(self)}
+        content: dict[str, Any] = {"format": REPORT_FORMAT, "version": REPORT_VERSION, **to_json(self)}
         for name, graph in self.graphs.items():
             content["graphs"][name] |= {"network_kinds": graph.kinds, "engine_kinds": graph.engine_kinds}
         return content
@@ -125,19 +126,12 @@ class BuildReport:
         """The inverse of :meth:`to_json`; ``source`` names the file in messages.
 
         Raises:
-            UserError: a field is missing or wrong.
+            UserError: a field is missing, unknown or of another type.
         """
-        top = Fields(source, payload)
-        graphs = top.nested("graphs")
-        return cls(
-            binding=top.text("binding"),
-            precision=top.text("precision"),
-            attention=top.text("attention"),
-            flags=top.text_list("flags"),
-            workspace_bytes=None if top.raw("workspace_bytes") is None else top.whole("workspace_bytes"),
-            timing_cache=top.flag("timing_cache"),
-            graphs={name: _graph(graphs.nested(name)) for name in graphs.payload},
-        )
+        content = {name: value for name, value in payload.items() if name not in ("format", "version")}
+        if isinstance(content.get("graphs"), dict):
+            content["graphs"] = {name: _without_counts(graph) for name, graph in content["graphs"].items()}
+        return from_json(cls, content, str(source))
 
 
 def write_build_report(directory: Path, report: BuildReport) -> None:
@@ -154,29 +148,10 @@ def read_build_report(path: Path) -> BuildReport:
     return BuildReport.from_json(path, read_json_versioned(path, REPORT_FORMAT, REPORT_VERSION))
 
 
-def _graph(entry: Fields) -> GraphBuild:
-    return GraphBuild(
-        profile=tuple(
-            InputRange(r.text("name"), r.flag("values"), r.wholes("least"), r.wholes("usual"), r.wholes("most"))
-            for r in entry.nested_list("profile")
-        ),
-        network=_layers(entry, "network"),
-        network_layers=entry.whole("network_layers"),
-        engine=_layers(entry, "engine"),
-        seconds=entry.number("seconds"),
-        plan_bytes=entry.whole("plan_bytes"),
-        activation_bytes=None if entry.raw("activation_bytes") is None else entry.whole("activation_bytes"),
-        warnings=entry.text_list("warnings"),
-    )
-
-
-def _layers(entry: Fields, name: str) -> tuple[LayerEntry, ...]:
-    return tuple(
-        LayerEntry(
-            layer.text("name"), layer.text("type"), layer.text("kind"), layer.text("tactic"), layer.text_list("nodes")
-        )
-        for layer in entry.nested_list(name)
-    )
+def _without_counts(graph: Any) -> Any:
+    """What `GraphBuild` keeps; the counts of layers follow from the rest."""
+    counts = ("network_kinds", "engine_kinds")
+    return {name: value for name, value in graph.items() if name not in counts} if isinstance(graph, dict) else graph
 
 
 def _count(layers: tuple[LayerEntry, ...]) -> dict[str, int]:

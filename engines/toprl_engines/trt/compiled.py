@@ -1,15 +1,94 @@
-"""What plans were compiled for, and whether they may run here: asked before TensorRT is, whose own answer is a line of its log."""
+"""What plans were compiled for, and whether they may run here.
+
+`Compiled` is the engine's part of a bundle's manifest. The question is settled before TensorRT sees the plans, for its
+own answer would be a line of its log.
+"""
 
 from __future__ import annotations
 
 import ctypes
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from packaging.version import Version
 
 from toprl_engines.trt.binding import Binding
+from toprl_engines.trt.options import ATTENTIONS
 from toprl_export.errors import UserError
-from toprl_export.manifest import EngineEntry, GpuEntry
+from toprl_export.typed import from_json, to_json
+
+PORTABLE_SMS = ("8.0", "8.6", "8.9")
+"""Compute capabilities that a plan of TensorRT for RTX runs on unless others were chosen, beside the newer ones."""
+PORTABLE_FROM = Version("12.0")
+"""And the first of those newer ones; 9.0 and 10.0 are data-centre chips that TensorRT for RTX leaves out."""
+AMPERE = Version("8.0")
+
+
+def graph_role(name: str) -> str:
+    """The role in a bundle of a canonical graph that is kept beside the plans."""
+    return f"graph_{name}"
+
+
+def copy_role(name: str) -> str:
+    """The role in a bundle of TensorRT's copy of a graph, from which a plan's weights are filled in."""
+    return f"refit_{name}"
+
+
+@dataclass(frozen=True)
+class GpuEntry:
+    """A GPU: its name, its compute capability ("8.9") and the version of its driver."""
+
+    name: str
+    sm: str
+    driver: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """What the plans of a bundle depend on; they were compiled for certain GPUs.
+
+    Attributes:
+        binding: the Python package that compiled them, "tensorrt" or "tensorrt_rtx".
+        binding_version: its version.
+        gpu: where they were compiled; None where that took no GPU.
+        target_sms: compute capabilities that they were compiled for; empty for what the binding does by itself: those
+            of ``gpu``, or all that TensorRT for RTX calls portable.
+        attention: "plugin" where attention layers call `toprl::FlashAttention`, "native" where they are TensorRT's own.
+        version_compatible: later versions of the binding can load them too.
+        hardware_compatible: other GPUs from Ampere on can run them too.
+        weight_stripped: they lack their weights, which are filled in from the bundle's graphs when they are loaded.
+
+    Raises:
+        UserError: the attention is unknown.
+    """
+
+    binding: str
+    binding_version: str
+    gpu: GpuEntry | None = None
+    target_sms: tuple[str, ...] = ()
+    attention: str = "native"
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    weight_stripped: bool = False
+
+    def __post_init__(self) -> None:
+        if self.attention not in ATTENTIONS:
+            raise UserError(f"attention {self.attention!r} is unknown, expected {' or '.join(ATTENTIONS)}")
+
+    def to_details(self) -> dict[str, Any]:
+        """The JSON object that the manifest keeps as ``engine.details``."""
+        details: dict[str, Any] = to_json(self)
+        return details
+
+    @classmethod
+    def from_details(cls, details: object) -> Compiled:
+        """The inverse of :meth:`to_details`.
+
+        Raises:
+            UserError: a field is missing, unknown or of another type.
+        """
+        return from_json(cls, details, "manifest.json: engine.details")
+
 
 _MAJOR, _MINOR = 75, 76
 """The driver's numbers for the two parts of the compute capability."""
@@ -51,13 +130,6 @@ def _library(*names: str) -> ctypes.CDLL | None:
     return None
 
 
-PORTABLE_SMS = ("8.0", "8.6", "8.9")
-"""Compute capabilities that a plan of TensorRT for RTX runs on unless others were chosen, beside the newer ones."""
-PORTABLE_FROM = Version("12.0")
-"""And the first of those newer ones; 9.0 and 10.0 are data-centre chips that TensorRT for RTX leaves out."""
-AMPERE = Version("8.0")
-
-
 class Gpu(Protocol):
     """What must be known of a GPU."""
 
@@ -72,42 +144,42 @@ class Gpu(Protocol):
         ...
 
 
-def check_compatible(entry: EngineEntry, binding: Binding, device: Gpu) -> None:
-    """Return when plans that ``entry`` describes can be loaded by ``binding`` on ``device``.
+def check_compatible(compiled: Compiled, binding: Binding, device: Gpu) -> None:
+    """Return when plans so compiled can be loaded by ``binding`` on ``device``.
 
     Raises:
         UserError: another TensorRT or another GPU is needed.
     """
-    _check_binding(entry, binding)
-    if not runs_on(entry, device.sm):
+    _check_binding(compiled, binding)
+    if not runs_on(compiled, device.sm):
         raise UserError(
-            f"the bundle was built for {_targets(entry)}, but {device.name} has compute capability {device.sm}: "
+            f"the bundle was built for {_targets(compiled)}, but {device.name} has compute capability {device.sm}: "
             "build it again on this machine"
         )
 
 
-def runs_on(entry: EngineEntry, sm: str) -> bool:
-    """Whether plans that ``entry`` describes are for GPUs of compute capability ``sm``."""
-    if entry.hardware_compatible and Version(sm) >= AMPERE:
+def runs_on(compiled: Compiled, sm: str) -> bool:
+    """Whether plans so compiled are for GPUs of compute capability ``sm``."""
+    if compiled.hardware_compatible and Version(sm) >= AMPERE:
         return True
-    if entry.target_sms:
-        return sm in entry.target_sms
-    if entry.gpu is not None and entry.binding != "tensorrt_rtx":
-        return sm == entry.gpu.sm
+    if compiled.target_sms:
+        return sm in compiled.target_sms
+    if compiled.gpu is not None and compiled.binding != "tensorrt_rtx":
+        return sm == compiled.gpu.sm
     return sm in PORTABLE_SMS or Version(sm) >= PORTABLE_FROM
 
 
-def _check_binding(entry: EngineEntry, binding: Binding) -> None:
-    built_by = f"{entry.binding} {entry.binding_version}"
-    if entry.binding != binding.name:
+def _check_binding(compiled: Compiled, binding: Binding) -> None:
+    built_by = f"{compiled.binding} {compiled.binding_version}"
+    if compiled.binding != binding.name:
         raise UserError(
             f"the bundle was built by {built_by}, but this is {binding.name} {binding.version}: "
-            f"install {entry.binding}, or build it again"
+            f"install {compiled.binding}, or build it again"
         )
-    if entry.binding_version == binding.version:
+    if compiled.binding_version == binding.version:
         return
-    built, here = Version(str(entry.binding_version)), Version(binding.version)
-    if not entry.version_compatible:
+    built, here = Version(compiled.binding_version), Version(binding.version)
+    if not compiled.version_compatible:
         raise UserError(
             f"the bundle was built by {built_by}, but {binding.version} is installed: "
             "install that version, build it again, or build it with --version-compatible"
@@ -119,11 +191,11 @@ def _check_binding(entry: EngineEntry, binding: Binding) -> None:
         )
 
 
-def _targets(entry: EngineEntry) -> str:
-    if entry.hardware_compatible:
+def _targets(compiled: Compiled) -> str:
+    if compiled.hardware_compatible:
         return f"compute capability {AMPERE} and newer"
-    if entry.target_sms:
-        return f"compute capability {', '.join(entry.target_sms)}"
-    if entry.gpu is not None and entry.binding != "tensorrt_rtx":
-        return f"{entry.gpu.name} (compute capability {entry.gpu.sm})"
+    if compiled.target_sms:
+        return f"compute capability {', '.join(compiled.target_sms)}"
+    if compiled.gpu is not None and compiled.binding != "tensorrt_rtx":
+        return f"{compiled.gpu.name} (compute capability {compiled.gpu.sm})"
     return f"compute capability {', '.join(PORTABLE_SMS)}, {PORTABLE_FROM} and newer"

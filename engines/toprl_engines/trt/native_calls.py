@@ -1,4 +1,4 @@
-"""While TensorRT works in native code: what it says, which is kept and not printed, and Ctrl-C."""
+"""While TensorRT works in native code: its log, which is kept and not printed, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def last_error(log: BuildLog) -> str:
     return " ".join(log.errors[-1].split())[:400] if log.errors else "it gave no reason"
 
 
-def lacks_memory(reason: str) -> bool:
-    """Whether TensorRT failed for want of device memory."""
+def out_of_device_memory(reason: str) -> bool:
+    """Whether TensorRT ran out of device memory."""
     return any(sign in reason.lower() for sign in ("out of memory", "outofmemory", "insufficient memory"))
 
 

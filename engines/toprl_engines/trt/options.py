@@ -1,4 +1,7 @@
-"""What ``--engine trt`` can be told about a build, beyond what every engine is told."""
+"""What ``--engine trt`` can be told about a build, beyond what every engine is told.
+
+The core sees no more of it than `toprl_export.engine.EngineOptions`.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,15 @@ import math
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
+from toprl_engines.trt.binding import BINDINGS
 from toprl_export.errors import UserError
+from toprl_export.files import sha256_of
 from toprl_export.registry import unknown_name
 
 ATTENTIONS = ("plugin", "native")
 """Who computes attention in a plan."""
-TENSORRT_BINDINGS = ("tensorrt", "tensorrt_rtx")
-"""Full TensorRT, and TensorRT for RTX, whose builder needs no GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,21 +29,19 @@ class TensorRTOptions:
             where ``plugin_library`` is given.
         plugin_library: the shared library with the plugin; None with "plugin": its Python route.
         max_batch: the most questions at once.
-        max_text: the most text tokens of a prompt, what its template puts around the question included.
+        max_text: the most text tokens of a prompt, with what its template puts around the question.
         max_new_tokens: the longest answer.
         workspace_gib: device memory that a layer may use for its intermediate results; None: all there is.
         weight_stripped: leave weights out of the plans; loading fills them in from the bundle's graphs.
         refittable: allow weights to be replaced in a loaded plan.
         version_compatible: let later versions of TensorRT load the plans.
         hardware_compatible: let all GPUs from Ampere on run the plans.
-        binding: which of `TENSORRT_BINDINGS`; None: the full one where it is installed, else the other.
-        target_sms: compute capabilities that TensorRT for RTX shall build for, such as "8.9"; empty: its portable ones.
+        binding: which of `toprl_engines.trt.binding.BINDINGS`; None: the full one where it is installed.
+        target_sms: compute capabilities for TensorRT for RTX to build for, such as "8.9"; empty: its portable ones.
 
     Raises:
         UserError: a value is impossible, or two do not go together.
     """
-
-    engine: ClassVar[str] = "trt"
 
     attention: Literal["plugin", "native"] | None = None
     plugin_library: Path | None = None
@@ -58,8 +59,8 @@ class TensorRTOptions:
     def __post_init__(self) -> None:
         if self.attention not in (None, *ATTENTIONS):
             raise unknown_name("attention", str(self.attention), ATTENTIONS)
-        if self.binding not in (None, *TENSORRT_BINDINGS):
-            raise unknown_name("TensorRT binding", str(self.binding), TENSORRT_BINDINGS)
+        if self.binding not in (None, *BINDINGS):
+            raise unknown_name("TensorRT binding", str(self.binding), tuple(BINDINGS))
         if self.attention == "native" and self.plugin_library is not None:
             raise UserError("--plugin-library is for --attention plugin, not native: leave one of the two out")
         for name in ("max_batch", "max_text", "max_new_tokens"):
@@ -89,8 +90,6 @@ class TensorRTOptions:
         """
         content = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.plugin_library is not None:
-            from toprl_export.files import sha256_of
-
             check_plugin_library(self.plugin_library)
             content["plugin_library"] = sha256_of(self.plugin_library)
         return {**content, "target_sms": list(self.target_sms)}

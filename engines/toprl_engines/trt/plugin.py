@@ -1,4 +1,9 @@
-"""Making `toprl::FlashAttention` known to TensorRT: the plugin's shared library, or its Python route."""
+"""Making `toprl::FlashAttention` known to TensorRT: the plugin's shared library, or its Python route.
+
+The Python route is for those without a C++ compiler: a plugin in Python whose work is done by the core library, or
+without one by the Triton kernels, which need PyTorch for CUDA. Plans hold the layer alone: who loads one registers the
+plugin first, by either way.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +16,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from toprl_engines.attention.op import CREATOR
 from toprl_engines.trt.binding import Binding
 from toprl_engines.trt.options import check_plugin_library
 from toprl_export.errors import UserError, require
 
 LIBRARY = "libtoprl_flash_attention_plugin.so"
 """Its file in a bundle."""
-CREATOR = ("FlashAttention", "1", "toprl")
-"""Name, version and namespace by which TensorRT knows the plugin."""
+HEAD_DIMS = (64, 128)
+"""Widths of a head that it has kernels for."""
 
 
 def register_plugin(binding: Binding, library: Path | None) -> None:
@@ -31,8 +37,6 @@ def register_plugin(binding: Binding, library: Path | None) -> None:
     if registry.get_creator(*CREATOR) is not None:
         return
     if library is None:
-        from toprl_engines.trt.plugin import register_python_plugin
-
         register_python_plugin(binding)
         return
     check_plugin_library(library)
@@ -237,7 +241,7 @@ def _fit(shapes: Sequence[Shape]) -> bool:
     if len(shapes) not in (MASK, MASK + 1) or any(len(shape) != 4 for shape in shapes):
         return False
     query, key, value, *masks = shapes
-    if query[3] not in (64, 128) or key[3] != query[3] or min(query[1], key[1]) < 1 or query[1] % key[1]:
+    if query[3] not in HEAD_DIMS or key[3] != query[3] or min(query[1], key[1]) < 1 or query[1] % key[1]:
         return False
     if not _agree(key[0], query[0]) or not all(map(_agree, key, value)):
         return False

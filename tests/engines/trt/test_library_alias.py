@@ -10,7 +10,7 @@ pytestmark = pytest.mark.skipif(
 
 PROBE = """
 import ctypes, math
-from toprl_engines.trt.binding import load_alias
+from toprl_engines.trt.library_alias import load_alias
 try:
     ctypes.CDLL("libtoprl_other_name.so")
 except OSError:
@@ -30,7 +30,7 @@ def test_a_loaded_library_is_found_by_its_second_name():
 
 
 def test_a_library_that_is_not_there_gets_no_second_name():
-    from toprl_engines.trt.binding import load_alias
+    from toprl_engines.trt.library_alias import load_alias
 
     with pytest.raises(OSError, match=r"libtoprl_nowhere\.so\.1"):
         load_alias("libtoprl_nowhere.so", of="libtoprl_nowhere.so.1")

@@ -17,7 +17,7 @@ from toprl_engines.trt.build_report import (
     listed_layers,
     network_layers,
 )
-from toprl_engines.trt.native_calls import BuildLog, deferred_interrupt, lacks_memory, last_error, make_log
+from toprl_engines.trt.native_calls import BuildLog, deferred_interrupt, last_error, make_log, out_of_device_memory
 from toprl_engines.trt.options import TensorRTOptions
 from toprl_export.errors import UserError
 
@@ -42,7 +42,7 @@ class BuilderSettings:
 
     @classmethod
     def of(cls, options: TensorRTOptions, binding: Binding) -> BuilderSettings:
-        """What ``options`` come to."""
+        """The settings that ``options`` ask for."""
         wanted = {
             "STRIP_PLAN": options.weight_stripped,
             "REFIT": options.refittable,
@@ -64,7 +64,7 @@ class BuilderSettings:
         return ("STRONGLY_TYPED", "no TF32", *self.flags, *level, *targets)
 
     def configure(self, trt: Any, config: Any) -> None:
-        """Tell them to a builder configuration of the module ``trt``."""
+        """Set them on a builder configuration of the module ``trt``."""
         # Without it neither log nor inspector says what a built layer consists of.
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         for name in self.flags:
@@ -122,7 +122,7 @@ class PlanBuilder:
 
         Raises:
             UserError: TensorRT cannot; the message holds the last error of its log.
-            KeyboardInterrupt: Ctrl-C was pressed, which the builder minds between two steps.
+            KeyboardInterrupt: Ctrl-C was pressed; the builder stops between two steps.
         """
         trt, log = self.binding.module, make_log(self.binding.module)
         start = time.perf_counter()
@@ -176,8 +176,8 @@ class PlanBuilder:
     def _profile(self, builder: Any, ranges: tuple[InputRange, ...]) -> Any:
         profile = builder.create_optimization_profile()
         for one in ranges:
-            tell = profile.set_shape_input if one.values else profile.set_shape
-            tell(one.name, one.least, one.usual, one.most)
+            set_range = profile.set_shape_input if one.values else profile.set_shape
+            set_range(one.name, one.min, one.opt, one.max)
         return profile
 
     def _load_cache(self, config: Any) -> None:
@@ -197,7 +197,7 @@ class PlanBuilder:
         """The built layers by the engine inspector; none where there is no GPU to load the plan on."""
         trt = self.binding.module
         runtime = trt.Runtime(log)
-        # Or else a plan for later versions, which brings code along, would not be loaded; this one is our own.
+        # A plan for later versions brings code along, and is loaded only where that is allowed; this one is our own.
         runtime.engine_host_code_allowed = True
         engine = runtime.deserialize_cuda_engine(serialized)
         if engine is None:
@@ -217,7 +217,7 @@ class PlanBuilder:
 
     def _failure(self, graph: Path, log: BuildLog) -> UserError:
         reason = last_error(log)
-        if lacks_memory(reason):
+        if out_of_device_memory(reason):
             fix = "stop what else uses the GPU, set --workspace-gib, or lower --max-batch or --max-text"
         elif "no kernel image" in reason or "CUDA driver version" in reason:
             fix = "update the driver, or build for this GPU with another TensorRT"

@@ -1,4 +1,4 @@
-"""A build request as TensorRT sees it, and the files of a bundle that are made of it."""
+"""A build request as TensorRT sees it, and how its plans and the files beside them get into a bundle."""
 
 from __future__ import annotations
 
@@ -6,17 +6,26 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from toprl_engines.graph.export import WEIGHTS, ExportJob
+from toprl_engines.graph.export import WEIGHTS, ExportJob, export_graphs
 from toprl_engines.graph.signature import GraphSpec
 from toprl_engines.trt.binding import Binding
-from toprl_engines.trt.build.builder import BuilderSettings, TimingCache
+from toprl_engines.trt.build.builder import BuilderSettings, PlanBuilder, TimingCache
 from toprl_engines.trt.build.profiles import ProfileLimits, graph_profiles
-from toprl_engines.trt.build_report import InputRange
+from toprl_engines.trt.build_report import REPORT_NAME, BuildReport, GraphBuild, InputRange, write_build_report
+from toprl_engines.trt.compiled import Compiled, GpuEntry, copy_role, graph_role
 from toprl_engines.trt.options import TensorRTOptions
-from toprl_engines.trt.passes.copies import SUFFIX
+from toprl_engines.trt.passes.copies import SUFFIX, write_copy
+from toprl_engines.trt.plugin import LIBRARY, register_plugin
 from toprl_export.bundle import load_bundle
 from toprl_export.engine import GRAPHS, BuildRequest
 from toprl_export.errors import UserError
+from toprl_export.progress import Progress
+
+GRAPH_FOLDER = "graphs"
+TIMING_CACHE = "timing.cache"
+TIMING_ROLE = "timing_cache"
+Files = list[tuple[str, str]]
+"""Role and path of each, relative to the bundle."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +50,7 @@ class PlanJob:
     @property
     def export(self) -> ExportJob:
         """What is traced to ONNX."""
-        request = self.request
-        counts = request.plan.schedules[0].keep_counts if request.static_k else None
-        return ExportJob(request.adapter, request.scorer, request.plan.stage_layers, counts, request.precision)
+        return ExportJob.of(self.request)
 
     @property
     def settings(self) -> BuilderSettings:
@@ -73,22 +80,77 @@ class PlanJob:
         max_length: int = adapter.model.config.get_text_config().max_position_embeddings
         return graph_profiles(specs, layout, self.request.plan, limits, max_length)
 
+    def compiled(self, gpu: GpuEntry | None) -> Compiled:
+        """What the plans depend on when they are built on a machine with ``gpu``."""
+        options = self.options
+        return Compiled(
+            binding=self.binding.name,
+            binding_version=self.binding.version,
+            gpu=gpu,
+            target_sms=options.target_sms,
+            attention=self.attention,
+            version_compatible=options.version_compatible,
+            hardware_compatible=options.hardware_compatible,
+            weight_stripped=options.weight_stripped,
+        )
 
-GRAPH_FOLDER = "graphs"
-TIMING_CACHE = "timing.cache"
-TIMING_ROLE = "timing_cache"
-Files = list[tuple[str, str]]
-"""Role and path of each, relative to the bundle."""
+
+def write_plans(job: PlanJob, earlier: Path | None, directory: Path) -> Files:
+    """Write a plan per graph, ``build_report.json``, and what loading the plans needs.
+
+    Args:
+        job: what is built.
+        earlier: a bundle whose timings may be reused.
+        directory: takes the files.
+
+    Raises:
+        UserError: the plugin cannot be loaded, or TensorRT cannot build one of the plans.
+    """
+    library, files = job.options.plugin_library, Files()
+    if job.attention == "plugin":
+        register_plugin(job.binding, library)
+        files += [] if library is None else copy_plugin(library, directory, LIBRARY)
+    # TensorRT for RTX chooses kernels when the plans are loaded, so its builder measures nothing.
+    cache = None if job.binding.rtx else earlier_timings(earlier)
+    write_build_report(directory, build_plans(job, cache, directory))
+    files += [("build_report", REPORT_NAME), *((name, f"{name}.plan") for name in GRAPHS)]
+    files += keep_graphs(directory, job.keeps_graphs)
+    files += [] if cache is None else write_timings(cache, directory)
+    return files
 
 
-def graph_role(name: str) -> str:
-    """The role of a canonical graph that a bundle keeps."""
-    return f"graph_{name}"
+def build_plans(job: PlanJob, cache: TimingCache | None, directory: Path) -> BuildReport:
+    """Export the graphs into a folder below ``directory`` and build a plan from each.
 
+    Args:
+        job: what is built.
+        cache: of timings, which grows; None where nothing is timed.
+        directory: takes the plans; the folder of the graphs stays in it.
 
-def copy_role(name: str) -> str:
-    """The role of TensorRT's copy of a graph, from which a plan's weights are filled in."""
-    return f"refit_{name}"
+    Raises:
+        UserError: TensorRT cannot build one of them.
+    """
+    profiles, folder = job.profiles(), directory / GRAPH_FOLDER
+    folder.mkdir()
+    reused = cache is not None and bool(cache.content)
+    builder = PlanBuilder(job.binding, job.settings, cache)
+    graphs: dict[str, GraphBuild] = {}
+    with Progress("exporting graphs", 1 + len(GRAPHS), "graph") as bar:
+        export_graphs(job.export, folder)
+        for name in GRAPHS:
+            bar.update()
+            bar.describe(f"building {name}")
+            copy = write_copy(folder / f"{name}.onnx", job.attention)
+            graphs[name] = builder.build(copy, profiles[name], directory / f"{name}.plan")
+    return BuildReport(
+        binding=f"{job.binding.name} {job.binding.version}",
+        precision=job.request.precision,
+        attention=job.attention,
+        flags=job.settings.described,
+        workspace_bytes=job.settings.workspace_bytes,
+        timing_cache=reused,
+        graphs=graphs,
+    )
 
 
 def keep_graphs(directory: Path, kept: bool) -> Files:

@@ -1,4 +1,4 @@
-"""The sizes that plans are built for: what follows from the pruning plan and three limits."""
+"""The optimization profiles that plans are built for: they follow from the pruning plan and three limits."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 from toprl_engines.graph.signature import GraphSpec, Layout, TensorSpec
 from toprl_engines.trt.build_report import InputRange
+from toprl_engines.trt.passes.top_k_limit import TOP_K_LIMIT
 from toprl_export.errors import UserError
-from toprl_export.pruning.plan import TENSORRT_TOPK_LIMIT, PruningPlan
+from toprl_export.pruning.plan import PruningPlan
 
 Numbers = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class ProfileLimits:
-    """The largest request that the plans take.
+    """The largest request that the plans take, which is the max of their profiles.
 
     Attributes:
         max_batch: questions at once.
@@ -30,7 +31,7 @@ class ProfileLimits:
 
 @dataclass(frozen=True)
 class _Case:
-    """One request: the least, the usual or the largest. Decoding after it sees ``cached`` visual tokens per stage."""
+    """One request: min, opt or max of the profile. Decoding after it sees ``cached`` visual tokens per stage."""
 
     batch: int
     text: int
@@ -44,9 +45,9 @@ def graph_profiles(
 ) -> dict[str, tuple[InputRange, ...]]:
     """Per graph, the range of every input whose sizes or values vary.
 
-    The least request has one text token and the smallest counts of all budgets; the usual one the default budget; the
-    largest keeps all n tokens at every stage, for a bundle always serves that too, and so do measurements without
-    pruning, which share the decode plan.
+    Min is one text token and the smallest counts of all budgets; opt has the default budget; max keeps all n tokens at
+    every stage, for a bundle always serves that too, and so do measurements without pruning, which share the decode
+    plan.
 
     Args:
         specs: signatures by graph.
@@ -68,13 +69,13 @@ def _cases(layout: Layout, plan: PruningPlan, limits: ProfileLimits, max_length:
     if text < 1:
         raise UserError(f"the model's {max_length} positions leave no room for text beside {n} visual tokens")
     new_tokens = min(limits.max_new_tokens, max_length - n - text)
-    usual_text = max(1, text // 4)
+    opt_text = max(1, text // 4)
     fewest = tuple(map(min, zip(*(schedule.keep_counts for schedule in plan.schedules), strict=True)))
-    usual, most = _default_counts(plan), (min(n, TENSORRT_TOPK_LIMIT),) * layout.stages
+    default, all_kept = _default_counts(plan), (min(n, TOP_K_LIMIT),) * layout.stages
     return (
         _Case(1, 1, 0, fewest, fewest),
-        _Case(1, usual_text, max(1, new_tokens // 4), usual, usual),
-        _Case(limits.max_batch, text, new_tokens, most, (n,) * layout.stages),
+        _Case(1, opt_text, max(1, new_tokens // 4), default, default),
+        _Case(limits.max_batch, text, new_tokens, all_kept, (n,) * layout.stages),
     )
 
 
@@ -118,7 +119,7 @@ def _visual_in_group(group: int, layout: Layout, case: _Case) -> int:
 
 
 def _default_counts(plan: PruningPlan) -> Numbers:
-    """Of the largest budget that prunes, which requests take by themselves."""
+    """Those of the largest budget that prunes, which requests get unless they name another."""
     pruning = [schedule for schedule in plan.schedules if schedule.budget_kept < plan.visual_tokens]
     chosen = max(pruning or plan.schedules, key=lambda schedule: schedule.budget_kept)
     return chosen.keep_counts

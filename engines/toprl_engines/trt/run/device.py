@@ -1,4 +1,4 @@
-"""A GPU as sessions use it: memory, copies between rows, one stream of work, captured graphs; and CUDA's, by `cuda.bindings`."""
+"""A GPU as sessions use it: memory, copies between rows, one stream of work, captured graphs; and CUDA's own."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from toprl_export.errors import ToprlError, UserError, require
 
 ALIGNMENT = 256
 """Bytes: where TensorRT wants every tensor to begin."""
+GIB = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Device(Protocol):
 
 
 class Block:
-    """Device memory that is given back when the last reference to it goes.
+    """Device memory that is given back when it is released, or when the last reference to it goes.
 
     Attributes:
         address: where it begins.
@@ -111,7 +112,12 @@ class Block:
         self.size = max(size, ALIGNMENT)
         self.address = device.allocate(self.size, what)
         # At the end of the process the driver takes everything back, and may be gone before us.
-        weakref.finalize(self, device.release, self.address).atexit = False
+        self._release = weakref.finalize(self, device.release, self.address)
+        self._release.atexit = False
+
+    def release(self) -> None:
+        """Give the memory back now. Once is enough."""
+        self._release()
 
 
 def aligned(size: int) -> int:
@@ -128,15 +134,12 @@ def offsets_of(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
     return offsets, end
 
 
-GIB = 2**30
-
-
 class CudaError(ToprlError):
     """A CUDA call failed for a reason that no user can mend."""
 
 
 class CudaDevice:
-    """The first GPU that the process may use, and a stream of its own on it; see `runtime_device.Device`.
+    """The first GPU that the process may use, and a stream of its own on it; see `Device`.
 
     Raises:
         MissingExtraError: `cuda-bindings` is not installed.

@@ -1,4 +1,4 @@
-"""A bundle's engines, loaded by the TensorRT and on the GPU that they were built for; their tensors, and contexts that run them."""
+"""A bundle's engines, loaded by the TensorRT and on the GPU that they were built for, and contexts that run them."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from toprl_engines.trt.binding import Binding
-from toprl_engines.trt.compiled import check_compatible
-from toprl_engines.trt.native_calls import BuildLog, deferred_interrupt, lacks_memory, last_error, make_log
+from toprl_engines.trt.compiled import Compiled, check_compatible, copy_role
+from toprl_engines.trt.native_calls import BuildLog, deferred_interrupt, last_error, make_log, out_of_device_memory
 from toprl_engines.trt.plugin import register_plugin
+from toprl_engines.trt.run.device import Block, Device, out_of_memory
 from toprl_export.bundle import Bundle
-from toprl_export.errors import ToprlError, UserError
+from toprl_export.errors import ToprlError, UserError, require
 
 _DTYPES: dict[str, Any] = {
     "FLOAT": np.float32,
     "HALF": np.float16,
-    "BF16": ml_dtypes.bfloat16,
+    "BF16": require("ml_dtypes", "trt").bfloat16,
     "INT32": np.int32,
     "INT64": np.int64,
     "BOOL": np.bool_,
 }
-"""NumPy's type for each of TensorRT's that a graph of ours has at its border."""
+"""NumPy's type for each of TensorRT's that an input or output of our graphs has; NumPy itself has no bfloat16."""
 
 Shape = tuple[int, ...]
 
@@ -142,7 +142,7 @@ class LoadedEngine:
 class Context:
     """One engine made ready for one set of sizes and addresses at a time.
 
-    All methods raise `EngineError` where TensorRT refuses, and `UserError` where it does for want of memory.
+    All methods raise `EngineError` where TensorRT refuses, and `UserError` where it is out of memory.
     """
 
     def __init__(self, name: str, context: Any, log: BuildLog, captures_itself: bool) -> None:
@@ -181,7 +181,7 @@ class Context:
         if taken:
             return
         reason = last_error(self._log)
-        if lacks_memory(reason):
+        if out_of_device_memory(reason):
             raise _no_memory(self._name)
         raise EngineError(f"TensorRT refused {what} ({self._name}): {reason}")
 
@@ -199,7 +199,9 @@ def _deserialize(binding: Binding, runtime: Any, log: BuildLog, path: Path) -> A
         engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         reason = last_error(log)
-        fix = "stop what else uses the GPU" if lacks_memory(reason) else "build the bundle again on this machine"
+        fix = (
+            "stop what else uses the GPU" if out_of_device_memory(reason) else "build the bundle again on this machine"
+        )
         raise UserError(f"{binding.name} {binding.version} cannot load {path}: {reason}; {fix}")
     return engine
 
@@ -231,14 +233,14 @@ def open_engines(bundle: Bundle, roles: Sequence[str], binding: Binding, device:
     Raises:
         UserError: they were built for another GPU or TensorRT, their plugin cannot be loaded, TensorRT does not take
             them, or the device has too little memory.
-        KeyboardInterrupt: Ctrl-C was pressed, which is minded between two engines.
+        KeyboardInterrupt: Ctrl-C was pressed; loading stops between two engines.
     """
-    entry = bundle.manifest.engine
-    check_compatible(entry, binding, device)
-    if entry.attention == "plugin":
+    compiled = Compiled.from_details(bundle.manifest.engine.details)
+    check_compatible(compiled, binding, device)
+    if compiled.attention == "plugin":
         register_plugin(binding, _plugin_library(bundle))
     paths = [bundle.path(role) for role in roles]
-    weights = [bundle.path("weights")] if entry.weight_stripped else []
+    weights = [bundle.path("weights")] if compiled.weight_stripped else []
     # A plan, or else the file of weights, is what the GPU must hold at least.
     size = sum(path.stat().st_size for path in [*paths, *weights])
     if size > device.free_bytes():
@@ -246,11 +248,11 @@ def open_engines(bundle: Bundle, roles: Sequence[str], binding: Binding, device:
     log = make_log(binding.module)
     runtime = _runtime(binding, log)
     # A plan for later versions brings the part of TensorRT that runs it; the bundle's digests vouch for it.
-    runtime.engine_host_code_allowed = entry.version_compatible
+    runtime.engine_host_code_allowed = compiled.version_compatible
     engines = []
     for role, path in zip(roles, paths, strict=True):
-        graph = bundle.path(f"refit_{role}") if entry.weight_stripped else None
-        with deferred_interrupt():  # raised while TensorRT writes to the log, it would be swallowed
+        graph = bundle.path(copy_role(role)) if compiled.weight_stripped else None
+        with deferred_interrupt():  # a KeyboardInterrupt raised while TensorRT writes to the log would be swallowed
             engines.append(LoadedEngine(binding, runtime, log, path, graph))
     return engines
 

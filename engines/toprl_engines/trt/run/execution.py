@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from toprl_engines.trt.run.device import Block, CapturedGraph, CaptureError, Device, offsets_of
 from toprl_engines.trt.run.engines import Context, LoadedEngine, Shape, TensorInfo
-from toprl_engines.trt.run.memory import DeviceCache
+from toprl_engines.trt.run.memory import CacheLayout
 
 
 class VariableGraph:
@@ -89,7 +89,7 @@ STEPS_KEPT = 16
 
 
 class Decoder:
-    """Runs the decode engine over `DeviceCache`.
+    """Runs the decode engine over `CacheLayout`.
 
     Token and position go up in one copy, the logits come down in one; the copies are part of the captured graph.
     """
@@ -109,7 +109,7 @@ class Decoder:
         self._inputs = device.pinned(self._inputs_size)
         self._logits = device.pinned(logits_size).view(logits.dtype)
 
-    def run(self, cache: DeviceCache, token: NDArray[np.int64], position: NDArray[np.int64]) -> NDArray[np.float32]:
+    def run(self, cache: CacheLayout, token: NDArray[np.int64], position: NDArray[np.int64]) -> NDArray[np.float32]:
         """Append a token a row to a cache that is not full.
 
         Args:
@@ -129,7 +129,7 @@ class Decoder:
         found = self._logits[: cache.batch * self._vocabulary].reshape(cache.batch, self._vocabulary)
         return found.astype(np.float32)
 
-    def _step(self, cache: DeviceCache) -> _Step:
+    def _step(self, cache: CacheLayout) -> _Step:
         key = (cache.batch, *cache.slots, *cache.memory.caches)
         step = self._steps.pop(key, None) or self._prepare(cache)
         self._steps[key] = step
@@ -137,7 +137,7 @@ class Decoder:
             self._steps.popitem(last=False)
         return step
 
-    def _prepare(self, cache: DeviceCache) -> _Step:
+    def _prepare(self, cache: CacheLayout) -> _Step:
         # A captured graph stays valid only while its context is left alone, so each has a context of its own.
         context = self._engine.context(self._activations, repeated=True)
         for name, shape in self._shapes(cache).items():
@@ -154,7 +154,7 @@ class Decoder:
         context.infer_shapes()
         return _Step(self._device, context, self._work(context, cache.batch))
 
-    def _shapes(self, cache: DeviceCache) -> dict[str, Shape]:
+    def _shapes(self, cache: CacheLayout) -> dict[str, Shape]:
         shapes: dict[str, Shape] = {name: (cache.batch, 1) for name in ("token", "position")}
         for group, slots in zip(cache.store.groups, cache.slots, strict=True):
             shapes[group.mask] = (cache.batch, slots + 1)

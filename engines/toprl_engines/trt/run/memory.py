@@ -64,14 +64,14 @@ class CacheMemory:
         sizes = {group.mask: max_batch * (group.capacity + 1) for group in groups}
         sizes |= {f"caches {group.mask}": group.size(max_batch, group.capacity) for group in groups}
         offsets, size = offsets_of(sizes)
-        self._block = Block(device, size, "caches of keys and values")
-        self.caches = [self._block.address + offsets[f"caches {group.mask}"] for group in groups]
-        self.masks = [self._block.address + offsets[group.mask] for group in groups]
+        self.block = Block(device, size, "caches of keys and values")
+        self.caches = [self.block.address + offsets[f"caches {group.mask}"] for group in groups]
+        self.masks = [self.block.address + offsets[group.mask] for group in groups]
 
 
 @dataclass
-class DeviceCache:
-    """The caches of one request.
+class CacheLayout:
+    """How the caches of one request lie in memory.
 
     Attributes:
         store: what lays them out.
@@ -112,7 +112,8 @@ class CacheStore:
         self._returned = Block(device, size, "returned keys and values")
         self._outputs = [self._returned.address + offsets[group.mask] for group in groups]
         self._spare_masks = [self._returned.address + offsets[f"old {group.mask}"] for group in groups]
-        self._free = [CacheMemory(device, groups, max_batch)]
+        self._memories = [CacheMemory(device, groups, max_batch)]
+        self._free = list(self._memories)
 
     def room(self, lengths: Sequence[int], wanted: int) -> int:
         """How many of the free slots that are ``wanted`` caches of these lengths can have; below 0: not even those."""
@@ -126,7 +127,7 @@ class CacheStore:
             for name, address in group.addresses(start, batch, length).items()
         }
 
-    def input_addresses(self, cache: DeviceCache) -> dict[str, int]:
+    def input_addresses(self, cache: CacheLayout) -> dict[str, int]:
         """Where decode shall read keys, values and masks of a request."""
         memory = cache.memory
         found = dict(zip((group.mask for group in self.groups), memory.masks, strict=True))
@@ -134,7 +135,7 @@ class CacheStore:
             found |= group.addresses(start, cache.batch, slots)
         return found
 
-    def take(self, batch: int, lengths: Sequence[int], room: int, masks: Sequence[int]) -> DeviceCache:
+    def take(self, batch: int, lengths: Sequence[int], room: int, masks: Sequence[int]) -> CacheLayout:
         """Copy what prefill returned into caches with ``room`` free slots.
 
         Args:
@@ -146,14 +147,14 @@ class CacheStore:
         Raises:
             UserError: caches of other requests are alive, and there is no memory for more.
         """
-        memory = self._free.pop() if self._free else CacheMemory(self._device, self.groups, self.max_batch)
-        cache = DeviceCache(self, memory, batch, tuple(length + room for length in lengths), list(lengths))
+        memory = self._free.pop() if self._free else self._another_memory()
+        cache = CacheLayout(self, memory, batch, tuple(length + room for length in lengths), list(lengths))
         weakref.finalize(cache, self._free.append, memory).atexit = False
         for index, length in enumerate(lengths):
             self._place(cache, index, self._outputs[index], masks[index], length)
         return cache
 
-    def append(self, cache: DeviceCache) -> None:
+    def append(self, cache: CacheLayout) -> None:
         """Copy the new token's keys and values that decode returned into the first free slots, and unmask them."""
         for index, group in enumerate(self.groups):
             slots, free = cache.slots[index], cache.filled[index]
@@ -163,7 +164,7 @@ class CacheStore:
             self._device.fill_rows(Rows(cache.memory.masks[index] + free, slots + 1), 1, 1, cache.batch)
             cache.filled[index] += 1
 
-    def lengthen(self, cache: DeviceCache, room: int) -> None:
+    def lengthen(self, cache: CacheLayout, room: int) -> None:
         """Lay full caches out anew, with ``room`` free slots."""
         device, before = self._device, cache.slots
         cache.slots = tuple(filled + room for filled in cache.filled)
@@ -177,7 +178,16 @@ class CacheStore:
             device.copy_rows(masks, Rows(cache.memory.masks[index], slots + 1), filled, cache.batch)
             self._place(cache, index, aside.address, masks.address, filled)
 
-    def _place(self, cache: DeviceCache, index: int, source: int, mask: int, length: int) -> None:
+    def close(self) -> None:
+        """Give all memory back, that of requests which are still referenced included."""
+        for block in (self._returned, *(memory.block for memory in self._memories)):
+            block.release()
+
+    def _another_memory(self) -> CacheMemory:
+        self._memories.append(CacheMemory(self._device, self.groups, self.max_batch))
+        return self._memories[-1]
+
+    def _place(self, cache: CacheLayout, index: int, source: int, mask: int, length: int) -> None:
         """Copy one group's ``length`` tokens and their mask, packed at ``source`` and ``mask``, into its layout."""
         device, group, slots, batch = self._device, self.groups[index], cache.slots[index], cache.batch
         width, height, pitch = length * group.row, group.all_rows(batch), slots * group.row

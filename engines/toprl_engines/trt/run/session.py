@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from toprl_engines.feeds import request_feeds
 from toprl_engines.trt.binding import Binding, load_binding
+from toprl_engines.trt.compiled import Compiled
 from toprl_engines.trt.run.device import Block, CudaDevice, Device
 from toprl_engines.trt.run.engines import LoadedEngine, TensorInfo, open_engines
 from toprl_engines.trt.run.execution import Decoder, VariableGraph
-from toprl_engines.trt.run.memory import CacheGroup, CacheStore, DeviceCache
-from toprl_engines.trt.run.session import Limits, no_room
+from toprl_engines.trt.run.memory import CacheGroup, CacheLayout, CacheStore
 from toprl_export.bundle import Bundle
 from toprl_export.engine import SessionOptions
 from toprl_export.errors import UserError
@@ -110,16 +110,16 @@ more graphs to capture. Lengths are rounded up to it, so that prompts of differe
 
 
 @dataclass
-class Cache:
-    """One request's state.
+class DeviceCache:
+    """One request's state between two tokens.
 
     Attributes:
-        caches: keys, values and masks on the device.
+        layout: where its keys, values and masks lie on the device.
         prompt: tokens of the prompt in the first group.
         position: position id of the next token, ``int64 [b]``.
     """
 
-    caches: DeviceCache
+    layout: CacheLayout
     prompt: int
     position: NDArray[np.int64]
 
@@ -160,7 +160,8 @@ class TensorRTSession:
             )
         self._bundle = bundle
         self._pruned = not options.unpruned
-        binding = binding or load_binding(bundle.manifest.engine.binding)
+        compiled = Compiled.from_details(bundle.manifest.engine.details)
+        binding = binding or load_binding(compiled.binding)
         self._device: Device = device or CudaDevice()
         roles = ("vision", "prefill" if self._pruned else "prefill_unpruned", "decode")
         vision, prefill, decode = open_engines(bundle, roles, binding, self._device)
@@ -172,9 +173,9 @@ class TensorRTSession:
         plan, max_batch = bundle.manifest.plan, self._limits.batch[1]
         self._groups = _cache_groups(decode, plan.groups)
         self._planned = _planned_tokens(plan, self._pruned)
-        usual = _shortened(self._groups, self._planned, plan.visual_tokens, self._limits.text[1])
-        self._usual = CacheStore(self._device, usual, max_batch)
-        self._largest: CacheStore | None = None
+        shortened = _shortened(self._groups, self._planned, plan.visual_tokens, self._limits.text[1])
+        # The first is for the bundle's budgets; another follows when a request keeps more tokens than any of them.
+        self._stores = [CacheStore(self._device, shortened, max_batch)]
         self._decoder = Decoder(self._device, decode, max_batch, self._activations)
         self._vision, self._prefill = self._prompt_graphs(vision, prefill)
         self._encoded = [tensor.name for tensor in vision.outputs]
@@ -182,6 +183,7 @@ class TensorRTSession:
         self._masks = [f"mask_{group if self._pruned else 0}" for group in range(len(self._groups))]
         self._kept = [f"kept_{stage}" for stage in range(len(plan.stages) if self._pruned else 0)]
         self._resident: EncodedImages | None = None
+        self._closed = False
 
     @property
     def max_batch(self) -> int:
@@ -192,7 +194,11 @@ class TensorRTSession:
         """``float32 [b, 3, h, w]`` to visual embeddings, and to each patch's saliency where the scorer needs it.
 
         They also stay on the device, from where a prefill of the same object takes them.
+
+        Raises:
+            UserError: there are more images than the engine takes, or the session is closed.
         """
+        self._check_open()
         self._limits.check_images(len(pixels))
         self._resident = None
         self._vision.prepare({"pixel_values": pixels})
@@ -211,8 +217,9 @@ class TensorRTSession:
 
         Raises:
             UserError: the request does not fit the bundle or is larger than its engines were built for, or the caches
-                of earlier requests, still referenced, leave no memory for another.
+                of earlier requests, still referenced, leave no memory for another; or the session is closed.
         """
+        self._check_open()
         feeds = request_feeds(self._bundle.manifest, request, self._input_names, self._pruned)
         batch, text = request.tokens.text_index.shape
         self._limits.check_prompt(batch, text, request.keep_counts if self._pruned else None)
@@ -226,36 +233,55 @@ class TensorRTSession:
             raise no_room(0)
         self._prefill.run(store.output_addresses(batch, lengths))
         masks = [self._prefill.addresses[name] for name in self._masks]
-        caches = store.take(batch, lengths, room, masks)
+        layout = store.take(batch, lengths, room, masks)
         logits = self._prefill.fetch("logits")
         kept = [self._prefill.fetch(name) for name in self._kept]
         self._device.synchronize()
-        cache = Cache(caches, lengths[0], request.tokens.next_position)
+        cache = DeviceCache(layout, lengths[0], request.tokens.next_position)
         return PrefillResult(logits.astype(np.float32), cache, tuple(one.astype(np.int64) for one in kept))
 
-    def decode(self, cache: Cache, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Append one token a row, ``int64 [b]``; logits of the next, ``float32 [b, V]``.
+    def decode(self, cache: DeviceCache, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Append one token to every prompt of the batch, ``int64 [b]``; logits of the next, ``float32 [b, V]``.
 
         Raises:
-            UserError: the caches are as long as the engine takes.
+            UserError: the caches are as long as the engine takes, or the session is closed.
         """
-        caches = cache.caches
-        if caches.full:
-            room = caches.store.room(caches.filled, ROOM)
+        self._check_open()
+        layout = cache.layout
+        if layout.full:
+            room = layout.store.room(layout.filled, ROOM)
             if not room:
-                raise no_room(caches.filled[0] - cache.prompt)
-            caches.store.lengthen(caches, room)
-        logits = self._decoder.run(caches, tokens, cache.position)
+                raise no_room(layout.filled[0] - cache.prompt)
+            layout.store.lengthen(layout, room)
+        logits = self._decoder.run(layout, tokens, cache.position)
         cache.position = cache.position + 1
         return logits
+
+    def close(self) -> None:
+        """Give back the engines and all memory of the GPU, the caches of requests included. Once is enough."""
+        if self._closed:
+            return
+        self._closed = True
+        self._device.synchronize()
+        self._resident = None
+        # Captured graphs go with the decoder, and so before the contexts that they run.
+        del self._decoder, self._vision, self._prefill
+        for store in self._stores:
+            store.close()
+        self._stores.clear()
+        self._activations.release()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UserError("this session is closed: open the bundle again")
 
     def _store_for(self, lengths: list[int], text: int) -> CacheStore:
         """Where caches of these lengths per group lie."""
         if all(length - text <= kept for length, kept in zip(lengths, self._planned, strict=True)):
-            return self._usual
-        if self._largest is None:
-            self._largest = CacheStore(self._device, self._groups, self._limits.batch[1])
-        return self._largest
+            return self._stores[0]
+        if len(self._stores) == 1:
+            self._stores.append(CacheStore(self._device, self._groups, self._limits.batch[1]))
+        return self._stores[1]
 
     def _prompt_graphs(self, vision: LoadedEngine, prefill: LoadedEngine) -> tuple[VariableGraph, VariableGraph]:
         """Vision and prefill, the outputs of one being the inputs of the other wherever they agree."""
