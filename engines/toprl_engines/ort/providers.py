@@ -71,9 +71,7 @@ def choose_provider(name: str | None) -> str:
     if name not in PROVIDERS:
         raise unknown_name("provider", name, PROVIDERS)
     if name not in here:
-        raise UserError(
-            f"provider {name!r} is not available, this ONNX Runtime offers {', '.join(here)}: {_GET[name]}"
-        )
+        raise UserError(f"provider {name!r} is not available, this ONNX Runtime offers {', '.join(here)}: {_GET[name]}")
     return name
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.support.fake_device import FakeDevice
-from toprl_engines.trt import cuda
+from toprl_engines.trt.run import device as device_module
 from toprl_engines.trt.run.device import Block, CaptureError, CudaDevice, CudaError, Device, Rows
 from toprl_export.errors import MissingExtraError, UserError
 
@@ -61,7 +61,7 @@ class FakeCuda:
 
 def opened(monkeypatch, **fails: Status) -> tuple[CudaDevice, FakeCuda]:
     stand_in = FakeCuda(**fails)
-    monkeypatch.setattr(cuda, "require", lambda module, extra: stand_in)
+    monkeypatch.setattr(device_module, "require", lambda module, extra: stand_in)
     return CudaDevice(), stand_in
 
 
@@ -140,7 +140,7 @@ def test_without_the_bindings_the_extra_is_named(monkeypatch):
     def missing(module, extra):
         raise MissingExtraError(module.partition(".")[0], extra)
 
-    monkeypatch.setattr(cuda, "require", missing)
+    monkeypatch.setattr(device_module, "require", missing)
     with pytest.raises(MissingExtraError, match=r"toprl-export\[trt\]"):
         CudaDevice()
 

@@ -15,7 +15,7 @@ from tests.support.fake_tensorrt import IExecutionContext
 from tests.support.onnx_bundle import grouped_bundle, saliency_bundle, staged_bundle
 from tests.support.tiny_llava import tiny_pixels, tiny_tokens
 from tests.support.trt_bundle import PlanLimits, open_plans, plans_of
-from toprl_engines.trt import session as session_module
+from toprl_engines.trt.run import session as session_module
 from toprl_engines.trt.run.memory import CacheStore
 from toprl_export.runtime.generation import GenerationRequest, generate
 

@@ -13,8 +13,9 @@ from tests.support.fake_device import FakeDevice
 from tests.support.fake_tensorrt import fake_binding
 from tests.support.onnx_bundle import staged_bundle
 from tests.support.trt_bundle import PlanLimits, plans_of
-from toprl_engines.trt import runtime_engine, runtime_load
 from toprl_engines.trt.binding import load_binding
+from toprl_engines.trt.compiled import Compiled
+from toprl_engines.trt.run import engines
 from toprl_engines.trt.run.session import TensorRTSession
 from toprl_export.bundle import Bundle, file_entries
 from toprl_export.engine import SessionOptions
@@ -29,7 +30,9 @@ def bundle(tmp_path) -> Bundle:
 
 
 def with_engine(bundle: Bundle, **changes) -> Bundle:
-    engine = replace(bundle.manifest.engine, **changes)
+    """The bundle with other details of how its plans are compiled."""
+    engine = bundle.manifest.engine
+    engine = replace(engine, details=replace(Compiled.from_details(engine.details), **changes).to_details())
     return Bundle(bundle.dir, replace(bundle.manifest, engine=engine))
 
 
@@ -91,7 +94,7 @@ def test_native_attention_loads_no_plugin(bundle):
 
 def test_without_a_library_the_plugins_python_route_is_taken(monkeypatch, bundle):
     taken = []
-    monkeypatch.setattr(runtime_load, "register_plugin", lambda binding, library: taken.append(library))
+    monkeypatch.setattr(engines, "register_plugin", lambda binding, library: taken.append(library))
     opened(with_engine(bundle, attention="plugin"), FakeDevice())
     opened(with_plugin(bundle, b"\x7fELF"), FakeDevice())
     assert taken == [None, bundle.dir / LIBRARY]
@@ -108,7 +111,7 @@ def test_stripped_plans_get_their_weights_from_the_bundles_graphs(monkeypatch, b
         assert engine.num_io_tensors and isinstance(log.errors, list)
         filled.append(graph.name)
 
-    monkeypatch.setattr(runtime_engine, "refit_engine", refit)
+    monkeypatch.setattr(engines, "refit_engine", refit)
     stripped = with_engine(Bundle(bundle.dir, replace(bundle.manifest, files=tuple(listed))), weight_stripped=True)
     opened(stripped, FakeDevice())
     assert filled == ["vision.trt.onnx", "prefill.trt.onnx", "decode.trt.onnx"]
