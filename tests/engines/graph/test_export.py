@@ -8,10 +8,21 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from onnxscript.rewriter.pattern import MatchResult
 
 from tests.support.onnx_bundle import grouped_bundle, staged_bundle
-from toprl_engines.graph.export import GRAPHS
-from toprl_engines.graph.signature import sizes_of
+from toprl_engines.graph import passes
+from toprl_engines.graph.export import ExportJob, export_graphs
+from toprl_engines.graph.passes import (
+    ELEMENT_OF_VECTOR,
+    RMS_NORMALIZATION,
+    ROTARY_EMBEDDING,
+    ROW_BY_SCALAR,
+    ROW_GATHER,
+)
+from toprl_engines.graph.signature import GraphError, sizes_of
+from toprl_export.engine import GRAPHS
+from toprl_export.pruning.actor import StackedActors
 
 LAYERS = 3
 
@@ -120,3 +131,29 @@ def test_agents_differ_in_the_stack(graphs):
     assert weight.shape == (2, 16, 128)
     expected = [agent.actor.trunk.enter.weight.numpy(force=True) for agent in staged_bundle().agents]
     assert np.array_equal(weight, np.stack(expected))
+
+
+def found_nothing(*_: object, **__: object) -> MatchResult:
+    return MatchResult().fail("disabled")
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "graph"),
+    [
+        (RMS_NORMALIZATION, None, "decode"),
+        (ROTARY_EMBEDDING, passes.RotaryFusion, "prefill"),
+        (ROW_GATHER, passes.RowGather, "prefill"),
+        (ROW_BY_SCALAR, passes.RowByScalar, "prefill"),
+        (ELEMENT_OF_VECTOR, passes.ElementOfVector, "prefill"),
+    ],
+)
+def test_a_pass_that_finds_nothing_where_it_must_fails_the_build(monkeypatch, tmp_path, name, rule, graph):
+    if rule is None:
+        monkeypatch.setattr(passes, "fuse", lambda model: {"RMSNormalization": 0, "RotaryEmbedding": 99})
+    else:
+        monkeypatch.setattr(rule, "check", found_nothing)
+    built = staged_bundle()
+    scorer = StackedActors([agent.actor for agent in built.agents])
+    job = ExportJob(built.adapter, scorer, built.bundle.manifest.plan.stage_layers)
+    with pytest.raises(GraphError, match=f"{graph}: the pass {name} matched 0 places and rewrote 0, expected at least"):
+        export_graphs(job, tmp_path, [graph])

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
+import pytest
+
 from toprl_engines.trt.checks import check_plan
+from toprl_export.errors import UserError
 from toprl_export.pruning.plan import make_plan
 
 

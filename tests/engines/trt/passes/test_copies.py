@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,13 @@ import onnxruntime
 import pytest
 
 from tests.support.onnx_bundle import grouped_bundle, staged_bundle
+from toprl_engines.graph.passes import PassResult
 from toprl_engines.graph.signature import GraphError
 from toprl_engines.trt.passes.copies import (
     DECOMPOSABLE_ATTENTION,
     DROP_FUNCTIONS,
     MARK,
     SUFFIX,
-    GraphPass,
     attention_nodes,
     head_dim,
     lacks_plugin,
@@ -26,8 +27,6 @@ from toprl_engines.trt.passes.copies import (
     run_passes,
     write_copy,
 )
-from toprl_engines.trt.passes.top_k_limit import check_top_k
-from toprl_export.errors import UserError
 
 LAYERS = 3
 
@@ -43,14 +42,14 @@ def operators(model: onnx.ModelProto) -> Counter:
 def test_the_plugin_build_drops_the_body_and_keeps_the_nodes():
     model = load()
     before = operators(model)
-    run_passes(model, [DROP_FUNCTIONS])
+    assert run_passes(model, [DROP_FUNCTIONS]) == (PassResult("drop-functions", 1, 1),)
     assert not model.functions
     assert operators(model) == before and before["toprl", "FlashAttention"] == LAYERS
 
 
 def test_native_attention_replaces_the_nodes_and_nothing_else():
     model, original = load(), load()
-    run_passes(model, [native_attention()])
+    assert run_passes(model, [native_attention()]) == (PassResult("native-attention", LAYERS, LAYERS),)
     found, before = operators(model), operators(original)
     assert found["", "Attention"] == LAYERS and not attention_nodes(model)
     assert found - Counter({("", "Attention"): LAYERS}) == before - Counter({("toprl", "FlashAttention"): LAYERS})
@@ -88,8 +87,11 @@ def _logits(path: Path, feeds: dict[str, np.ndarray]) -> np.ndarray:
 
 def test_every_attention_is_marked_once():
     model = load()
-    run_passes(model, [native_attention(), DECOMPOSABLE_ATTENTION])
-    run_passes(model, [DECOMPOSABLE_ATTENTION])
+    marked = [
+        run_passes(model, passes)[-1]
+        for passes in ([native_attention(), DECOMPOSABLE_ATTENTION], [DECOMPOSABLE_ATTENTION])
+    ]
+    assert [(one.matched, one.changed) for one in marked] == [(LAYERS, LAYERS), (LAYERS, 0)]
     marks = [
         [a.i for a in node.attribute if a.name == MARK] for node in model.graph.node if node.op_type == "Attention"
     ]
@@ -129,44 +131,17 @@ def test_a_pass_refuses_graphs_that_it_is_not_for():
     run_passes(model, [DROP_FUNCTIONS])
     with pytest.raises(GraphError, match=r"pass drop-functions needs another graph: its functions are \[\]"):
         run_passes(model, [DROP_FUNCTIONS])
+    other = load()
+    for node in attention_nodes(other):
+        node.op_type = "Attention2"
+    with pytest.raises(GraphError, match="native-attention needs another graph: it has no node of toprl::Fl"):
+        run_passes(other, [native_attention()])
     model.opset_import[0].version = 20
     with pytest.raises(GraphError, match="native-attention needs another graph: its opset is 20, expected 23"):
         run_passes(model, [native_attention()])
 
 
 def test_a_pass_that_does_not_do_what_it_promises_is_found_out():
-    idle = GraphPass(DROP_FUNCTIONS.name, DROP_FUNCTIONS.requires, lambda model: None, DROP_FUNCTIONS.ensures)
+    idle = replace(DROP_FUNCTIONS, apply=lambda model: PassResult(DROP_FUNCTIONS.name, 0, 0))
     with pytest.raises(GraphError, match="pass drop-functions failed: functions are left"):
         run_passes(load(), [idle])
-
-
-@pytest.mark.parametrize(
-    ("k", "refused"),
-    [("many", 4000), ("few", None), ("asked", None)],
-    ids=["too many", "few", "bounded by the profile"],
-)
-def test_more_than_top_k_takes_is_refused(k, refused):
-    model = onnx.parser.parse_model(
-        '<ir_version: 10, opset_import: ["" : 23]> g (float[batch,5000] x, int64[1] asked) => (float[batch,m] v)'
-        f" <int64[1] many = {{4000}}, int64[1] few = {{10}}> {{ v, i = TopK <largest = 0> (x, {k}) }}"
-    )
-    if refused is None:
-        check_top_k(model)
-        return
-    with pytest.raises(UserError, match=f"sorts {refused} tokens at once, and TensorRT at most 3840: prune by another"):
-        check_top_k(model)
-
-
-def test_every_top_k_of_an_exported_graph_is_a_keep_count_or_fixed():
-    """Or else `check_top_k` would have more to ask for."""
-    for built in (staged_bundle, grouped_bundle):
-        model = onnx.load(built().bundle.path("prefill"), load_external_data=False)
-        shapes = {
-            value.name: value.type.tensor_type.shape.dim for value in (*model.graph.value_info, *model.graph.output)
-        }
-        fixed = {tensor.name for tensor in model.graph.initializer}
-        sorts = [node for node in model.graph.node if node.op_type == "TopK"]
-        assert sorts
-        for node in sorts:
-            size = shapes[node.output[1]][-1]
-            assert node.input[1] in fixed or size.dim_param.startswith("kept_")
