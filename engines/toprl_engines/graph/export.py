@@ -131,6 +131,15 @@ def export_graphs(job: ExportJob, directory: Path, names: Sequence[str] = GRAPHS
 
 
 def _to_onnx(name: str, trace: _Trace) -> ir.Model:
+    model = _traced(trace)
+    check_passes(name, optimise(model), trace.required)
+    clean_names(model)
+    rename_sizes(model, _declared_names(model, trace.spec))
+    return model
+
+
+def _traced(trace: _Trace) -> ir.Model:
+    """The graph as it was traced, with the function of the attention op."""
     with _quiet():
         program = torch.onnx.export(
             trace.module.eval(),
@@ -148,9 +157,6 @@ def _to_onnx(name: str, trace: _Trace) -> ir.Model:
     model: ir.Model = program.model
     function = ir.serde.deserialize_function(function_proto())
     model.functions[function.identifier()] = function
-    check_passes(name, optimise(model), trace.required)
-    clean_names(model)
-    rename_sizes(model, _declared_names(model, trace.spec))
     return model
 
 
@@ -199,7 +205,8 @@ def _trace_prefill(job: ExportJob) -> _Trace:
         torch.tensor(0) if layout.agents else None,
         falling if job.fixed_counts is None else None,
     )
-    required = {**_required_of_decoder(layout), ROW_GATHER: layout.stages}
+    # The row gathers come first, for without them the rotary embedding is not found either.
+    required = {ROW_GATHER: layout.stages, **_required_of_decoder(layout)}
     if layout.agents:
         required[ROW_BY_SCALAR] = layout.stages
     if job.fixed_counts is None:
