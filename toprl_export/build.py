@@ -16,7 +16,6 @@ from toprl_export.bundle import (
     TOKENIZER_NAME,
     AgentEntry,
     Bundle,
-    Compiled,
     EngineEntry,
     Manifest,
     ModelEntry,
@@ -30,6 +29,7 @@ from toprl_export.engine import (
     BuildResult,
     ConfigurableEngine,
     Engine,
+    EngineOptions,
     get_engine,
 )
 from toprl_export.errors import UserError
@@ -41,7 +41,6 @@ from toprl_export.models.shape import DecoderShape
 from toprl_export.pruning.baselines.specs import BUILDABLE_BASELINES, baseline_plan, baseline_spec
 from toprl_export.pruning.plan import PruningPlan, Schedule
 from toprl_export.registry import unknown_name
-from toprl_export.tensorrt_options import TensorRTOptions
 from toprl_export.trainer import DEFAULT_BUDGETS_KEPT
 
 BYTES_PER_WEIGHT = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -74,7 +73,7 @@ def build(
     baseline: str | None = None,
     stage_layers: Sequence[int] | None = None,
     static_k: bool = False,
-    options: TensorRTOptions | None = None,
+    options: EngineOptions | None = None,
     output_dir: Path,
     overwrite: bool = False,
     command: str = "python",
@@ -91,7 +90,7 @@ def build(
         baseline: name of an untrained method to build in the place of agents; it serves every task.
         stage_layers: where a baseline without stages of its own prunes; by default where agents do.
         static_k: bake the one budget into the graph.
-        options: what only the engine trt knows.
+        options: the engine's own options; None for its defaults, and for an engine without any.
         output_dir: where the bundle goes; written whole or not at all.
         overwrite: replace an earlier bundle of other inputs.
         command: how the build was asked for; recorded.
@@ -126,7 +125,7 @@ def prepare(
     *,
     baseline: str | None = None,
     stage_layers: Sequence[int] | None = None,
-    options: TensorRTOptions | None = None,
+    options: EngineOptions | None = None,
 ) -> PreparedBuild:
     """Load everything a build needs and check that it fits together; see :func:`build`."""
     if precision not in PRECISIONS:
@@ -221,7 +220,6 @@ def input_digest(prepared: PreparedBuild, toolchain: dict[str, str]) -> str:
         "plan": request.plan.to_json(),
         "engine": prepared.engine.name,
         "precision": request.precision,
-        "opset": request.opset,
         "static_k": request.static_k,
         "options": None if request.options is None else request.options.identity,
         "toolchain": toolchain,
@@ -246,14 +244,14 @@ def _check_source(agents: Sequence[Path], baseline: str | None, stage_layers: Se
         )
 
 
-def _options_of(engine: Engine, options: TensorRTOptions | None) -> TensorRTOptions | None:
+def _options_of(engine: Engine, options: EngineOptions | None) -> EngineOptions | None:
     """The engine's own, complete; None for an engine that has none."""
     if isinstance(engine, ConfigurableEngine):
-        return engine.resolve(options or TensorRTOptions())
+        return engine.resolve(options)
     if options is not None and options.given_flags:
         raise UserError(
-            f"the engine {engine.name!r} does not know {', '.join(options.given_flags)}: leave that out, or use "
-            f"--engine {options.engine}"
+            f"the engine {engine.name!r} does not know {', '.join(options.given_flags)}: leave that out, or choose the "
+            "engine that it is for"
         )
     return None
 
@@ -331,7 +329,7 @@ def _manifest(
             request.precision,
             result.opset,
             result.toolchain,
-            **vars(result.compiled or Compiled()),
+            result.details,
         ),
         files=files,
         image_processor=adapter.image_processor,

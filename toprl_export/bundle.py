@@ -10,10 +10,8 @@ from toprl_export.errors import UserError
 from toprl_export.files import sha256_of, write_json_atomic
 from toprl_export.manifest import (
     AgentEntry,
-    Compiled,
     EngineEntry,
     FileEntry,
-    GpuEntry,
     Manifest,
     ModelEntry,
     ValidationStamp,
@@ -25,10 +23,8 @@ __all__ = [
     "MANIFEST_NAME",
     "AgentEntry",
     "Bundle",
-    "Compiled",
     "EngineEntry",
     "FileEntry",
-    "GpuEntry",
     "Manifest",
     "ModelEntry",
     "ValidationStamp",

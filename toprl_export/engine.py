@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from toprl_export.errors import UserError
 from toprl_export.registry import Registry
-from toprl_export.tensorrt_options import TensorRTOptions
 
 if TYPE_CHECKING:
     from toprl_export.agent import Agent
-    from toprl_export.bundle import Bundle, Compiled
+    from toprl_export.bundle import Bundle
     from toprl_export.models.adapter import LVLMAdapter
     from toprl_export.pruning.plan import PruningPlan
     from toprl_export.pruning.scorer import Scorer
     from toprl_export.runtime.session import EngineSession
 
 PRECISIONS = ("fp32", "fp16", "bf16")
-DEFAULT_OPSET = 23
 GRAPHS = ("vision", "prefill", "decode", "prefill_unpruned")
 """Roles of the graphs that an engine builds; the last is there to be compared with."""
+
+
+class EngineOptions(Protocol):
+    """What only one engine can be told about a build. Frozen and hashable; the core looks no further into it."""
+
+    @property
+    def given_flags(self) -> tuple[str, ...]:
+        """The command line's flags for what differs from the defaults, for messages."""
+        ...
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the engine's files depend on, as a JSON object; equal identities make a rebuild needless.
+
+        Raises:
+            UserError: a file that belongs to it cannot be read.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -33,10 +49,9 @@ class BuildRequest:
         agents: of one shape; their order is the agent index of the graph. None with a baseline.
         plan: stages shared by all agents, and one schedule per budget.
         precision: one of ``PRECISIONS``.
-        opset: of the ONNX graphs.
         static_k: bake the plan's one budget into the graph.
         baseline: name of the untrained method that prunes; None with agents.
-        options: what only the engine knows; None for an engine without options of its own.
+        options: the engine's own, as `ConfigurableEngine.resolve` returned them; None for an engine without any.
         earlier: a bundle that the result will take the place of, from which an engine may reuse its own caches.
 
     Raises:
@@ -48,10 +63,9 @@ class BuildRequest:
     agents: tuple[Agent, ...]
     plan: PruningPlan
     precision: str
-    opset: int = DEFAULT_OPSET
     static_k: bool = False
     baseline: str | None = None
-    options: TensorRTOptions | None = None
+    options: EngineOptions | None = None
     earlier: Path | None = None
 
     def __post_init__(self) -> None:
@@ -85,13 +99,13 @@ class BuildResult:
         toolchain: versions of the distributions that shape the result, by the names and versions that
             ``importlib.metadata`` knows: when one changes, a rebuild is no longer up to date.
         opset: of the ONNX graphs.
-        compiled: what plans depend on; None for an engine without plans.
+        details: the engine's part of the manifest, a JSON object that only the engine reads.
     """
 
     files: tuple[tuple[str, str], ...]
     toolchain: dict[str, str]
     opset: int
-    compiled: Compiled | None = None
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -153,8 +167,8 @@ class Engine(Protocol):
 
         Args:
             bundle: a verified bundle.
-            batch: rows.
-            prompt_length: tokens of a row, the visual ones included.
+            batch: prompts at once.
+            prompt_length: tokens of each, the visual ones included.
             keep_counts: tokens kept at every stage; None counts the graph of unpruned measurements.
 
         Returns:
@@ -167,11 +181,11 @@ class Engine(Protocol):
 class ConfigurableEngine(Engine, Protocol):
     """An engine with options of its own; others refuse them."""
 
-    def resolve(self, options: TensorRTOptions) -> TensorRTOptions:
-        """``options`` with every choice made that was left to the engine, as far as this machine decides it.
+    def resolve(self, options: EngineOptions | None) -> EngineOptions | None:
+        """``options``, or the defaults, with every choice made that was left to the engine.
 
         Raises:
-            UserError: what was chosen is not there.
+            UserError: they are another engine's options, or what was chosen is not there.
         """
         ...
 

@@ -16,12 +16,8 @@ EXTRA_OF_MODULE = {
     "onnxscript": "onnx",
     "onnxruntime": "onnx",
     "easy_vqa": "demo",
-    "cuda": "trt",
-    "ml_dtypes": "trt",
-    "tensorrt": "trt",
-    "tensorrt_rtx": "trt-rtx",
 }
-"""Which extra of toprl-export brings an optional top-level module."""
+"""Which extra of toprl-export brings an optional top-level module; engines name those of their own (`require`)."""
 
 
 class ToprlError(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,10 +16,9 @@ from toprl_export.models.shape import DecoderShape
 from toprl_export.pruning.plan import PruningPlan
 from toprl_export.runtime.preprocess import ImageProcessor
 from toprl_export.runtime.prompt import PromptFormat
-from toprl_export.tensorrt_options import ATTENTIONS
 
 MANIFEST_FORMAT = "toprl-export/bundle"
-MANIFEST_VERSION = 3
+MANIFEST_VERSION = 4
 VERDICTS = ("passed", "failed")
 
 
@@ -54,52 +53,22 @@ class AgentEntry:
 
 
 @dataclass(frozen=True)
-class GpuEntry:
-    """A GPU: its name, its compute capability ("8.9") and the version of its driver."""
-
-    name: str
-    sm: str
-    driver: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compiled:
-    """What plans depend on that were compiled for certain GPUs; all defaults for an engine without plans.
+class EngineEntry:
+    """What the graphs were built by and for.
 
     Attributes:
-        binding: the Python package that compiled them, "tensorrt" or "tensorrt_rtx".
-        binding_version: its version.
-        gpu: where they were compiled; None where that took no GPU.
-        target_sms: compute capabilities that they were compiled for; empty for what the binding does by itself: those
-            of ``gpu``, or all that TensorRT for RTX calls portable.
-        attention: "plugin" where attention layers call `toprl::FlashAttention`, "native" where they are TensorRT's own.
-        version_compatible: later versions of the binding can load them too.
-        hardware_compatible: other GPUs from Ampere on can run them too.
-        weight_stripped: they lack their weights, which are filled in from the bundle's graphs when they are loaded.
+        name: the engine's.
+        precision: of the weights.
+        opset: of the ONNX graphs.
+        toolchain: distributions and their versions.
+        details: what only the engine writes and reads, a JSON object.
     """
-
-    binding: str | None = None
-    binding_version: str | None = None
-    gpu: GpuEntry | None = None
-    target_sms: tuple[str, ...] = ()
-    attention: str | None = None
-    version_compatible: bool = False
-    hardware_compatible: bool = False
-    weight_stripped: bool = False
-
-    def __post_init__(self) -> None:
-        if self.attention not in (None, *ATTENTIONS):
-            raise UserError(f"attention {self.attention!r} is unknown, expected {' or '.join(ATTENTIONS)}")
-
-
-@dataclass(frozen=True)
-class EngineEntry(Compiled):
-    """What the graphs were built by and for; ``toolchain`` maps distributions to versions."""
 
     name: str
     precision: str
     opset: int
     toolchain: dict[str, str]
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -259,25 +228,17 @@ def _model(entry: Fields) -> ModelEntry:
         visual_tokens=entry.whole("visual_tokens"),
         max_length=entry.whole("max_length"),
         end_tokens=entry.wholes("end_tokens"),
-        shape=DecoderShape(**{field.name: shape.whole(field.name) for field in fields(DecoderShape)}),
+        shape=DecoderShape(**{one.name: shape.whole(one.name) for one in fields(DecoderShape)}),
     )
 
 
 def _engine(entry: Fields) -> EngineEntry:
-    gpu = None if entry.raw("gpu") is None else entry.nested("gpu")
     return EngineEntry(
         entry.text("name"),
         entry.text("precision"),
         entry.whole("opset"),
         entry.texts("toolchain"),
-        binding=entry.text_or_none("binding"),
-        binding_version=entry.text_or_none("binding_version"),
-        gpu=None if gpu is None else GpuEntry(gpu.text("name"), gpu.text("sm"), gpu.text("driver")),
-        target_sms=entry.text_list("target_sms"),
-        attention=entry.text_or_none("attention"),
-        version_compatible=entry.flag("version_compatible"),
-        hardware_compatible=entry.flag("hardware_compatible"),
-        weight_stripped=entry.flag("weight_stripped"),
+        dict(entry.nested("details").payload),
     )
 
 

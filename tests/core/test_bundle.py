@@ -16,10 +16,8 @@ from hypothesis import strategies as st
 from tests.support.fake_engine import END_ID, VISUAL_TOKENS, made_up_bundle, made_up_manifest
 from toprl_export.bundle import (
     AgentEntry,
-    Compiled,
     EngineEntry,
     FileEntry,
-    GpuEntry,
     Manifest,
     ModelEntry,
     ValidationStamp,
@@ -39,16 +37,10 @@ plain_paths = st.lists(st.from_regex(r"[a-z0-9_-]{1,8}", fullmatch=True), min_si
 sizes = st.integers(1, 10**12)
 
 
-compiled = st.builds(
-    Compiled,
-    binding=st.none() | names,
-    binding_version=st.none() | names,
-    gpu=st.none() | st.builds(GpuEntry, names, names, names),
-    target_sms=st.lists(names, max_size=2).map(tuple),
-    attention=st.sampled_from([None, "plugin", "native"]),
-    version_compatible=st.booleans(),
-    hardware_compatible=st.booleans(),
-    weight_stripped=st.booleans(),
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**9), 10**9) | names,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(names, inner, max_size=2),
+    max_leaves=4,
 )
 
 
@@ -72,7 +64,11 @@ def manifests(draw: st.DrawFn) -> Manifest:
         baseline=None if tasks else draw(names),
         plan=make_plan(visual, layers, (0, layers // 2), "actor", budgets),
         engine=EngineEntry(
-            draw(names), draw(names), 23, draw(st.dictionaries(names, names, max_size=3)), **vars(draw(compiled))
+            draw(names),
+            draw(names),
+            23,
+            draw(st.dictionaries(names, names, max_size=3)),
+            draw(st.dictionaries(names, json_values, max_size=2)),
         ),
         files=tuple(
             FileEntry(path, draw(names), draw(sizes), draw(names))
@@ -94,7 +90,7 @@ def test_manifest_round_trip(manifest: Manifest):
 
 def test_manifest_states_how_budgets_and_agents_relate():
     written = made_up_manifest().to_json()
-    assert (written["format"], written["version"], written["baseline"]) == ("toprl-export/bundle", 3, None)
+    assert (written["format"], written["version"], written["baseline"]) == ("toprl-export/bundle", 4, None)
     assert written["plan"]["visual_tokens"] == written["model"]["visual_tokens"] == VISUAL_TOKENS
     assert [schedule["budget_kept"] for schedule in written["plan"]["schedules"]] == [4, 8]
     assert all(len(schedule["keep_counts"]) == 2 for schedule in written["plan"]["schedules"])
@@ -296,9 +292,9 @@ def test_manifests_of_another_version_format_or_content(tmp_path: Path):
     directory = tmp_path / "bundle"
     made_up_bundle(directory)
     original = (directory / "manifest.json").read_text()
-    for version in (2, 4):
+    for version in (3, 5):
         rewrite(directory, version=version)
-        refused(directory, f"has version {version} of toprl-export/bundle, but this release reads version 3")
+        refused(directory, f"has version {version} of toprl-export/bundle, but this release reads version 4")
     rewrite(directory, version=2, format="toprl-export/agent")
     refused(directory, "has format 'toprl-export/agent', expected 'toprl-export/bundle'")
     (directory / "manifest.json").write_text(original.replace('"fp32"', '"fp16"'))

@@ -16,8 +16,8 @@ import torch
 from tests.support.onnx_bundle import attention_bundle, saliency_bundle
 from tests.support.tiny_llava import tiny_adapter, tiny_pixels, tiny_tokens
 from toprl_engines.feeds import token_feeds
-from toprl_engines.graph.check import sizes_of
 from toprl_engines.graph.export import ExportJob, export_graphs
+from toprl_engines.graph.signature import sizes_of
 from toprl_export.api import load
 from toprl_export.errors import UserError
 from toprl_export.models.reference import Pruning, ReferenceRunner

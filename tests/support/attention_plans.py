@@ -49,7 +49,7 @@ def plugin_plan(library: str | None, core: str | None = None, head_dim: int = 12
 def build_all(library: str, core: str, head_dim: str) -> None:
     """The other process."""
     from toprl_engines.trt.binding import load_binding
-    from toprl_engines.trt.python_plugin import register_python_plugin
+    from toprl_engines.trt.plugin import register_python_plugin
 
     binding = load_binding("tensorrt_rtx")
     if library:

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.fake_engine import FakeEngine
-from toprl_export.engine import BuildRequest, BuildResult
-from toprl_export.manifest import Compiled
-from toprl_export.tensorrt_options import TensorRTOptions
+from toprl_engines.trt.compiled import Compiled
+from toprl_engines.trt.options import TensorRTOptions
+from toprl_export.engine import BuildRequest, BuildResult, EngineOptions
 
 RANGES = (
-    {"name": "key_0", "values": False, "least": (1, 2), "usual": (1, 3), "most": (4, 9)},
-    {"name": "value_0", "values": False, "least": (1, 2), "usual": (1, 3), "most": (4, 9)},
-    {"name": "keep_counts", "values": True, "least": (3, 2), "usual": (8, 4), "most": (25, 25)},
+    {"name": "key_0", "values": False, "min": (1, 2), "opt": (1, 3), "max": (4, 9)},
+    {"name": "value_0", "values": False, "min": (1, 2), "opt": (1, 3), "max": (4, 9)},
+    {"name": "keep_counts", "values": True, "min": (3, 2), "opt": (8, 4), "max": (25, 25)},
 )
 
 
@@ -24,24 +24,29 @@ class ConfigurableEngine(FakeEngine):
     name = "trt"
     earlier: Path | None = None
 
-    def resolve(self, options: TensorRTOptions) -> TensorRTOptions:
+    def resolve(self, options: EngineOptions | None) -> TensorRTOptions:
+        options = options or TensorRTOptions()
+        assert isinstance(options, TensorRTOptions)
         attention = options.attention or ("plugin" if options.plugin_library else "native")
         return replace(options, binding=options.binding or "tensorrt_rtx", attention=attention)
 
     def preview(self, request: BuildRequest) -> dict[str, Any]:
-        assert request.options is not None
+        options = request.options
+        assert isinstance(options, TensorRTOptions)
         return {
-            "binding": f"{request.options.binding} 1.7.1",
+            "binding": f"{options.binding} 1.7.1",
             "gpu": None,
-            "attention": request.options.attention,
+            "attention": options.attention,
             "plugin_library": None,
             "flags": ["STRONGLY_TYPED"],
-            "workspace_gib": request.options.workspace_gib,
+            "workspace_gib": options.workspace_gib,
             "profiles": {"decode": list(RANGES)},
         }
 
     def build(self, request: BuildRequest, directory: Path) -> BuildResult:
-        assert request.options is not None
+        options = request.options
+        assert isinstance(options, TensorRTOptions) and options.binding and options.attention
         type(self).earlier = request.earlier
         made = super().build(request, directory)
-        return replace(made, compiled=Compiled(binding=request.options.binding, attention=request.options.attention))
+        compiled = Compiled(binding=options.binding, binding_version="1.7.1", attention=options.attention)
+        return replace(made, details=compiled.to_details())

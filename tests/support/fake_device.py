@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toprl_engines.trt.cuda import out_of_memory
-from toprl_engines.trt.runtime_device import ALIGNMENT, CaptureError, Rows
+from toprl_engines.trt.run.device import ALIGNMENT, CaptureError, Rows, out_of_memory
 
 GARBAGE = 0xFF
 """What fresh memory is full of: not a number in every floating type, -1 in the others."""
@@ -18,7 +17,7 @@ FIRST_ADDRESS = 1 << 32
 
 
 class FakeDevice:
-    """See `toprl_engines.trt.runtime_device.Device`.
+    """See `toprl_engines.trt.run.device.Device`.
 
     As on a GPU, nothing queued happens before :meth:`synchronize`, a copy from ordinary host memory takes its source
     at once and one from pinned memory when it runs, and an access outside of an allocation is an error.

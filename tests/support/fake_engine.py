@@ -113,7 +113,7 @@ class FakeEngine:
         roles = ("vision", "prefill", "decode", "weights")
         for role in roles:
             (directory / f"{role}.onnx").write_text(f"{role} {request.precision} {request.plan.to_json()}")
-        return BuildResult(tuple((role, f"{role}.onnx") for role in roles), TOOLCHAIN, request.opset)
+        return BuildResult(tuple((role, f"{role}.onnx") for role in roles), TOOLCHAIN, 23)
 
     def graph_flops(self, bundle: Bundle, batch: int, prompt_length: int, keep_counts: tuple[int, ...] | None) -> None:
         """It has no graph to count."""

@@ -22,7 +22,7 @@ import onnxruntime
 
 from tests.support.fake_device import FakeDevice
 from toprl_engines.trt.binding import Binding
-from toprl_engines.trt.runtime_device import ALIGNMENT
+from toprl_engines.trt.run.device import ALIGNMENT
 
 
 class DataType(enum.Enum):

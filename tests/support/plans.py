@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from toprl_engines.trt.binding import Binding, load_binding
-from toprl_engines.trt.builder import PlanBuilder
-from toprl_engines.trt.copies import write_copy
-from toprl_engines.trt.plan_job import PlanJob
+from toprl_engines.trt.build.builder import PlanBuilder
+from toprl_engines.trt.build.plan_job import PlanJob
+from toprl_engines.trt.build_report import GraphBuild
+from toprl_engines.trt.options import TensorRTOptions
+from toprl_engines.trt.passes.copies import write_copy
 from toprl_engines.trt.plugin import register_plugin
-from toprl_export.build_report import GraphBuild
 from toprl_export.engine import BuildRequest
-from toprl_export.tensorrt_options import TensorRTOptions
 
 OPTIONS = TensorRTOptions(binding="tensorrt_rtx", attention="native", max_batch=2, max_text=32, max_new_tokens=16)
 

@@ -119,7 +119,7 @@ class TorchEngine:
     def build(self, request: BuildRequest, directory: Path) -> BuildResult:
         for role in ("vision", "prefill", "decode"):
             (directory / f"{role}.bin").write_bytes(role.encode())
-        return BuildResult(tuple((r, f"{r}.bin") for r in ("vision", "prefill", "decode")), {}, request.opset)
+        return BuildResult(tuple((r, f"{r}.bin") for r in ("vision", "prefill", "decode")), {}, 23)
 
     def open(self, bundle: Bundle, options: SessionOptions) -> TorchSession:
         manifest = bundle.manifest

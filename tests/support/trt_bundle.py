@@ -9,7 +9,8 @@ from pathlib import Path
 from tests.support.fake_device import FakeDevice
 from tests.support.fake_tensorrt import VERSION, fake_binding, write_plan
 from tests.support.onnx_bundle import OnnxBundle
-from toprl_engines.trt.session import TensorRTSession
+from toprl_engines.trt.compiled import Compiled
+from toprl_engines.trt.run.session import TensorRTSession
 from toprl_export.bundle import Bundle, file_entries, write_manifest
 from toprl_export.engine import SessionOptions
 
@@ -41,15 +42,16 @@ def plans_of(built: OnnxBundle, directory: Path, limits: PlanLimits | None = Non
         write_plan(path, directory / f"{role}.onnx", ranges, values, capturable=limits.capturable, **types)
     kept = [(file.role, file.path) for file in manifest.files if file.role not in GRAPHS]
     files = file_entries(directory, [*kept, *((role, f"{role}.plan") for role in GRAPHS)])
-    compiled = {"binding": limits.binding, "binding_version": VERSION, "target_sms": ("8.9",), "attention": "native"}
-    changed = replace(manifest, files=files, engine=replace(manifest.engine, name="trt", **compiled))
+    compiled = Compiled(binding=limits.binding, binding_version=VERSION, target_sms=("8.9",), attention="native")
+    engine = replace(manifest.engine, name="trt", details=compiled.to_details())
+    changed = replace(manifest, files=files, engine=engine)
     write_manifest(directory, changed)
     return Bundle(directory, changed)
 
 
 def open_plans(bundle: Bundle, device: FakeDevice, unpruned: bool = False) -> TensorRTSession:
     """The session over the fake device."""
-    binding = fake_binding(device, str(bundle.manifest.engine.binding))
+    binding = fake_binding(device, Compiled.from_details(bundle.manifest.engine.details).binding)
     return TensorRTSession(bundle, SessionOptions(unpruned=unpruned), binding=binding, device=device)
 
 

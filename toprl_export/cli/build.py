@@ -21,9 +21,7 @@ from toprl_export.cli.arguments import (
     budgets,
     command_line,
 )
-from toprl_export.cli.tensorrt_flags import add_tensorrt, plan_lines, tensorrt_options
-from toprl_export.engine import GRAPHS, PRECISIONS, ConfigurableEngine
-from toprl_export.pruning.baselines.specs import BUILDABLE_BASELINES
+from toprl_export.engine import BUILDABLE_BASELINES, GRAPHS, PRECISIONS, ConfigurableEngine
 from toprl_export.trainer import DEFAULT_BUDGETS_KEPT
 
 if TYPE_CHECKING:
@@ -70,7 +68,6 @@ def add_parser(subparsers: Subparsers) -> None:
         help=f"{', '.join(PRECISIONS)}; the engine onnx builds the first two (default: %(default)s)",
     )
     parser.add_argument("--static-k", action="store_true", help="bake the one budget into the graph")
-    add_tensorrt(parser)
     add_output_dir(parser)
     add_overwrite(parser)
     add_dry_run(parser)
@@ -96,7 +93,6 @@ def run(args: argparse.Namespace) -> int:
         args.static_k,
         baseline=args.baseline,
         stage_layers=args.stage_layers,
-        options=tensorrt_options(args),
     )
     current = up_to_date(prepared, output_dir)
     if not current:
@@ -120,7 +116,6 @@ def preview(prepared: PreparedBuild, output_dir: Path) -> dict[str, Any]:
         "bundle": str(output_dir),
         "engine": engine.name,
         "precision": request.precision,
-        "opset": request.opset,
         "graphs": list(GRAPHS),
         "model": request.adapter.model_id,
         "tasks": [agent.record.task for agent in request.agents],
@@ -160,7 +155,7 @@ def _preview(found: dict[str, Any]) -> str:
     stages = ", ".join(f"{stage['site']} ({stage['scorer']})" for stage in plan["stages"])
     lines = [
         f"{'up to date' if found['status'] == 'up-to-date' else 'would build'}: {found['bundle']}",
-        f"  engine     {found['engine']}, {found['precision']}, opset {found['opset']}",
+        f"  engine     {found['engine']}, {found['precision']}",
         f"  graphs     {', '.join(found['graphs'])}",
         f"  model      {found['model']}: {plan['visual_tokens']} visual tokens, {plan['decoder_layers']} layers",
         f"  tasks      {tasks}",
@@ -170,7 +165,7 @@ def _preview(found: dict[str, Any]) -> str:
         counts = ", ".join(map(str, schedule["keep_counts"]))
         lines.append(f"  budget     {schedule['budget_kept']} kept: {counts} (average {schedule['average_kept']:.1f})")
     lines.append(f"  weights    about {found['weight_bytes'] / 1e6:.1f} MB")
-    return "\n".join(lines if found["plans"] is None else [*lines, *plan_lines(found["plans"])])
+    return "\n".join(lines)
 
 
 def _describe(bundle: Bundle) -> str:

@@ -12,12 +12,10 @@ from toprl_export.cli.arguments import Subparsers, add_json
 from toprl_export.errors import UserError
 
 if TYPE_CHECKING:
-    from toprl_export.manifest import EngineEntry
     from toprl_export.pruning.plan import PruningPlan
 
 KNOWN_FILES = ("manifest.json", "agent.json", "report.json")
 MB = 1e6
-_COMPILED_FLAGS = ("version_compatible", "hardware_compatible", "weight_stripped")
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -71,7 +69,6 @@ def _readers() -> dict[str, Callable[[Path], tuple[dict[str, Any], str]]]:
         "toprl-export/agent": _agent,
         "toprl-export/plan": _plan,
         "toprl-export/report": _report,
-        "toprl-export/trt-build": _build_report,
     }
 
 
@@ -87,7 +84,6 @@ def _bundle(path: Path) -> tuple[dict[str, Any], str]:
         *([("baseline", f"{manifest.baseline}, for every task")] if manifest.baseline else []),
         ("engine", f"{engine.name}, {engine.precision}, opset {engine.opset}"),
         ("built with", ", ".join(f"{name} {version}" for name, version in engine.toolchain.items())),
-        *_compiled(engine),
         ("built by", f"toprl-export {manifest.toprl_export}: {manifest.build_command}"),
         *(("validated", one) for one in validated or ["not yet"]),
     ]
@@ -101,57 +97,6 @@ def _bundle(path: Path) -> tuple[dict[str, Any], str]:
         f"all {len(files)} files are as the manifest lists them",
     ]
     return manifest.to_json(), "\n\n".join(parts)
-
-
-def _compiled(engine: EngineEntry) -> list[tuple[str, str]]:
-    """What a bundle of plans is compiled by and for; nothing of another."""
-    if engine.binding is None:
-        return []
-    gpu = engine.gpu
-    flags = [name.replace("_", "-") for name in _COMPILED_FLAGS if getattr(engine, name)]
-    return [
-        ("plans by", f"{engine.binding} {engine.binding_version}, {', '.join(flags) or 'no special flags'}"),
-        ("plans on", f"{gpu.name}, driver {gpu.driver}" if gpu else "a machine without a GPU"),
-        ("plans for", _targets(engine)),
-        ("attention", engine.attention or "-"),
-    ]
-
-
-def _targets(engine: EngineEntry) -> str:
-    if engine.hardware_compatible:
-        return "every GPU from Ampere on"
-    if engine.target_sms:
-        return f"compute capability {', '.join(engine.target_sms)}"
-    return f"the GPUs that {engine.binding} builds for by itself"
-
-
-def _build_report(path: Path) -> tuple[dict[str, Any], str]:
-    from toprl_export.build_report import KINDS, read_build_report
-
-    report = read_build_report(path)
-    workspace = "TensorRT's own limit" if report.workspace_bytes is None else f"{report.workspace_bytes / MB:.0f} MB"
-    facts = [
-        ("report", str(path)),
-        ("built by", report.binding),
-        ("precision", f"{report.precision}, attention {report.attention}"),
-        ("flags", ", ".join(report.flags)),
-        ("workspace", workspace),
-        ("timings", "reused from an earlier build" if report.timing_cache else "none reused"),
-    ]
-    rows = [
-        (
-            name,
-            f"{graph.seconds:.1f} s",
-            f"{graph.plan_bytes / MB:.2f} MB",
-            "-" if graph.activation_bytes is None else f"{graph.activation_bytes / MB:.2f} MB",
-            *(f"{graph.kinds[kind]} → {graph.engine_kinds[kind]}" for kind in KINDS),
-        )
-        for name, graph in report.graphs.items()
-    ]
-    warnings = [f"{name}: {line}" for name, graph in report.graphs.items() for line in graph.warnings]
-    parts = [_facts(facts), _table(("graph", "took", "plan", "activations", *KINDS), rows)]
-    parts.append("layers as parsed → as built")
-    return report.to_json(), "\n\n".join([*parts, *(["\n".join(warnings)] if warnings else [])])
 
 
 def _agent(path: Path) -> tuple[dict[str, Any], str]:

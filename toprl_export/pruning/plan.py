@@ -26,7 +26,6 @@ __all__ = [
     "Schedule",
     "Site",
     "Stage",
-    "check_tensorrt",
     "default_stage_layers",
     "make_plan",
     "solve_schedule",
@@ -37,9 +36,6 @@ PLAN_VERSION = 1
 _UNSAID_DECAY = 0.6
 """What a file that states no decay means. Plans from before they had one still read and write alike, which keeps the
 fingerprints of the agents that carry them."""
-
-TENSORRT_TOPK_LIMIT = 3840
-"""Largest K of TensorRT's TopK layer, through which both the choice and the ordering of tokens go."""
 
 Tower = Literal["vision", "projector", "decoder"]
 _TOWERS = ("vision", "projector", "decoder")
@@ -306,18 +302,3 @@ def make_plan(
         schedules=tuple(solve_schedule(visual_tokens, decoder_layers, stage_layers, k, decay) for k in sorted(budgets)),
         decay=decay,
     )
-
-
-def check_tensorrt(plan: PruningPlan) -> None:
-    """Refuse a plan that TensorRT cannot run.
-
-    Raises:
-        UserError: a keep count exceeds what its TopK layer allows.
-    """
-    for schedule in plan.schedules:
-        largest = max(schedule.keep_counts)
-        if largest > TENSORRT_TOPK_LIMIT:
-            raise UserError(
-                f"budget {schedule.budget_kept} keeps {largest} tokens at a stage, but TensorRT selects at most "
-                f"{TENSORRT_TOPK_LIMIT}: choose a smaller budget or --engine onnx"
-            )

@@ -142,9 +142,9 @@ def build_bundle(target: Target, agent: Path, directory: Path) -> dict[str, floa
     Raises:
         NotRun: the engine is unknown, or something it needs is missing.
     """
+    from toprl_engines.trt.options import TensorRTOptions
     from toprl_export.build import build
     from toprl_export.engine import ConfigurableEngine, get_engine
-    from toprl_export.tensorrt_options import TensorRTOptions
 
     if target.plugin and not PLUGIN.exists():
         raise NotRun("no plugin was built: engines/flash_attention/build.sh --tensorrt-root DIR")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,22 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from toprl_engines.attention.function import function_proto, translation_table
-from toprl_engines.attention.op import routed_attention
-from toprl_engines.graph.check import check_graph
-from toprl_engines.graph.passes import clean_names, optimise, rename_sizes
-from toprl_engines.graph.precision import DTYPES, in_precision
-from toprl_engines.graph.signature import GraphSpec, Layout
-from toprl_engines.graph.weights import WeightFile
+from toprl_engines.attention.tracing import function_proto, routed_attention, translation_table
+from toprl_engines.graph.passes import (
+    ELEMENT_OF_VECTOR,
+    RMS_NORMALIZATION,
+    ROTARY_EMBEDDING,
+    ROW_BY_SCALAR,
+    ROW_GATHER,
+    check_passes,
+    clean_names,
+    optimise,
+    rename_sizes,
+)
+from toprl_engines.graph.signature import GraphSpec, Layout, check_graph
+from toprl_engines.graph.weights import DTYPES, WeightFile, in_precision
 from toprl_engines.graph.wrappers import DecodeGraph, PrefillGraph, UnprunedPrefillGraph, VisionGraph
+from toprl_export.engine import GRAPHS, BuildRequest
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.walk import layer_groups
 from toprl_export.pruning.actor import StackedActors
@@ -30,8 +38,6 @@ from toprl_export.pruning.scorer import Scorer
 
 OPSET = 23
 WEIGHTS = "weights.bin"
-GRAPHS = ("vision", "prefill", "decode", "prefill_unpruned")
-"""The graphs of a bundle, each in the file NAME.onnx."""
 
 _BATCH, _TEXT, _PAST = 2, 12, 17
 """Sizes of the examples that are traced; any others work."""
@@ -55,6 +61,13 @@ class ExportJob:
     fixed_counts: tuple[int, ...] | None = None
     precision: str = "fp32"
 
+    @classmethod
+    def of(cls, request: BuildRequest) -> ExportJob:
+        """The export of a build request's graphs."""
+        plan = request.plan
+        counts = plan.schedules[0].keep_counts if request.static_k else None
+        return cls(request.adapter, request.scorer, plan.stage_layers, counts, request.precision)
+
     @property
     def layout(self) -> Layout:
         shape = self.adapter.shape
@@ -73,15 +86,21 @@ class ExportJob:
 
 @dataclass(frozen=True)
 class _Trace:
-    """One graph to trace: module, example inputs, signature and dynamic sizes by name.
+    """One graph to trace.
 
-    Lists of examples are flattened; None stands for an input that this graph does not have.
+    Attributes:
+        module: what is traced.
+        examples: its inputs; lists are flattened, and None stands for an input that this graph does not have.
+        spec: its signature.
+        sizes: dynamic sizes by name.
+        required: passes that must find something to do, and in how many places at least (`check_passes`).
     """
 
     module: nn.Module
     examples: tuple[Any, ...]
     spec: GraphSpec
     sizes: dict[str, Any]
+    required: Mapping[str, int] = field(default_factory=dict)
 
 
 def export_graphs(job: ExportJob, directory: Path, names: Sequence[str] = GRAPHS) -> None:
@@ -90,10 +109,10 @@ def export_graphs(job: ExportJob, directory: Path, names: Sequence[str] = GRAPHS
     Args:
         job: what is exported.
         directory: exists, and holds no weight file yet.
-        names: which of `GRAPHS`.
+        names: which of `GRAPHS`; each becomes NAME.onnx.
 
     Raises:
-        GraphError: a traced graph does not have its declared signature.
+        GraphError: a traced graph does not have its declared signature, or a pass finds nothing to do where it must.
     """
     job = replace(job, adapter=in_precision(job.adapter, job.precision))
     traces = {
@@ -104,14 +123,23 @@ def export_graphs(job: ExportJob, directory: Path, names: Sequence[str] = GRAPHS
     }
     with routed_attention(job.adapter.model), WeightFile(directory / WEIGHTS) as weights:
         for name in names:
-            model = _to_onnx(traces[name])
+            model = _to_onnx(name, traces[name])
             weights.take(model)
             ir.save(model, directory / f"{name}.onnx")
     for name in names:
         check_graph(directory / f"{name}.onnx", traces[name].spec)
 
 
-def _to_onnx(trace: _Trace) -> ir.Model:
+def _to_onnx(name: str, trace: _Trace) -> ir.Model:
+    model = _traced(trace)
+    check_passes(name, optimise(model), trace.required)
+    clean_names(model)
+    rename_sizes(model, _declared_names(model, trace.spec))
+    return model
+
+
+def _traced(trace: _Trace) -> ir.Model:
+    """The graph as it was traced, with the function of the attention op."""
     with _quiet():
         program = torch.onnx.export(
             trace.module.eval(),
@@ -129,9 +157,6 @@ def _to_onnx(trace: _Trace) -> ir.Model:
     model: ir.Model = program.model
     function = ir.serde.deserialize_function(function_proto())
     model.functions[function.identifier()] = function
-    optimise(model)
-    clean_names(model)
-    rename_sizes(model, _declared_names(model, trace.spec))
     return model
 
 
@@ -180,13 +205,20 @@ def _trace_prefill(job: ExportJob) -> _Trace:
         torch.tensor(0) if layout.agents else None,
         falling if job.fixed_counts is None else None,
     )
-    return _Trace(module, (*_example_tokens(layout), *steering), layout.prefill(), _prompt_sizes(layout))
+    # The row gathers come first, for without them the rotary embedding is not found either.
+    required = {ROW_GATHER: layout.stages, **_required_of_decoder(layout)}
+    if layout.agents:
+        required[ROW_BY_SCALAR] = layout.stages
+    if job.fixed_counts is None:
+        required[ELEMENT_OF_VECTOR] = layout.stages
+    return _Trace(module, (*_example_tokens(layout), *steering), layout.prefill(), _prompt_sizes(layout), required)
 
 
 def _trace_unpruned(job: ExportJob) -> _Trace:
     layout = job.layout
     module = UnprunedPrefillGraph(job.adapter.decoder)
-    return _Trace(module, _example_tokens(layout), layout.prefill_unpruned(), _prompt_sizes(layout))
+    required = _required_of_decoder(layout)
+    return _Trace(module, _example_tokens(layout), layout.prefill_unpruned(), _prompt_sizes(layout), required)
 
 
 def _trace_decode(job: ExportJob) -> _Trace:
@@ -203,7 +235,12 @@ def _trace_decode(job: ExportJob) -> _Trace:
         sizes[f"past_{group}"] = Dim(f"past_{group}")
         sizes[f"cached_{group}"] = sizes[f"past_{group}"] + 1
     module = DecodeGraph(job.adapter.decoder, job.stage_layers)
-    return _Trace(module, (one, one.clone(), pairs, masks), layout.decode(), sizes)
+    return _Trace(module, (one, one.clone(), pairs, masks), layout.decode(), sizes, _required_of_decoder(layout))
+
+
+def _required_of_decoder(layout: Layout) -> dict[str, int]:
+    """Every layer normalises twice and turns its queries and its keys; a last norm stands before the head."""
+    return {RMS_NORMALIZATION: 2 * layout.shape.layers + 1, ROTARY_EMBEDDING: 2 * layout.shape.layers}
 
 
 def _example_tokens(layout: Layout) -> tuple[Tensor, ...]:

@@ -6,7 +6,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toprl_export.engine import BuildRequest, BuildResult, SessionOptions
+from toprl_export.engine import GRAPHS, BuildRequest, BuildResult, SessionOptions
 from toprl_export.errors import UserError, require
 
 if TYPE_CHECKING:
@@ -36,20 +36,16 @@ class ONNXRuntimeEngine:
         """Return when the graphs of ``request`` can be exported here.
 
         Raises:
-            UserError: the precision or opset is not supported.
+            UserError: the precision is not supported.
             MissingExtraError: a package that exporting needs is not installed.
         """
         for module in ("torch", "transformers", "onnx", "onnxscript"):
             require(module, "onnx")
-        from toprl_engines.graph.export import OPSET
-
         if request.precision not in PRECISIONS:
             raise UserError(
                 f"precision {request.precision!r} is not supported by the engine 'onnx', for ONNX Runtime has no "
                 f"kernels of it on a CPU: use {' or '.join(PRECISIONS)}"
             )
-        if request.opset != OPSET:
-            raise UserError(f"opset {request.opset} is not supported by the engine 'onnx': use {OPSET}")
 
     def build(self, request: BuildRequest, directory: Path) -> BuildResult:
         """Write ``vision.onnx``, ``prefill.onnx``, ``decode.onnx``, ``prefill_unpruned.onnx`` and ``weights.bin``.
@@ -59,13 +55,9 @@ class ONNXRuntimeEngine:
             MissingExtraError: see :meth:`check_request`.
         """
         self.check_request(request)
-        from toprl_engines.graph.export import GRAPHS, OPSET, WEIGHTS, ExportJob, export_graphs
+        from toprl_engines.graph.export import OPSET, WEIGHTS, ExportJob, export_graphs
 
-        plan = request.plan
-        counts = plan.schedules[0].keep_counts if request.static_k else None
-        export_graphs(
-            ExportJob(request.adapter, request.scorer, plan.stage_layers, counts, request.precision), directory
-        )
+        export_graphs(ExportJob.of(request), directory)
         files = [(name, f"{name}.onnx") for name in GRAPHS]
         toolchain = {tool: metadata.version(tool) for tool in TOOLS}
         return BuildResult((*files, ("weights", WEIGHTS)), toolchain, OPSET)
@@ -82,8 +74,8 @@ class ONNXRuntimeEngine:
 
     def graph_flops(self, bundle: Bundle, batch: int, prompt_length: int, keep_counts: tuple[int, ...] | None) -> int:
         """Floating-point operations of one prefill, counted in the built graph; see `toprl_export.engine.Engine`."""
+        from toprl_engines.feeds import prefill_feeds
         from toprl_engines.graph.flops import count_flops
-        from toprl_engines.ort.probe import prefill_feeds
 
         path = bundle.path("prefill_unpruned" if keep_counts is None else "prefill")
         return count_flops(path, prefill_feeds(bundle, batch, prompt_length, keep_counts)).total

@@ -1,21 +1,21 @@
-"""Where ONNX Runtime runs: the names that users write, what is installed, and sessions that really run there."""
+"""Where ONNX Runtime runs: the names that users write, what is installed, and the options of each provider.
+
+ONNX Runtime is imported when it is needed, so that the command line can know the names without it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cache
-from importlib import import_module
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-import onnxruntime
-from onnxruntime.capi.onnxruntime_pybind11_state import EPFail, Fail, RuntimeException
-from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as Unsupported
+from typing import TYPE_CHECKING
 
 from toprl_export.errors import UserError
 from toprl_export.registry import unknown_name
+
+if TYPE_CHECKING:
+    from toprl_engines.trt.build_report import InputRange
+    from toprl_export.bundle import Bundle
 
 CPU, CUDA, TENSORRT, TENSORRT_RTX = "cpu", "cuda", "tensorrt", "tensorrt-rtx"
 PROVIDERS = {
@@ -33,38 +33,24 @@ it."""
 RTX_PACKAGE = "onnxruntime_ep_nv_tensorrt_rtx"
 """NVIDIA's package that brings the provider for TensorRT for RTX as a plugin."""
 
-_HOW = {
+_GET = {
     CPU: "install the extra toprl-export[onnx]",
     CUDA: "it needs the extra toprl-export[gpu] in place of [onnx]",
     TENSORRT: "it needs the extra toprl-export[gpu] in place of [onnx], and the TensorRT that it was built for",
     TENSORRT_RTX: "it needs the package onnxruntime-ep-nv-tensorrt-rtx beside the extra toprl-export[onnx]",
 }
-_NEEDS = {
+FIXES = {
     CUDA: "check the GPU, its driver, CUDA and cuDNN (pip install 'onnxruntime-gpu[cuda,cudnn]' brings both)",
     TENSORRT: "check the GPU, its driver, CUDA, and that the TensorRT that ONNX Runtime was built for can be found",
     TENSORRT_RTX: "check that there is a GPU of the RTX 30 series or newer, and its driver",
 }
-_STARTING = (EPFail, Fail, Unsupported, RuntimeException, RuntimeError, ValueError, ImportError, OSError)
-"""What a provider that cannot start raises."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where a session shall run.
-
-    Attributes:
-        provider: a key of ``PROVIDERS``.
-        required: refuse where it cannot be started; or else the CPU takes its place.
-        settings: ONNX Runtime's options for the provider.
-    """
-
-    provider: str
-    required: bool
-    settings: Mapping[str, str] = field(default_factory=dict)
+"""What to check where a provider is installed and cannot be started."""
 
 
 def installed_providers() -> tuple[str, ...]:
     """Our names of what the installed ONNX Runtime was built with or has a plugin for, GPU or not."""
+    import onnxruntime
+
     offered = set(onnxruntime.get_available_providers())
     if find_spec(RTX_PACKAGE) is not None:
         offered.add(PROVIDERS[TENSORRT_RTX])
@@ -74,7 +60,7 @@ def installed_providers() -> tuple[str, ...]:
 def choose_provider(name: str | None) -> str:
     """The provider to try; None takes CUDA where it is installed, else the CPU.
 
-    The two TensorRTs are taken only when they are asked for: they build engines first, which takes minutes.
+    The two TensorRTs are taken only by name: they build engines first, which takes minutes.
 
     Raises:
         UserError: the name is unknown or not installed.
@@ -85,7 +71,7 @@ def choose_provider(name: str | None) -> str:
     if name not in PROVIDERS:
         raise unknown_name("provider", name, PROVIDERS)
     if name not in here:
-        raise UserError(f"provider {name!r} is not available, this ONNX Runtime offers {', '.join(here)}: {_HOW[name]}")
+        raise UserError(f"provider {name!r} is not available, this ONNX Runtime offers {', '.join(here)}: {_GET[name]}")
     return name
 
 
@@ -97,68 +83,95 @@ def provider_chain(name: str, settings: Mapping[str, str] | None = None) -> list
     return [(PROVIDERS[one], {**_ALWAYS.get(one, {}), **own.get(one, {})}) for one in chain]
 
 
-def provider_used(session: onnxruntime.InferenceSession) -> str:
-    """Our name of where ``session`` really runs, which is the CPU when no other could be started."""
-    first = session.get_providers()[0]
-    return next(short for short, full in PROVIDERS.items() if full == first)
+def provider_settings(bundle: Bundle, provider: str, role: str) -> dict[str, str]:
+    """Options for one graph that follow from its bundle; none for the CPU and CUDA.
 
-
-def open_session(
-    path: Path, options: Callable[[], onnxruntime.SessionOptions], target: Target
-) -> tuple[onnxruntime.InferenceSession, str]:
-    """A session of the graph at ``path``, and our name of where it runs.
+    Both TensorRTs keep the engines that they build, and are told the range of every size, or else each new size
+    (that is each generated token) would make them build another engine.
 
     Args:
-        path: an ONNX file.
-        options: makes session options; each attempt gets its own.
-        target: where it shall run.
+        bundle: verified.
+        provider: one of `PROVIDERS`.
+        role: of the graph.
 
     Raises:
-        UserError: ``target`` is required and cannot be started, or takes nothing of the graph.
+        UserError: the directory for the engines cannot be made.
     """
-    if target.provider != CPU:
-        try:
-            session = _start(path, options(), target)
-            reason = _why_not(session, target.provider)
-        except _STARTING as error:
-            reason = str(error).strip().partition("\n")[0]
-        if reason is None:
-            return session, target.provider
-        if target.required:
-            raise UserError(
-                f"provider {target.provider!r} was asked for, but ONNX Runtime could not start it ({reason}): "
-                f"{_NEEDS[target.provider]}, or use the CPU"
-            )
-    return onnxruntime.InferenceSession(str(path), options(), providers=[PROVIDERS[CPU]]), CPU
+    if provider == TENSORRT:
+        place = str(_engine_dir(bundle, provider, role))
+        settings = {
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": place,
+            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_path": place,
+        }
+        precision = bundle.manifest.engine.precision
+        typed = {} if precision == "fp32" else {f"trt_{precision}_enable": "1"}
+        return settings | typed | _profile(bundle, role, "trt")
+    if provider == TENSORRT_RTX:
+        return {"nv_runtime_cache_path": str(_engine_dir(bundle, provider, role)), **_profile(bundle, role, "nv")}
+    return {}
 
 
-def _start(path: Path, options: onnxruntime.SessionOptions, target: Target) -> onnxruntime.InferenceSession:
-    # Or else a graph that went to the CPU whole would look as if the provider ran it.
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    full = PROVIDERS[target.provider]
-    if full in onnxruntime.get_available_providers():
-        chain = provider_chain(target.provider, target.settings)
-        # Its own fallback prints to standard output, where a command's JSON goes.
-        return onnxruntime.InferenceSession(str(path), options, providers=chain, enable_fallback=0)
-    _register_plugin()
-    devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == full]
-    if not devices:
-        raise RuntimeError("it finds no GPU that it supports")
-    options.add_provider_for_devices(devices[:1], dict(target.settings))
-    return onnxruntime.InferenceSession(str(path), options)
+def cache_dir(bundle: Bundle) -> Path:
+    """Where engines that ONNX Runtime builds from ``engines/T`` are kept: ``engines/T-cache``.
+
+    Beside the bundle, for a bundle's files are those that its manifest vouches for.
+    """
+    resolved = bundle.dir.resolve()
+    return resolved.with_name(f"{resolved.name}-cache")
 
 
-@cache
-def _register_plugin() -> None:
-    """Once a process, for ONNX Runtime keeps what is registered."""
-    plugin: Any = import_module(RTX_PACKAGE)
-    onnxruntime.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
+def _engine_dir(bundle: Bundle, provider: str, role: str) -> Path:
+    import onnxruntime
+
+    # ONNX Runtime does not notice other weights: engines of another build, or of another release, lie elsewhere.
+    build = f"{bundle.manifest.input_digest[:16]}-{onnxruntime.__version__}"
+    place = cache_dir(bundle) / provider / build / role
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{place} cannot be made for the engines that {provider!r} builds ({error.strerror}): make the directory "
+            "of the bundle writable, or choose another provider"
+        ) from error
+    return place
 
 
-def _why_not(session: onnxruntime.InferenceSession, provider: str) -> str | None:
-    """Why a session does not run by ``provider``, or None where it does."""
-    used = provider_used(session)
-    if used != provider:
-        return f"it fell back to {used!r}"
-    taken = {subgraph.ep_name for subgraph in session.get_provider_graph_assignment_info()}
-    return None if PROVIDERS[provider] in taken else "it can run no part of the graph"
+def _profile(bundle: Bundle, role: str, prefix: str) -> dict[str, str]:
+    """The ranges in the form of both TensorRT providers; an input of counts has its values in the place of sizes."""
+    ranges = input_ranges(bundle, role)
+    kinds = {
+        "min": {one.name: one.min for one in ranges},
+        "opt": {one.name: one.opt for one in ranges},
+        "max": {one.name: one.max for one in ranges},
+    }
+    return {
+        f"{prefix}_profile_{kind}_shapes": ",".join(f"{name}:{'x'.join(map(str, sizes))}" for name, sizes in of.items())
+        for kind, of in kinds.items()
+    }
+
+
+def input_ranges(bundle: Bundle, role: str) -> tuple[InputRange, ...]:
+    """Ranges of a graph's inputs, the same that the engine ``trt`` builds for by default.
+
+    Args:
+        bundle: of the engine ``onnx``.
+        role: of the graph.
+    """
+    import onnx
+
+    from toprl_engines.graph.signature import GraphSpec, Layout, TensorSpec, sizes_of
+    from toprl_engines.trt.build.profiles import ProfileLimits, graph_profiles
+
+    graph = onnx.load(str(bundle.path(role)), load_external_data=False).graph
+    spec = GraphSpec(tuple(TensorSpec(value.name, sizes_of(value)) for value in graph.input), ())
+    model, plan = bundle.manifest.model, bundle.manifest.plan
+    layout = Layout(
+        shape=model.shape,
+        visual_tokens=model.visual_tokens,
+        groups=tuple(group for group, layers in enumerate(plan.groups) for _ in layers),
+        first_stage_group=int(plan.stage_layers[0] > 0),
+        stages=len(plan.stages),
+    )
+    return graph_profiles({role: spec}, layout, plan, ProfileLimits(), model.max_length)[role]

@@ -1,9 +1,11 @@
-"""A bundle opened by ONNX Runtime."""
+"""A bundle opened by ONNX Runtime, on the provider that was chosen or, where that is free to fall back, on the CPU."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -11,20 +13,131 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime import OrtValue
+from onnxruntime.capi.onnxruntime_pybind11_state import EPFail, Fail, RuntimeException
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as Unsupported
 
 from toprl_engines.feeds import request_feeds
-from toprl_engines.ort.providers import CPU, Target, choose_provider, open_session
-from toprl_engines.ort.settings import provider_settings
+from toprl_engines.ort.providers import (
+    CPU,
+    FIXES,
+    PROVIDERS,
+    RTX_PACKAGE,
+    choose_provider,
+    provider_chain,
+    provider_settings,
+)
 from toprl_export.bundle import Bundle
 from toprl_export.engine import SessionOptions
+from toprl_export.errors import UserError
 from toprl_export.runtime.session import EncodedImages, PrefillRequest, PrefillResult
 
 Feed: TypeAlias = "NDArray[Any] | OrtValue"
+CACHES = ("key_", "value_")
+"""How names of keys and values begin; those that decode returns have ``new_`` before it."""
+
+PACK_BELOW = 256 << 20
+"""Bytes of weights from which on memory counts more than the 6-8 % of prefill time that packing saves."""
+_STARTING = (EPFail, Fail, Unsupported, RuntimeException, RuntimeError, ValueError, ImportError, OSError)
+"""What a provider that cannot start raises."""
+
+
+class ONNXRuntimeSession:
+    """The three graphs of a bundle over one weight file, which is mapped into memory once.
+
+    Only graphs that multiply many rows at once are packed, and only where weights are small. With ``options.unpruned``
+    prefill runs the graph without stages: keep counts and agent are not looked at.
+
+    Raises:
+        UserError: ``options.provider`` is not available or could not be started here.
+    """
+
+    def __init__(self, bundle: Bundle, options: SessionOptions) -> None:
+        provider = choose_provider(options.provider)
+        self._bundle = bundle
+        self._pruned = not options.unpruned
+        prefill = "prefill" if self._pruned else "prefill_unpruned"
+        small = bundle.path("weights").stat().st_size < PACK_BELOW
+
+        def graph(role: str, packed: bool) -> Graph:
+            settings = provider_settings(bundle, provider, role)
+            target = Target(provider, options.provider is not None, settings)
+            return Graph(bundle.path(role), target, options.threads, packed)
+
+        self._vision, self._prefill, self._decode = (
+            graph(role, packed) for role, packed in (("vision", small), (prefill, small), ("decode", False))
+        )
+        names = self._decode.input_names
+        self._cache_inputs = [name for name in names if name.startswith(CACHES)]
+        self._mask_inputs = [name for name in names if name.startswith("mask_")]
+        self._closed = False
+
+    def encode_image(self, pixels: NDArray[np.float32]) -> EncodedImages:
+        """``float32 [b, 3, h, w]`` to visual embeddings, and to each patch's saliency where the scorer needs it.
+
+        Raises:
+            UserError: the session is closed.
+        """
+        self._check_open()
+        outputs = self._vision.run({"pixel_values": pixels})
+        saliency = outputs["saliency"].numpy() if "saliency" in outputs else None
+        return EncodedImages(outputs["visual"].numpy(), saliency)
+
+    def prefill(self, request: PrefillRequest) -> PrefillResult:
+        """Run the prompt and fill a new cache.
+
+        Raises:
+            UserError: keep counts or agent index do not fit the bundle, the images lack the saliency it reads, or the
+                session is closed.
+        """
+        self._check_open()
+        feeds = request_feeds(self._bundle.manifest, request, self._prefill.input_names, self._pruned)
+        outputs = self._prefill.run(feeds)
+        caches = [outputs[name] for name in self._cache_inputs]
+        masks = [outputs[name].numpy() for name in self._mask_inputs if name in outputs]
+        if not self._pruned:
+            masks *= len(self._mask_inputs)
+        kept = [outputs[name].numpy() for name in self._prefill.output_names if name.startswith("kept_")]
+        cache = OrtCache(caches, masks, request.tokens.next_position[:, None])
+        return PrefillResult(outputs["logits"].numpy(), cache, tuple(kept))
+
+    def decode(self, cache: OrtCache, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Append one token to every prompt of the batch, ``int64 [b]``; logits of the next, ``float32 [b, V]``.
+
+        Raises:
+            UserError: the session is closed.
+        """
+        self._check_open()
+        new = np.ones((len(tokens), 1), dtype=np.bool_)
+        cache.masks = [np.concatenate([mask, new], axis=1) for mask in cache.masks]
+        outputs = self._decode.run(
+            {
+                "token": tokens[:, None],
+                "position": cache.position,
+                **dict(zip(self._cache_inputs, cache.caches, strict=True)),
+                **dict(zip(self._mask_inputs, cache.masks, strict=True)),
+            }
+        )
+        cache.caches = [outputs[f"new_{name}"] for name in self._cache_inputs]
+        cache.position = cache.position + 1
+        logits: NDArray[np.float32] = outputs["logits"].numpy()
+        return logits
+
+    def close(self) -> None:
+        """Give the graphs back, and what they hold on the device. Once is enough."""
+        if not self._closed:
+            self._closed = True
+            del self._vision, self._prefill, self._decode
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UserError("this session is closed: open the bundle again")
 
 
 @dataclass
-class Cache:
-    """Keys and values stay where the runtime put them; masks and positions are small and grow here.
+class OrtCache:
+    """The state of one request between two tokens.
+
+    Keys and values stay where the runtime put them; masks and positions are small and grow here.
 
     Attributes:
         caches: key and value of each layer in turn, ``[b, kv_heads, s_l, head_dim]``.
@@ -83,77 +196,83 @@ class Graph:
         return dict(zip(self.output_names, binding.get_outputs(), strict=True))
 
 
-CACHES = ("key_", "value_")
-"""How names of keys and values begin; those that decode returns have ``new_`` before it."""
+@dataclass(frozen=True)
+class Target:
+    """Where a session shall run.
 
-PACK_BELOW = 256 << 20
-"""Bytes of weights from which on memory counts more than the 6-8 % of prefill time that packing saves."""
-
-
-class ONNXRuntimeSession:
-    """The three graphs of a bundle over one weight file, which is mapped into memory once.
-
-    Only graphs that multiply many rows at once are packed, and only where weights are small. With ``options.unpruned``
-    prefill runs the graph without stages: keep counts and agent are not looked at.
-
-    Raises:
-        UserError: ``options.provider`` is not available or could not be started here.
+    Attributes:
+        provider: a key of ``PROVIDERS``.
+        required: refuse where it cannot be started; or else the CPU takes its place.
+        settings: ONNX Runtime's options for the provider.
     """
 
-    def __init__(self, bundle: Bundle, options: SessionOptions) -> None:
-        provider = choose_provider(options.provider)
-        self._bundle = bundle
-        self._pruned = not options.unpruned
-        prefill = "prefill" if self._pruned else "prefill_unpruned"
-        small = bundle.path("weights").stat().st_size < PACK_BELOW
+    provider: str
+    required: bool
+    settings: Mapping[str, str] = field(default_factory=dict)
 
-        def graph(role: str, packed: bool) -> Graph:
-            settings = provider_settings(bundle, provider, role)
-            target = Target(provider, options.provider is not None, settings)
-            return Graph(bundle.path(role), target, options.threads, packed)
 
-        self._vision, self._prefill, self._decode = (
-            graph(role, packed) for role, packed in (("vision", small), (prefill, small), ("decode", False))
-        )
-        names = self._decode.input_names
-        self._cache_inputs = [name for name in names if name.startswith(CACHES)]
-        self._mask_inputs = [name for name in names if name.startswith("mask_")]
+def provider_used(session: onnxruntime.InferenceSession) -> str:
+    """Our name of where ``session`` really runs, which is the CPU when no other could be started."""
+    first = session.get_providers()[0]
+    return next(short for short, full in PROVIDERS.items() if full == first)
 
-    def encode_image(self, pixels: NDArray[np.float32]) -> EncodedImages:
-        """``float32 [b, 3, h, w]`` to visual embeddings, and to each patch's saliency where the scorer needs it."""
-        outputs = self._vision.run({"pixel_values": pixels})
-        saliency = outputs["saliency"].numpy() if "saliency" in outputs else None
-        return EncodedImages(outputs["visual"].numpy(), saliency)
 
-    def prefill(self, request: PrefillRequest) -> PrefillResult:
-        """Run the prompt and fill a new cache.
+def open_session(
+    path: Path, options: Callable[[], onnxruntime.SessionOptions], target: Target
+) -> tuple[onnxruntime.InferenceSession, str]:
+    """A session of the graph at ``path``, and our name of where it runs.
 
-        Raises:
-            UserError: keep counts or agent index do not fit the bundle, or the images lack the saliency it reads.
-        """
-        feeds = request_feeds(self._bundle.manifest, request, self._prefill.input_names, self._pruned)
-        outputs = self._prefill.run(feeds)
-        caches = [outputs[name] for name in self._cache_inputs]
-        masks = [outputs[name].numpy() for name in self._mask_inputs if name in outputs]
-        if not self._pruned:
-            masks *= len(self._mask_inputs)
-        kept = [outputs[name].numpy() for name in self._prefill.output_names if name.startswith("kept_")]
-        cache = Cache(caches, masks, request.tokens.next_position[:, None])
-        return PrefillResult(outputs["logits"].numpy(), cache, tuple(kept))
+    Args:
+        path: an ONNX file.
+        options: makes session options; each attempt gets its own.
+        target: where it is to run.
 
-    def decode(self, cache: Cache, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Append one token a row, ``int64 [b]``; logits of the next, ``float32 [b, V]``."""
-        new = np.ones((len(tokens), 1), dtype=np.bool_)
-        cache.masks = [np.concatenate([mask, new], axis=1) for mask in cache.masks]
-        outputs = self._decode.run(
-            {
-                "token": tokens[:, None],
-                "position": cache.position,
-                **dict(zip(self._cache_inputs, cache.caches, strict=True)),
-                **dict(zip(self._mask_inputs, cache.masks, strict=True)),
-            }
-        )
-        cache.caches = [outputs[f"new_{name}"] for name in self._cache_inputs]
-        cache.position = cache.position + 1
-        logits: NDArray[np.float32] = outputs["logits"].numpy()
-        return logits
+    Raises:
+        UserError: ``target`` is required and cannot be started, or takes nothing of the graph.
+    """
+    if target.provider != CPU:
+        try:
+            session = _start(path, options(), target)
+            reason = _why_not(session, target.provider)
+        except _STARTING as error:
+            reason = str(error).strip().partition("\n")[0]
+        if reason is None:
+            return session, target.provider
+        if target.required:
+            raise UserError(
+                f"provider {target.provider!r} was asked for, but ONNX Runtime could not start it ({reason}): "
+                f"{FIXES[target.provider]}, or use the CPU"
+            )
+    return onnxruntime.InferenceSession(str(path), options(), providers=[PROVIDERS[CPU]]), CPU
+
+
+def _start(path: Path, options: onnxruntime.SessionOptions, target: Target) -> onnxruntime.InferenceSession:
+    # Without this record a graph that went to the CPU whole would look as if the provider ran it.
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    full = PROVIDERS[target.provider]
+    if full in onnxruntime.get_available_providers():
+        chain = provider_chain(target.provider, target.settings)
+        # Its own fallback prints to standard output, where a command's JSON goes.
+        return onnxruntime.InferenceSession(str(path), options, providers=chain, enable_fallback=0)
+    _register_plugin()
+    devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == full]
+    if not devices:
+        raise RuntimeError("it finds no GPU that it supports")
+    options.add_provider_for_devices(devices[:1], dict(target.settings))
+    return onnxruntime.InferenceSession(str(path), options)
+
+
+@cache
+def _register_plugin() -> None:
+    """Once a process, for ONNX Runtime keeps what is registered."""
+    plugin: Any = import_module(RTX_PACKAGE)
+    onnxruntime.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
+
+
+def _why_not(session: onnxruntime.InferenceSession, provider: str) -> str | None:
+    """Why a session does not run by ``provider``, or None where it does."""
+    used = provider_used(session)
+    if used != provider:
+        return f"it fell back to {used!r}"
+    taken = {subgraph.ep_name for subgraph in session.get_provider_graph_assignment_info()}
+    return None if PROVIDERS[provider] in taken else "it can run no part of the graph"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from toprl_engines.trt.binding import Binding
-from toprl_engines.trt.copies import PLUGIN_HEAD_DIMS
-from toprl_engines.trt.settings import target_of
+from toprl_engines.trt.build.builder import target_of
+from toprl_engines.trt.compiled import GpuEntry
+from toprl_engines.trt.options import TensorRTOptions
+from toprl_engines.trt.passes.top_k_limit import TOP_K_LIMIT
+from toprl_engines.trt.plugin import HEAD_DIMS
 from toprl_export.engine import BuildRequest
 from toprl_export.errors import UserError
-from toprl_export.manifest import GpuEntry
-from toprl_export.pruning.plan import check_tensorrt
-from toprl_export.tensorrt_options import TensorRTOptions
+from toprl_export.pruning.plan import PruningPlan
 
 
 def check_options(options: TensorRTOptions, binding: Binding, gpu: GpuEntry | None) -> None:
@@ -50,7 +51,7 @@ def check_build(request: BuildRequest, options: TensorRTOptions) -> None:
     Raises:
         UserError: they cannot.
     """
-    check_tensorrt(request.plan)
+    check_plan(request.plan)
     if options.attention != "plugin":
         return
     if options.version_compatible:
@@ -63,8 +64,23 @@ def check_build(request: BuildRequest, options: TensorRTOptions) -> None:
             "the FlashAttention plugin computes fp16 and bf16, not fp32: use --attention native, or another --precision"
         )
     width = request.adapter.shape.head_dim
-    if width not in PLUGIN_HEAD_DIMS:
+    if width not in HEAD_DIMS:
         raise UserError(
-            f"the FlashAttention plugin is for heads of {' or '.join(map(str, PLUGIN_HEAD_DIMS))}, and this model's "
+            f"the FlashAttention plugin is for heads of {' or '.join(map(str, HEAD_DIMS))}, and this model's "
             f"have {width}: use --attention native"
         )
+
+
+def check_plan(plan: PruningPlan) -> None:
+    """Return when TensorRT's top-k layer takes the tokens that every budget keeps.
+
+    Raises:
+        UserError: some stage of some budget keeps more.
+    """
+    for schedule in plan.schedules:
+        largest = max(schedule.keep_counts)
+        if largest > TOP_K_LIMIT:
+            raise UserError(
+                f"budget {schedule.budget_kept} keeps {largest} tokens at a stage, but TensorRT selects at most "
+                f"{TOP_K_LIMIT}: choose a smaller budget or --engine onnx"
+            )

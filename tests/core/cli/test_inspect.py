@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.fake_engine import made_up_bundle, made_up_manifest
-from toprl_export.build_report import BuildReport, GraphBuild, LayerEntry, write_build_report
+from toprl_engines.trt.build_report import BuildReport, GraphBuild, LayerEntry, write_build_report
 from toprl_export.bundle import GpuEntry, load_bundle, stamp_validation, write_manifest
 from toprl_export.cli.main import main
 from toprl_export.files import write_json_atomic

@@ -12,7 +12,6 @@ from toprl_export.pruning.plan import (
     Schedule,
     Site,
     Stage,
-    check_tensorrt,
     default_stage_layers,
     make_plan,
     solve_schedule,
@@ -184,15 +183,6 @@ def test_an_impossible_plan_is_refused():
         "correct it"
     ):
         replace(PLAN, schedules=(Schedule(64, (106, 63, 37), 63.0),))
-
-
-def test_tensorrt_selects_at_most_3840_tokens():
-    check_tensorrt(make_plan(3840, 8, (0,), "actor", (64, 3840)))
-    with refused(
-        "budget 3841 keeps 3841 tokens at a stage, but TensorRT selects at most 3840: choose a smaller budget or "
-        "--engine onnx"
-    ):
-        check_tensorrt(make_plan(3841, 8, (0,), "actor", (64, 3841)))
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
+from onnxscript.rewriter.pattern import MatchResult
 
 from tests.support.onnx_bundle import grouped_bundle, staged_bundle
-from toprl_engines.graph.check import sizes_of
-from toprl_engines.graph.export import GRAPHS
+from tests.support.tiny_llava import tiny_adapter
+from toprl_engines.attention.tracing import routed_attention
+from toprl_engines.graph import export, passes
+from toprl_engines.graph.export import ExportJob, export_graphs
+from toprl_engines.graph.passes import (
+    ELEMENT_OF_VECTOR,
+    RMS_NORMALIZATION,
+    ROTARY_EMBEDDING,
+    ROW_BY_SCALAR,
+    ROW_GATHER,
+)
+from toprl_engines.graph.signature import GraphError, sizes_of
+from toprl_export.engine import GRAPHS
+from toprl_export.pruning.actor import Actor, ActorConfig, StackedActors
 
 LAYERS = 3
 
@@ -120,3 +135,42 @@ def test_agents_differ_in_the_stack(graphs):
     assert weight.shape == (2, 16, 128)
     expected = [agent.actor.trunk.enter.weight.numpy(force=True) for agent in staged_bundle().agents]
     assert np.array_equal(weight, np.stack(expected))
+
+
+@cache
+def small_job() -> ExportJob:
+    """One layer, one stage, keep counts and agent as inputs."""
+    adapter = tiny_adapter(layers=1)
+    return ExportJob(adapter, StackedActors([Actor(ActorConfig(adapter.shape.hidden, 16, 1))]), (0,))
+
+
+@cache
+def traced_prefill() -> onnx.ModelProto:
+    """As it is before any pass; traced once for all tests."""
+    with routed_attention(small_job().adapter.model):
+        return ir.to_proto(export._traced(export._trace_prefill(small_job())))
+
+
+def found_nothing(*_: object, **__: object) -> MatchResult:
+    return MatchResult().fail("disabled")
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        (RMS_NORMALIZATION, None),
+        (ROTARY_EMBEDDING, passes.RotaryFusion),
+        (ROW_GATHER, passes.RowGather),
+        (ROW_BY_SCALAR, passes.RowByScalar),
+        (ELEMENT_OF_VECTOR, passes.ElementOfVector),
+    ],
+)
+def test_a_pass_that_finds_nothing_where_it_must_fails_the_build(monkeypatch, tmp_path, name, rule):
+    if rule is None:
+        monkeypatch.setattr(passes, "fuse", lambda model: {"RMSNormalization": 0, "RotaryEmbedding": 99})
+    else:
+        monkeypatch.setattr(rule, "check", found_nothing)
+    traced = ir.from_proto(traced_prefill())
+    monkeypatch.setattr(export, "_traced", lambda trace: traced)
+    with pytest.raises(GraphError, match=f"prefill: the pass {name} matched 0 places and rewrote 0, expected at least"):
+        export_graphs(small_job(), tmp_path, ["prefill"])

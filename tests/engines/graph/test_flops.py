@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from tests.support.onnx_bundle import staged_bundle
-from toprl_engines.attention.function import function_proto
+from toprl_engines.attention.tracing import function_proto
 from toprl_engines.graph.flops import count_flops
 from toprl_engines.ort.engine import ONNXRuntimeEngine
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 import numpy as np
 import onnx
@@ -10,7 +11,15 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from toprl_engines.graph.passes import clean_names, optimise, rename_sizes
+from toprl_engines.graph.passes import (
+    ROTARY_EMBEDDING,
+    PassResult,
+    check_passes,
+    clean_names,
+    optimise,
+    rename_sizes,
+)
+from toprl_engines.graph.signature import GraphError
 
 ROTARY = """
 <ir_version: 10, opset_import: ["" : 23]>
@@ -58,6 +67,11 @@ def run(model: ir.Model):
     return session.run(None, {name: feed for name, feed in feeds.items() if name in taken})[0]
 
 
+def done(results: Iterable[PassResult]) -> dict[str, tuple[int, int]]:
+    """Places matched and rewritten, by pass."""
+    return {one.name: (one.matched, one.changed) for one in results}
+
+
 def operators(model: ir.Model) -> Counter:
     return Counter(node.op_type for node in model.graph)
 
@@ -65,7 +79,7 @@ def operators(model: ir.Model) -> Counter:
 def test_rotary_embedding_is_fused_through_gathered_tables():
     expected = run(rotary("angles"))
     model = rotary("angles")
-    optimise(model)
+    assert done(optimise(model))[ROTARY_EMBEDDING] == (1, 1)
     assert operators(model)["RotaryEmbedding"] == 1
     assert not {"Neg", "Slice"} & set(operators(model))
     assert np.abs(run(model) - expected).max() < 1e-6
@@ -74,10 +88,21 @@ def test_rotary_embedding_is_fused_through_gathered_tables():
 def test_rotary_embedding_is_left_alone_where_the_halves_differ():
     expected = run(rotary("other"))
     model = rotary("other")
-    optimise(model)
+    results = optimise(model)
+    assert done(results)[ROTARY_EMBEDDING] == (1, 0)
+    with pytest.raises(GraphError, match=r"decode: the pass rotary-embedding matched 1 places and rewrote 0, expected"):
+        check_passes("decode", results, {ROTARY_EMBEDDING: 1})
     assert operators(model)["RotaryEmbedding"] == 0
     assert np.array_equal(run(model), expected)
     assert np.abs(expected - run(rotary("angles"))).max() > 0.1
+
+
+def test_a_required_pass_that_was_not_run_is_missed():
+    ran = (PassResult("row-gather", 3, 3),)
+    check_passes("prefill", ran, {"row-gather": 3})
+    for required, changed in (({"row-gather": 4}, 3), ({"rms-normalization": 1}, 0)):
+        with pytest.raises(GraphError, match=f"rewrote {changed}, expected at least"):
+            check_passes("prefill", ran, required)
 
 
 def test_names_lose_leading_underscores_and_stay_distinct():

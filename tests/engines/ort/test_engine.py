@@ -24,7 +24,6 @@ def request_to_build() -> BuildRequest:
     ("change", "message"),
     [
         (lambda r: replace(r, precision="bf16"), "precision 'bf16' is not supported .* use fp32 or fp16"),
-        (lambda r: replace(r, opset=20), "opset 20 is not supported .* use 23"),
     ],
 )
 def test_unsupported_requests_are_refused_before_anything_is_written(request_to_build, tmp_path, change, message):

@@ -8,17 +8,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.engines.trt.test_settings import TRT
+from tests.engines.trt.build.test_builder import TRT
 from tests.support.tiny_llava import tiny_adapter
 from toprl_engines.trt import engine as engine_module
 from toprl_engines.trt.binding import Binding
+from toprl_engines.trt.compiled import GpuEntry
 from toprl_engines.trt.engine import TensorRTEngine
+from toprl_engines.trt.options import TensorRTOptions
 from toprl_export.bundle import FileEntry
 from toprl_export.engine import BuildRequest, ConfigurableEngine
 from toprl_export.errors import UserError
-from toprl_export.manifest import GpuEntry
 from toprl_export.pruning.baselines.specs import baseline_plan
-from toprl_export.tensorrt_options import TensorRTOptions
 
 BINDINGS = {name: Binding(name, TRT, version) for name, version in (("tensorrt", "11.4.0"), ("tensorrt_rtx", "1.7.1"))}
 ADA = GpuEntry("RTX 4090", "8.9", "580.95")
@@ -103,7 +103,6 @@ PLUGIN = TensorRTOptions(attention="plugin")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"opset": 20}, "opset 20 is not supported by the engine 'trt': use 23"),
         ({"precision": "fp32", "options": PLUGIN}, "computes fp16 and bf16, not fp32: use --attention native"),
         ({"options": replace(PLUGIN, version_compatible=True)}, "does not know the plugin: use --attention native"),
     ],
@@ -143,7 +142,7 @@ def test_a_preview_says_all_that_the_build_would_use(machine):
     assert found["flags"] == ["STRONGLY_TYPED", "no TF32"]
     assert list(found["profiles"]) == ["vision", "prefill", "decode", "prefill_unpruned"]
     ids = next(one for one in found["profiles"]["prefill"] if one["name"] == "input_ids")
-    assert ids == {"name": "input_ids", "values": False, "least": (1, 26), "usual": (1, 27), "most": (2, 35)}
+    assert ids == {"name": "input_ids", "values": False, "min": (1, 26), "opt": (1, 27), "max": (2, 35)}
 
 
 def test_flops_are_counted_only_in_a_graph_that_is_there():

@@ -9,11 +9,15 @@ Requires: nothing. Ensures: no fixed k of the graph exceeds the limit. The graph
 
 from __future__ import annotations
 
-import onnx
-from onnx import numpy_helper
+from typing import TYPE_CHECKING
 
 from toprl_export.errors import UserError
-from toprl_export.pruning.plan import TENSORRT_TOPK_LIMIT
+
+if TYPE_CHECKING:
+    import onnx
+
+TOP_K_LIMIT = 3840
+"""Largest K of TensorRT's TopK layer, through which both the choice and the ordering of tokens go."""
 
 
 def check_top_k(model: onnx.ModelProto) -> None:
@@ -24,15 +28,18 @@ def check_top_k(model: onnx.ModelProto) -> None:
     """
     constants = _constants(model)
     counts = [constants.get(node.input[1], 0) for node in model.graph.node if node.op_type == "TopK"]
-    if max(counts, default=0) > TENSORRT_TOPK_LIMIT:
+    if max(counts, default=0) > TOP_K_LIMIT:
         raise UserError(
-            f"the graph selects or sorts {max(counts)} tokens at once, and TensorRT at most {TENSORRT_TOPK_LIMIT}: "
+            f"the graph selects or sorts {max(counts)} tokens at once, and TensorRT at most {TOP_K_LIMIT}: "
             "prune by another method, or use --engine onnx"
         )
 
 
 def _constants(model: onnx.ModelProto) -> dict[str, int]:
     """Single integers that the graph holds, by name."""
+    import onnx
+    from onnx import numpy_helper
+
     return {
         tensor.name: int(numpy_helper.to_array(tensor).item())
         for tensor in model.graph.initializer

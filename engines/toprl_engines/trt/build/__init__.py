@@ -1,0 +1,1 @@
+"""From exported graphs to TensorRT plans."""

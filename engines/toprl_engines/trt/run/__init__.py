@@ -1,0 +1,1 @@
+"""Running a bundle of plans on a GPU."""
