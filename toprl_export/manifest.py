@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -94,12 +94,16 @@ class Compiled:
 
 @dataclass(frozen=True)
 class EngineEntry(Compiled):
-    """What the graphs were built by and for; ``toolchain`` maps distributions to versions."""
+    """What the graphs were built by and for; ``toolchain`` maps distributions to versions.
+
+    ``details`` is a JSON object that only the engine can read.
+    """
 
     name: str
     precision: str
     opset: int
     toolchain: dict[str, str]
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -270,6 +274,7 @@ def _engine(entry: Fields) -> EngineEntry:
         entry.text("precision"),
         entry.whole("opset"),
         entry.texts("toolchain"),
+        entry.nested("details").payload,
         binding=entry.text_or_none("binding"),
         binding_version=entry.text_or_none("binding_version"),
         gpu=None if gpu is None else GpuEntry(gpu.text("name"), gpu.text("sm"), gpu.text("driver")),
