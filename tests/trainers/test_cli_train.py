@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -36,6 +37,18 @@ def test_flags_reach_the_function(seen: dict[str, object], capsys: pytest.Captur
     assert capsys.readouterr().out == "trained, it says\n"
 
 
+def test_the_outcome_as_json(seen: dict[str, object], capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == {
+        "format": "toprl-export/train",
+        "version": 1,
+        "status": "trained",
+        "agent": "x",
+        "summary": "trained, it says",
+    }
+
+
 def test_bare_command(seen: dict[str, object]):
     assert main(["train"]) == 0
     assert [seen[name] for name in ("task", "resume", "condition")] == [None] * 3
@@ -49,7 +62,7 @@ def test_bare_command(seen: dict[str, object]):
         (["--budget-kept", "0"], "0 is too small"),
         (["--task", "mini-coulour"], "did you mean 'mini-colour'"),
         (["--method", "ppo"], "unknown training method 'ppo'"),
-        (["--condition", "image"], "invalid choice: 'image'"),
+        (["--condition", "image"], "unknown value of --condition 'image'; known: none, text"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(

@@ -118,6 +118,7 @@ def _brought(ctx: click.Context) -> dict[str, EngineCommandLine]:
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     model: str,
     agents: tuple[Path, ...],
     baseline: str | None,

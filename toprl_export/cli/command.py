@@ -52,8 +52,10 @@ class Option(click.Option):
         several_words: whether one flag takes all words up to the next flag (``--agents A B``); implies ``multiple``.
     """
 
-    def __init__(self, *arguments: Any, section: str, several_words: bool = False, **attributes: Any) -> None:
-        super().__init__(*arguments, multiple=attributes.pop("multiple", several_words), **attributes)
+    def __init__(
+        self, flags: Sequence[str], *, section: str, several_words: bool = False, multiple: bool = False, **more: Any
+    ) -> None:
+        super().__init__(flags, multiple=multiple or several_words, **more)
         self.section = section
         self.several_words = several_words
 
@@ -61,8 +63,8 @@ class Option(click.Option):
 class Argument(click.Argument):
     """A positional argument that is explained in a section of the help, as options are."""
 
-    def __init__(self, *arguments: Any, section: str, help: str, **attributes: Any) -> None:
-        super().__init__(*arguments, **attributes)
+    def __init__(self, name: Sequence[str], *, section: str, help: str, **more: Any) -> None:
+        super().__init__(name, **more)
         self.section = section
         self.help = help
 
@@ -88,9 +90,8 @@ class Command(click.Command):
         examples: command lines without the program's name.
     """
 
-    def __init__(self, *arguments: Any, examples: Sequence[str] = (), **attributes: Any) -> None:
-        settings = {**CONTEXT_SETTINGS, **attributes.pop("context_settings", {})}
-        super().__init__(*arguments, context_settings=settings, **attributes)
+    def __init__(self, name: str | None, *, examples: Sequence[str] = (), **more: Any) -> None:
+        super().__init__(name, context_settings=dict(CONTEXT_SETTINGS), **more)
         self.examples = tuple(examples)
         self.params += _general_options()
 
@@ -169,10 +170,9 @@ class LazyGroup(click.Group):
     """
 
     def __init__(
-        self, *arguments: Any, kind: str, table: Mapping[str, str], targets: Mapping[str, str], **attributes: Any
+        self, name: str | None, *, kind: str, table: Mapping[str, str], targets: Mapping[str, str], **more: Any
     ) -> None:
-        settings = {**CONTEXT_SETTINGS, **attributes.pop("context_settings", {})}
-        super().__init__(*arguments, context_settings=settings, **attributes)
+        super().__init__(name, context_settings=dict(CONTEXT_SETTINGS), **more)
         self.kind, self.table, self.targets = kind, table, targets
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -170,17 +170,16 @@ def _mistake(error: BaseException) -> str | None:
 
 def _usage_mistake(error: click.UsageError) -> str:
     """click's error in our words: what was wrong, what was expected, and where that is explained."""
-    see = f": see {error.ctx.command_path} --help" if error.ctx else ""
+    see = f"see {error.ctx.command_path} --help" if error.ctx else "see toprl-export --help"
     if isinstance(error, click.NoSuchOption):
-        unknown = f"unknown option {error.option_name}"
-        close = error.possibilities
-        return f"{unknown}; did you mean {close[0]}? S{see[3:]}" if close and see else unknown + see
+        close = f"; did you mean {error.possibilities[0]}?" if error.possibilities else ":"
+        return f"unknown option {error.option_name}{close} {see}"
     if not isinstance(error, click.BadParameter) or error.param is None:
-        return error.format_message().rstrip(".") + see
+        return f"{error.format_message().rstrip('.')}: {see}"
     param = error.param
     name = param.opts[0] if isinstance(param, click.Option) else param.human_readable_name
     if isinstance(error, click.MissingParameter):
-        return f"{name} is missing{see}"
+        return f"{name} is missing: {see}"
     if isinstance(param.type, click.Choice):
         value = re.match(r"'(.*)' is not one of", error.message)
         if value:

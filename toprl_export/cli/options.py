@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -22,10 +22,10 @@ MAX_SEED = 2**32 - 1
 PATH = click.Path(path_type=Path)
 
 
-class Parsed(click.ParamType, Generic[T]):
+class Parsed(click.ParamType[Any]):
     """The type of a value that a function reads; its `ValueError` says what is wrong with it."""
 
-    def __init__(self, name: str, parse: Callable[[str], T]) -> None:
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
         self.name = name
         self._parse = parse
 

@@ -151,7 +151,7 @@ def test_a_commands_exit_code_is_the_programs(fake_command: Callable[[Run], None
         (["trian"], "unknown command 'trian'; did you mean 'train'? known: train, build"),
         (["--nonsense"], "unknown option --nonsense: see toprl-export --help"),
         (["train", "--zzz"], "unknown option --zzz: see toprl-export train --help"),
-        (["train", "--see", "1"], "unknown option --see; did you mean --seed? See toprl-export train --help"),
+        (["train", "--see", "1"], "unknown option --see; did you mean --seed? see toprl-export train --help"),
         (["train", "rest"], "unexpected extra argument (rest): see toprl-export train --help"),
         (["train", "--seed", "-1"], "--seed: -1 is out of range, expected 0 to 4294967295"),
         (["train", "--seed", "x"], "--seed: 'x' is not a whole number"),
