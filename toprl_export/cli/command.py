@@ -59,6 +59,13 @@ class Option(click.Option):
         self.section = section
         self.several_words = several_words
 
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Flags and help; click puts a default that is said in words into parentheses, which it does not need."""
+        record = super().get_help_record(ctx)
+        if record is None or not isinstance(self.show_default, str):
+            return record
+        return record[0], record[1].replace(f"[default: ({self.show_default})", f"[default: {self.show_default}")
+
 
 class Argument(click.Argument):
     """A positional argument that is explained in a section of the help, as options are."""

@@ -90,9 +90,3 @@ def load_command_lines() -> CommandLines:
         except (UserError, ImportError) as error:
             broken[name] = str(error)
     return CommandLines(loaded, broken)
-
-
-def describe_providers() -> str:
-    """The providers of every engine that has some, for a help text that goes on with them."""
-    engines = load_command_lines().loaded.items()
-    return "".join(f"; for {name}: {', '.join(engine.providers)}" for name, engine in engines if engine.providers)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from toprl_export.cli.command import INPUTS, MACHINE, OUTPUT, Decorated, Settings, option
+from toprl_export.cli.command import INPUTS, MACHINE, OUTPUT, Decorated, Option, Settings, option
 from toprl_export.errors import UserError
 
 if TYPE_CHECKING:
@@ -223,16 +223,27 @@ def tasks(default: str) -> Callable[[Decorated], Decorated]:
     )
 
 
+class _ProviderOption(Option):
+    """``--provider``, whose help names what the installed engines take; they are asked only when the help is shown."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Flags and help."""
+        from toprl_export.cli.engine_command_line import load_command_lines
+
+        engines = load_command_lines().loaded.items()
+        named = [f"for {name}: {', '.join(engine.providers)}" for name, engine in engines if engine.providers]
+        self.help = "; ".join(["where the engine runs", *named])
+        return super().get_help_record(ctx)
+
+
 def provider(default: str) -> Callable[[Decorated], Decorated]:
     """``--provider``: the engine's name for where it runs (str, or None for ``default``, which is said in words)."""
-    from toprl_export.cli.engine_command_line import describe_providers
-
-    return option(
-        MACHINE,
+    return click.option(
         "--provider",
+        cls=_ProviderOption,
+        section=MACHINE,
         metavar="NAME",
         show_default=default,
-        help=f"where the engine runs{describe_providers()}",
         shell_complete=complete_from(_provider_names),
     )
 
