@@ -20,7 +20,7 @@ from toprl_export.cli.command import (
     LazyGroup,
     option,
 )
-from toprl_export.cli.output import command_line, print_json
+from toprl_export.cli.output import command_line, hint_to_continue, print_json
 from toprl_export.trainer import DEFAULT_BUDGETS_KEPT, DEFAULT_METHOD
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _analysis(
             type=options.POSITIVE,
             default="200",
             metavar="N",
-            help="held-out questions a task",
+            help="held-out questions per task",
         ),
         options.jobs,
         options.device,
@@ -110,7 +110,7 @@ def cliff(as_json: bool, **scope: Any) -> None:
     type=options.LAYERS,
     metavar="N[,N]",
     show_default="all of a shallow decoder, else 4",
-    help="cut before these",
+    help="decoder layers to cut before",
 )
 def sensitivity(layers: tuple[int, ...] | None, as_json: bool, **scope: Any) -> None:
     """Measure the sensitivity by layer."""
@@ -126,7 +126,7 @@ def sensitivity(layers: tuple[int, ...] | None, as_json: bool, **scope: Any) -> 
     several_words=True,
     required=True,
     metavar="DIR...",
-    help="agents of one method, one or several seeds a task: directories or quoted patterns such as 'agents/*'",
+    help="agents of one method, one or several seeds per task: directories or quoted patterns such as 'agents/*'",
 )
 @_budget_kept(show_default="the smallest that all agents have")
 def transfer(agents: tuple[str, ...], budget_kept: int | None, as_json: bool, **scope: Any) -> None:
@@ -167,7 +167,7 @@ def transfer(agents: tuple[str, ...], budget_kept: int | None, as_json: bool, **
     help="YAML file that lists other variants",
 )
 @option(TRAINING, "--list-variants", is_flag=True, help="print the variants and do nothing else")
-@option(TRAINING, "--seeds", type=options.SEEDS, default="0,1,2", metavar="N[,N]", help="of training")
+@option(TRAINING, "--seeds", type=options.SEEDS, default="0,1,2", metavar="N[,N]", help="seeds of training")
 @_budget_kept(default=str(min(DEFAULT_BUDGETS_KEPT)))
 @option(
     TRAINING,
@@ -177,7 +177,7 @@ def transfer(agents: tuple[str, ...], budget_kept: int | None, as_json: bool, **
     show_default="the recipe's",
     help="policy updates",
 )
-@option(OUTPUT, "--overwrite", is_flag=True, help="train anew agents of other settings in the way")
+@option(OUTPUT, "--overwrite", is_flag=True, help="train again where agents of other settings are in the way")
 @option(OUTPUT, "--dry-run", is_flag=True, help="check, and say how many agents would be trained")
 def ablate(list_variants: bool, dry_run: bool, as_json: bool, **settings: Any) -> None:
     """Train variants of a recipe and compare them with it."""
@@ -233,17 +233,14 @@ def _open(tasks: tuple[str, ...] | None, default_tasks: tuple[str, ...] = ("all"
     from toprl_export.analyze.study import Scope, Study
     from toprl_export.errors import require
 
-    require("matplotlib", "train")  # draws the picture in the end: better missed now than after hours
+    require("matplotlib", "train")  # draws the picture at the end: better to fail now than after hours
     return Study.open(Scope(**scope, tasks=tasks or default_tasks, command=command_line()))
 
 
 def _report(measure: Callable[[], AnalysisResult], directory: Path, as_json: bool) -> None:
     """Measure, write the four files, and say what was found."""
-    try:
+    with hint_to_continue():
         result = measure()
-    except KeyboardInterrupt:
-        click.echo("what is done is kept: the same command goes on from here", err=True)
-        raise
     result.write(directory)
     if as_json:
         print_json(result.to_json())

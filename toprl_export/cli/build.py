@@ -74,7 +74,7 @@ def _brought(ctx: click.Context) -> dict[str, EngineCommandLine]:
     INPUTS,
     "--baseline",
     metavar="NAME",
-    help=f"an untrained method in the place of agents, for every task: {', '.join(BUILDABLE_BASELINES)}",
+    help=f"an untrained method instead of agents, for every task: {', '.join(BUILDABLE_BASELINES)}",
     shell_complete=options.complete_from(lambda: BUILDABLE_BASELINES),
 )
 @option(

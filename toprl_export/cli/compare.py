@@ -9,7 +9,7 @@ import click
 
 from toprl_export.cli import options
 from toprl_export.cli.command import BUDGETS, INPUTS, MEASUREMENT, Command, option
-from toprl_export.cli.output import command_line, print_json, table_lines
+from toprl_export.cli.output import command_line, hint_to_continue, print_json, table_lines
 from toprl_export.pruning.baselines.plans import BASELINES, ORACLE
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     "--agents",
     several_words=True,
     metavar="[NAME=]DIR...",
-    help="agent directories or quoted globs such as 'agents/*'; the method is called as its learner, or NAME; "
+    help="agent directories or quoted globs such as 'agents/*'; a method is named after its learner, or NAME; "
     "agents of one name and task are its seeds",
 )
 @option(
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     type=options.NAMES,
     default="all",
     metavar="NAME[,NAME]",
-    help=f"all, or some of {', '.join((*BASELINES, ORACLE))}; random takes part always",
+    help=f"all, or some of {', '.join((*BASELINES, ORACLE))}; random always takes part",
     shell_complete=options.complete_from(lambda: ("all", *BASELINES, ORACLE)),
 )
 @options.tasks(default="those of the agents, else all")
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     type=options.POSITIVE,
     default="1000",
     metavar="N",
-    help="held-out questions a task",
+    help="held-out questions per task",
 )
 @option(
     MEASUREMENT,
@@ -77,7 +77,7 @@ if TYPE_CHECKING:
     type=options.NOT_NEGATIVE,
     default="20",
     metavar="N",
-    help="rounds of the prefill latency measurement, 0 to leave it out",
+    help="rounds of the prefill latency measurement; 0 skips it",
 )
 @options.jobs
 @options.threads
@@ -96,11 +96,8 @@ def command(dry_run: bool, as_json: bool, **settings: Any) -> None:
         found = preview(prepare(request))
         print_json(found) if as_json else click.echo(_preview_text(found))
         return
-    try:
+    with hint_to_continue():
         comparison = compare(request)
-    except KeyboardInterrupt:
-        click.echo("what was measured is kept: the same command goes on from here", err=True)
-        raise
     print_json(comparison.to_json()) if as_json else click.echo(describe(comparison, request.output_dir))
 
 

@@ -55,7 +55,7 @@ class Provided:
 @click.command(
     "doctor",
     cls=Command,
-    help="Say what is installed, and what each extra, trainer and engine still needs.",
+    help="Report what is installed, and what each extra, trainer and engine still needs.",
     examples=["doctor", "doctor --json"],
 )
 @options.as_json

@@ -1,4 +1,4 @@
-"""``toprl-export inspect``: say what a bundle, an agent, a plan or a report holds."""
+"""``toprl-export inspect``: show what a bundle, an agent, a plan or a report holds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MB = 1e6
 @click.command(
     "inspect",
     cls=Command,
-    help="Say what a bundle, an agent, a plan or a report holds.",
+    help="Show what a bundle, an agent, a plan or a report holds.",
     examples=["inspect engines/mini-colour", "inspect engines/mini-colour-report/report.json --json"],
 )
 @argument(

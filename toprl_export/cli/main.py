@@ -27,12 +27,12 @@ COMMANDS = {
     "validate": "measure a bundle against the reference model and gate it",
     "compare": "compare pruning methods on tasks and budgets, as tables and plots",
     "run": "answer a question about an image with a bundle",
-    "inspect": "say what an agent or a bundle holds",
+    "inspect": "show what a bundle, an agent, a plan or a report holds",
     "analyze": "measure where pruning hurts: cliff, sensitivity, transfer, ablation",
     "visualize": "draw the visual tokens each stage keeps",
     "tasks": "list the tasks",
     "models": "list the models",
-    "doctor": "say what is installed and what each extra and engine needs",
+    "doctor": "report what is installed, and what each extra and engine still needs",
     "completion": "print the script that completes commands and flags in a shell",
 }
 """Every command and its help line; ``toprl_export.cli.<command>`` has it as ``command`` and is imported when used."""
@@ -184,7 +184,7 @@ def _usage_mistake(error: click.UsageError) -> str:
         value = re.match(r"'(.*)' is not one of", error.message)
         if value:
             return str(unknown_name(f"value of {name}", value[1], map(str, param.type.choices)))
-    return f"{name}: {error.message}"
+    return f"{name}: {error.message.rstrip('.')}"
 
 
 def _discard_output() -> None:

@@ -194,7 +194,7 @@ jobs = option(
 overwrite = option(OUTPUT, "--overwrite", is_flag=True, help="replace an earlier result of the same kind")
 """``--overwrite``: replace an earlier result of the same kind (bool)."""
 
-dry_run = option(OUTPUT, "--dry-run", is_flag=True, help="check, say what would be done, write nothing")
+dry_run = option(OUTPUT, "--dry-run", is_flag=True, help="check everything, report what would be done, write nothing")
 """``--dry-run``: check everything, say what would be done, write nothing (bool)."""
 
 

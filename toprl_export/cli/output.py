@@ -39,6 +39,16 @@ def command_line() -> str:
 
 
 @contextmanager
+def hint_to_continue() -> Iterator[None]:
+    """Say, when Ctrl-C ends the block, that a second run does not begin anew."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo("finished work is kept: run the same command again to continue", err=True)
+        raise
+
+
+@contextmanager
 def log_on_stderr(level: int) -> Iterator[None]:
     """Show log messages of ``level`` and above on standard error, within the block.
 

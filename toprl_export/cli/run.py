@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 @options.provider(default="the engine's choice")
 @options.threads
 @option(OUTPUT, "--max-new-tokens", type=options.POSITIVE, default="16", metavar="N", help="longest answer")
-@option(OUTPUT, "--stream", is_flag=True, help="print words as they are made (one prompt only)")
+@option(OUTPUT, "--stream", is_flag=True, help="print the answer as it is generated (one prompt only)")
 @options.as_json
 def command(
     bundle: Path,

@@ -37,8 +37,8 @@ GATES = "Gates (LIMIT is one number, or one per budget: 192=0.97,64=0.9)"
     metavar="N",
     help="held-out questions to answer",
 )
-@option(MEASUREMENT, "--warmup", type=options.NOT_NEGATIVE, default="3", metavar="N", help="rounds not timed")
-@option(MEASUREMENT, "--iterations", type=options.POSITIVE, default="20", metavar="N", help="rounds timed")
+@option(MEASUREMENT, "--warmup", type=options.NOT_NEGATIVE, default="3", metavar="N", help="untimed rounds first")
+@option(MEASUREMENT, "--iterations", type=options.POSITIVE, default="20", metavar="N", help="timed rounds")
 @option(
     GATES,
     "--min-retention",
@@ -51,7 +51,7 @@ GATES = "Gates (LIMIT is one number, or one per budget: 192=0.97,64=0.9)"
     "--min-speedup",
     metavar="[FIGURE:]LIMIT",
     multiple=True,
-    help="total_vs_reference (meant when no FIGURE is named), prefill_vs_reference, prefill_vs_engine_unpruned or "
+    help="total_vs_reference (the default FIGURE), prefill_vs_reference, prefill_vs_engine_unpruned or "
     "realised_share; may be repeated",
 )
 @option(
@@ -74,9 +74,9 @@ GATES = "Gates (LIMIT is one number, or one per budget: 192=0.97,64=0.9)"
     GATES,
     "--must-beat-random",
     is_flag=True,
-    help="demand that the 95% interval of engine minus random pruning is above 0",
+    help="require that the 95% interval of engine minus random pruning is above 0",
 )
-@option(MACHINE, "--device", type=click.Choice(("cpu", "cuda")), default="cpu", help="where both run")
+@option(MACHINE, "--device", type=click.Choice(("cpu", "cuda")), default="cpu", help="where engine and reference run")
 @options.provider(default="the device's name")
 @options.threads
 @options.seed

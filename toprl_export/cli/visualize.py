@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     help="an agent, run in PyTorch with the model it prunes",
 )
 @option(INPUTS, "--bundle", type=options.PATH, metavar="DIR", help="a bundle, run by its engine")
-@option(INPUTS, "--image", type=options.PATH, metavar="FILE", help="the picture to ask about, with --prompt")
+@option(INPUTS, "--image", type=options.PATH, metavar="FILE", help="the image to ask about, with --prompt")
 @option(INPUTS, "--prompt", metavar="TEXT", help="the question about --image")
 @options.task("whose agent prunes and whose question is asked", default="the agent's or the bundle's first")
 @option(INPUTS, "--index", type=options.NOT_NEGATIVE, default="0", metavar="I", help="held-out question I")
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     type=options.POSITIVE,
     metavar="K",
     show_default="the largest budget",
-    help="tokens kept on average",
+    help="visual tokens kept, averaged over all decoder layers",
 )
 @options.threads
 @options.seed

@@ -103,7 +103,7 @@ def test_an_interrupt_keeps_what_is_done(monkeypatch: pytest.MonkeyPatch, capsys
 
     monkeypatch.setattr(study_module, "answer_samples", interrupted)
     assert analyze("cliff", "--tasks", "echo-look") == 130
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "run the same command again to continue" in capsys.readouterr().err
     assert [path.name for path in Path("analysis").iterdir()] == ["cells"]
     assert len(list(Path("analysis/cells").iterdir())) == 2
     assert analyze("cliff", "--tasks", "echo-look") == 0 and len(asked) == 3 + 3

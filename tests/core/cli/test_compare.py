@@ -109,7 +109,7 @@ def test_an_interruption_says_that_nothing_is_lost(
 
     monkeypatch.setattr(CellRunner, "__call__", interrupted)
     assert main(arguments) == 130
-    assert capsys.readouterr().err == "what was measured is kept: the same command goes on from here\ninterrupted\n"
+    assert capsys.readouterr().err == "finished work is kept: run the same command again to continue\ninterrupted\n"
 
 
 def test_help_names_every_baseline(capsys: pytest.CaptureFixture[str]) -> None:

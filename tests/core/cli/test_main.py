@@ -296,6 +296,22 @@ def test_long_work_is_not_silent_in_a_pipe(
     ]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize(
+    ("terminal", "no_color", "coloured"), [(True, "", True), (True, "1", False), (False, "", False)]
+)
+def test_colour_is_for_terminals(terminal: bool, no_color: str, coloured: bool):
+    import pty
+
+    reading, writing = pty.openpty() if terminal else os.pipe()
+    command = [sys.executable, "-m", "toprl_export.cli.main", "trian"]
+    subprocess.run(command, stderr=writing, env={**os.environ, "NO_COLOR": no_color}, check=False)
+    os.close(writing)
+    printed = os.read(reading, 1000)
+    os.close(reading)
+    assert printed.startswith(b"\x1b[31m\x1b[1merror: " if coloured else b"error: unknown command")
+
+
 def test_bare_program_prints_help_and_fails(capsys: pytest.CaptureFixture[str]):
     assert main([]) == 2
     printed = capsys.readouterr().out
