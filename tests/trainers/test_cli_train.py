@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+import json
 import sys
 from pathlib import Path
 
@@ -33,8 +33,20 @@ def test_flags_reach_the_function(seen: dict[str, object], capsys: pytest.Captur
     assert (seen["updates"], seen["images"], seen["threads"], seen["resume"]) == (5, 9, 1, False)
     assert seen["condition"] == "text"
     assert seen["overwrite"] is True and seen["dry_run"] is False and seen["output_dir"] == Path("a/b")
-    assert shlex.split(str(seen["command"]))[1:] == sys.argv[1:]
+    assert str(seen["command"]).split()[1:] == sys.argv[1:]
     assert capsys.readouterr().out == "trained, it says\n"
+
+
+def test_the_outcome_as_json(seen: dict[str, object], capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == {
+        "format": "toprl-export/train",
+        "version": 1,
+        "status": "trained",
+        "agent": "x",
+        "summary": "trained, it says",
+    }
 
 
 def test_bare_command(seen: dict[str, object]):
@@ -50,7 +62,7 @@ def test_bare_command(seen: dict[str, object]):
         (["--budget-kept", "0"], "0 is too small"),
         (["--task", "mini-coulour"], "did you mean 'mini-colour'"),
         (["--method", "ppo"], "unknown training method 'ppo'"),
-        (["--condition", "image"], "invalid choice: 'image'"),
+        (["--condition", "image"], "unknown value of --condition 'image'; known: none, text"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(

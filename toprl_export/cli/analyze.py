@@ -2,228 +2,249 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from toprl_export.cli.arguments import (
-    Subparsers,
-    add_device,
-    add_json,
-    add_model,
-    add_output_dir,
-    add_seed,
-    command_line,
-    positive_int,
-    seed,
+import click
+
+from toprl_export.cli import options
+from toprl_export.cli.command import (
+    BUDGETS,
+    INPUTS,
+    MEASUREMENT,
+    OUTPUT,
+    TRAINING,
+    Command,
+    Decorated,
+    LazyGroup,
+    option,
 )
+from toprl_export.cli.output import command_line, hint_to_continue, print_json
 from toprl_export.trainer import DEFAULT_BUDGETS_KEPT, DEFAULT_METHOD
 
 if TYPE_CHECKING:
     from toprl_export.analyze.ablate import AblationPlan
     from toprl_export.analyze.results import AnalysisResult
-    from toprl_export.analyze.study import Scope, Study
+    from toprl_export.analyze.study import Study
 
-DEFAULT_OUTPUT_DIR = Path("analysis")
-DEFAULT_LIMIT = 200
+ANALYSES = {
+    "cliff": "accuracy when all visual tokens are removed before each decoder layer",
+    "sensitivity": "accuracy after one cut, by layer and share of tokens kept",
+    "transfer": "every agent on every task, at one budget",
+    "ablate": "train variants of a recipe and compare them with it",
+}
+"""Every analysis and its help line."""
 
 
-def add_parser(subparsers: Subparsers) -> None:
-    """Add the ``analyze`` command and its four analyses."""
-    parser = subparsers.add_parser("analyze")
-    analyses = parser.add_subparsers(dest="analysis", metavar="ANALYSIS", required=True)
-    cliff = _add(analyses, "cliff", "accuracy when all visual tokens are removed before each decoder layer")
-    cliff.set_defaults(measure=_cliff)
-    sensitivity = _add(analyses, "sensitivity", "accuracy after one cut, by layer and share of tokens kept")
-    sensitivity.set_defaults(measure=_sensitivity)
-    sensitivity.add_argument(
-        "--layers", type=_wholes, metavar="N[,N]", help="cut before these (default: all of a shallow decoder, else 4)"
+@click.group(
+    "analyze",
+    cls=LazyGroup,
+    kind="analysis",
+    table=ANALYSES,
+    targets={name: f"{__name__}:{name}" for name in ANALYSES},
+    invoke_without_command=True,
+    epilog="toprl-export analyze ANALYSIS --help explains an analysis.",
+    subcommand_metavar="ANALYSIS [ARGS]...",
+)
+@click.pass_context
+def command(ctx: click.Context) -> None:
+    """Measure where pruning hurts: cliff, sensitivity, transfer, ablation."""
+    if ctx.invoked_subcommand is None:
+        raise click.UsageError(f"the analysis is missing, expected one of {', '.join(ANALYSES)}", ctx)
+
+
+def _analysis(
+    name: str, examples: list[str], default_tasks: str = "all"
+) -> Callable[[Callable[..., None]], click.Command]:
+    """A decorator that makes a command, with the options that all analyses share before its own."""
+    shared = (
+        options.model,
+        options.tasks(default_tasks),
+        option(
+            MEASUREMENT,
+            "--limit",
+            type=options.POSITIVE,
+            default="200",
+            metavar="N",
+            help="held-out questions per task",
+        ),
+        options.jobs,
+        options.device,
+        options.seed,
+        options.output_dir(Path("analysis")),
+        options.as_json,
     )
-    _add_transfer(analyses)
-    _add_ablate(analyses)
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        for one in reversed(shared):
+            function = one(function)
+        return click.command(name, cls=Command, help=f"{ANALYSES[name].capitalize()}.", examples=examples)(function)
+
+    return decorate
 
 
-def _add(analyses: Subparsers, name: str, text: str) -> argparse.ArgumentParser:
-    parser = analyses.add_parser(name, help=text, description=f"{text.capitalize()}.", allow_abbrev=False)
-    add_model(parser)
-    tasks = {"transfer": "those of the agents", "ablate": "the first"}.get(name, "all")
-    parser.add_argument(
-        "--tasks", type=_names, metavar="TASK[,TASK]", help=f"all (whose data is installed), or some (default: {tasks})"
-    )
-    parser.add_argument(
-        "--limit",
-        type=positive_int,
-        default=DEFAULT_LIMIT,
-        metavar="N",
-        help="held-out questions a task (default: %(default)s)",
-    )
-    add_seed(parser)
-    parser.add_argument(
-        "--jobs", type=positive_int, default=1, metavar="N", help="processes, of one CPU thread each (default: 1)"
-    )
-    add_device(parser)
-    add_output_dir(parser, DEFAULT_OUTPUT_DIR)
-    add_json(parser)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return parser
-
-
-def _add_transfer(analyses: Subparsers) -> None:
-    parser = _add(analyses, "transfer", "every agent on every task, at one budget")
-    parser.set_defaults(measure=_transfer)
-    parser.add_argument(
-        "--agents",
-        nargs="+",
-        action="extend",
-        required=True,
-        metavar="DIR",
-        help="agents of one method, one or several seeds a task: directories or quoted patterns such as 'agents/*'",
-    )
-    parser.add_argument(
+def _budget_kept(**default: Any) -> Callable[[Decorated], Decorated]:
+    return option(
+        BUDGETS,
         "--budget-kept",
-        type=positive_int,
+        type=options.POSITIVE,
         metavar="N",
-        help="visual tokens kept, averaged over all decoder layers (default: the smallest that all agents have)",
+        help="visual tokens kept, averaged over all decoder layers",
+        **default,
     )
 
 
-def _add_ablate(analyses: Subparsers) -> None:
-    parser = _add(analyses, "ablate", "train variants of a recipe and compare them with it")
-    parser.set_defaults(measure=_ablate)
-    parser.add_argument(
-        "--recipe", default=DEFAULT_METHOD, metavar="RECIPE", help="a recipe's name or YAML file (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--variants", type=_names, metavar="NAME[,NAME]", help="only these, besides the recipe itself (default: all)"
-    )
-    parser.add_argument("--variants-file", type=Path, metavar="FILE", help="YAML file that lists other variants")
-    parser.add_argument("--list-variants", action="store_true", help="print the variants and do nothing else")
-    parser.add_argument("--seeds", type=_seeds, default=(0, 1, 2), metavar="N[,N]", help="of training (default: 0,1,2)")
-    parser.add_argument(
-        "--budget-kept",
-        type=positive_int,
-        default=min(DEFAULT_BUDGETS_KEPT),
-        metavar="N",
-        help="visual tokens kept, averaged over all decoder layers (default: %(default)s)",
-    )
-    parser.add_argument("--updates", type=positive_int, metavar="N", help="policy updates (default: the recipe's)")
-    parser.add_argument("--overwrite", action="store_true", help="train anew agents of other settings in the way")
-    parser.add_argument("--dry-run", action="store_true", help="check, and say how many agents would be trained")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Measure, write the four files, and say what was found."""
-    if args.analysis == "ablate" and args.list_variants:
-        print(_variants(args))
-        return 0
-    if args.analysis == "ablate" and args.dry_run:
-        print(_preview(args))
-        return 0
-    try:
-        result: AnalysisResult = args.measure(args)
-    except KeyboardInterrupt:
-        print("what is done is kept: the same command goes on from here", file=sys.stderr)
-        raise
-    from toprl_export.analyze.pictures import draw
-
-    result.write(args.output_dir, draw(result))
-    if args.json:
-        print(json.dumps(result.to_json(), indent=2))
-    else:
-        print(f"{result.summary()}\npicture: {args.output_dir / result.name}.png, table: {result.name}.md")
-    return 0
-
-
-def _cliff(args: argparse.Namespace) -> AnalysisResult:
+@_analysis("cliff", ["analyze cliff --tasks mini-read,mini-count --limit 1000 --jobs 2"])
+def cliff(as_json: bool, **scope: Any) -> None:
+    """Measure the information cliff."""
     from toprl_export.analyze.cliff import measure_cliff
-    from toprl_export.analyze.study import Study
 
-    return measure_cliff(Study.open(_scope(args)))
+    _report(lambda: measure_cliff(_open(**scope)), scope["output_dir"], as_json)
 
 
-def _sensitivity(args: argparse.Namespace) -> AnalysisResult:
+@_analysis("sensitivity", ["analyze sensitivity --layers 0,2,4"])
+@option(
+    MEASUREMENT,
+    "--layers",
+    type=options.LAYERS,
+    metavar="N[,N]",
+    show_default="all of a shallow decoder, else 4",
+    help="decoder layers to cut before",
+)
+def sensitivity(layers: tuple[int, ...] | None, as_json: bool, **scope: Any) -> None:
+    """Measure the sensitivity by layer."""
     from toprl_export.analyze.sensitivity import measure_sensitivity
-    from toprl_export.analyze.study import Study
 
-    return measure_sensitivity(Study.open(_scope(args)), args.layers)
+    _report(lambda: measure_sensitivity(_open(**scope), layers), scope["output_dir"], as_json)
 
 
-def _transfer(args: argparse.Namespace) -> AnalysisResult:
-    from toprl_export.analyze.study import Study
+@_analysis("transfer", ["analyze transfer --agents 'agents/*' --budget-kept 64"], "those of the agents")
+@option(
+    INPUTS,
+    "--agents",
+    several_words=True,
+    required=True,
+    metavar="DIR...",
+    help="agents of one method, one or several seeds per task: directories or quoted patterns such as 'agents/*'",
+)
+@_budget_kept(show_default="the smallest that all agents have")
+def transfer(agents: tuple[str, ...], budget_kept: int | None, as_json: bool, **scope: Any) -> None:
+    """Measure every agent on every task."""
     from toprl_export.analyze.transfer import measure_transfer
     from toprl_export.evaluation.compared_agents import find_agents
 
-    agents = find_agents(args.agents)
-    trained = tuple(dict.fromkeys(one.task for one in agents))
-    return measure_transfer(Study.open(_scope(args, trained)), agents, args.budget_kept)
+    def measure() -> AnalysisResult:
+        found = find_agents(agents)
+        trained = tuple(dict.fromkeys(agent.task for agent in found))
+        return measure_transfer(_open(**scope, default_tasks=trained), found, budget_kept)
+
+    _report(measure, scope["output_dir"], as_json)
 
 
-def _ablate(args: argparse.Namespace) -> AnalysisResult:
-    from toprl_export.analyze.ablate import run_ablation
+@_analysis("ablate", ["analyze ablate --tasks mini-count --variants terminal,one-shot --seeds 0,1,2"], "the first")
+@option(
+    TRAINING,
+    "--recipe",
+    default=DEFAULT_METHOD,
+    metavar="RECIPE",
+    help="a recipe's name or YAML file",
+)
+@option(
+    TRAINING,
+    "--variants",
+    type=options.NAMES,
+    metavar="NAME[,NAME]",
+    show_default="all",
+    help="only these, besides the recipe itself",
+)
+@option(
+    TRAINING,
+    "--variants-file",
+    type=options.PATH,
+    metavar="FILE",
+    show_default="the package's own",
+    help="YAML file that lists other variants",
+)
+@option(TRAINING, "--list-variants", is_flag=True, help="print the variants and do nothing else")
+@option(TRAINING, "--seeds", type=options.SEEDS, default="0,1,2", metavar="N[,N]", help="seeds of training")
+@_budget_kept(default=str(min(DEFAULT_BUDGETS_KEPT)))
+@option(
+    TRAINING,
+    "--updates",
+    type=options.POSITIVE,
+    metavar="N",
+    show_default="the recipe's",
+    help="policy updates",
+)
+@option(OUTPUT, "--overwrite", is_flag=True, help="train again where agents of other settings are in the way")
+@option(OUTPUT, "--dry-run", is_flag=True, help="check, and say how many agents would be trained")
+def ablate(list_variants: bool, dry_run: bool, as_json: bool, **settings: Any) -> None:
+    """Train variants of a recipe and compare them with it."""
+    from toprl_export.analyze.ablate import preview_ablation, run_ablation
 
-    return run_ablation(*_ablation(args))
+    if list_variants:
+        _print_variants(settings["variants_file"], as_json)
+    elif dry_run:
+        summary = preview_ablation(*_ablation(**settings))
+        described = {"format": "toprl-export/ablation-preview", "version": 1, "summary": summary}
+        print_json(described) if as_json else click.echo(summary)
+    else:
+        _report(lambda: run_ablation(*_ablation(**settings)), settings["output_dir"], as_json)
 
 
-def _preview(args: argparse.Namespace) -> str:
-    from toprl_export.analyze.ablate import preview_ablation
-
-    return preview_ablation(*_ablation(args))
-
-
-def _ablation(args: argparse.Namespace) -> tuple[Study, AblationPlan]:
+def _ablation(
+    *,
+    recipe: str,
+    variants: tuple[str, ...] | None,
+    variants_file: Path | None,
+    seeds: tuple[int, ...],
+    budget_kept: int,
+    updates: int | None,
+    overwrite: bool,
+    **scope: Any,
+) -> tuple[Study, AblationPlan]:
     from toprl_export.analyze.ablate import AblationPlan
-    from toprl_export.analyze.study import Study
     from toprl_export.analyze.variants import choose_variants, load_variants
-    from toprl_export.tasks.registry import TASKS
 
     plan = AblationPlan(
-        variants=choose_variants(load_variants(args.variants_file), args.variants),
-        recipe=args.recipe,
-        seeds=args.seeds,
-        budget_kept=args.budget_kept,
-        updates=args.updates,
-        overwrite=args.overwrite,
+        variants=choose_variants(load_variants(variants_file), variants),
+        recipe=recipe,
+        seeds=seeds,
+        budget_kept=budget_kept,
+        updates=updates,
+        overwrite=overwrite,
     )
-    return Study.open(_scope(args, (TASKS.names()[0],))), plan
+    return _open(**scope, default_tasks=tuple(options.task_names()[:1])), plan
 
 
-def _variants(args: argparse.Namespace) -> str:
+def _print_variants(file: Path | None, as_json: bool) -> None:
     from toprl_export.analyze.variants import load_variants
 
-    variants = load_variants(args.variants_file)
-    return "\n".join(f"{variant.name:<20}{variant.group}: {variant.text}" for variant in variants)
+    variants = load_variants(file)
+    if as_json:
+        described = [{"name": one.name, "group": one.group, "text": one.text} for one in variants]
+        print_json({"format": "toprl-export/ablation-variants", "version": 1, "variants": described})
+    else:
+        click.echo("\n".join(f"{one.name:<20}{one.group}: {one.text}" for one in variants))
 
 
-def _scope(args: argparse.Namespace, tasks: tuple[str, ...] = ("all",)) -> Scope:
-    from toprl_export.analyze.study import Scope
+def _open(tasks: tuple[str, ...] | None, default_tasks: tuple[str, ...] = ("all",), **scope: Any) -> Study:
+    from toprl_export.analyze.study import Scope, Study
     from toprl_export.errors import require
 
-    require("matplotlib", "train")  # draws the picture in the end: better missed now than after hours
-    return Scope(
-        output_dir=args.output_dir,
-        model=args.model,
-        tasks=args.tasks or tasks,
-        limit=args.limit,
-        seed=args.seed,
-        jobs=args.jobs,
-        device=args.device,
-        command=command_line(),
-    )
+    require("matplotlib", "train")  # draws the picture at the end: better to fail now than after hours
+    return Study.open(Scope(**scope, tasks=tasks or default_tasks, command=command_line()))
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(","))
+def _report(measure: Callable[[], AnalysisResult], directory: Path, as_json: bool) -> None:
+    """Measure, write the four files, and say what was found."""
+    with hint_to_continue():
+        result = measure()
+    from toprl_export.analyze.pictures import draw
 
-
-def _seeds(text: str) -> tuple[int, ...]:
-    return tuple(seed(part.strip()) for part in text.split(","))
-
-
-def _wholes(text: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",")]
-    for part in parts:
-        if not part.isdecimal():
-            raise argparse.ArgumentTypeError(f"{part!r} is no decoder layer, expected 0, 1, …")
-    return tuple(map(int, parts))
+    result.write(directory, draw(result))
+    if as_json:
+        print_json(result.to_json())
+    else:
+        click.echo(f"{result.summary()}\npicture: {directory / result.name}.png, table: {result.name}.md")

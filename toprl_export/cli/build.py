@@ -2,111 +2,199 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-import re
-import sys
-from collections.abc import Callable
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toprl_export.cli.arguments import (
-    Subparsers,
-    add_config,
-    add_dry_run,
-    add_json,
-    add_model,
-    add_output_dir,
-    add_overwrite,
-    budgets,
-    command_line,
-)
-from toprl_export.engine import BUILDABLE_BASELINES, GRAPHS, PRECISIONS, ConfigurableEngine
+import click
+from click.core import ParameterSource
+
+from toprl_export.cli import options
+from toprl_export.cli.command import BUDGETS, ENGINE, INPUTS, Command, option
+from toprl_export.cli.engine_command_line import EngineCommandLine, load_command_lines
+from toprl_export.cli.output import command_line, print_json
+from toprl_export.engine import GRAPHS, PRECISIONS, ConfigurableEngine
+from toprl_export.errors import UserError
+from toprl_export.pruning.baselines.specs import BUILDABLE_BASELINES
+from toprl_export.registry import unknown_name
 from toprl_export.trainer import DEFAULT_BUDGETS_KEPT
 
 if TYPE_CHECKING:
     from toprl_export.build import PreparedBuild
     from toprl_export.bundle import Bundle
+    from toprl_export.engine import EngineOptions
+
+_log = logging.getLogger(__name__)
+_BROUGHT = f"{__name__}.engines"
 
 
-def add_parser(subparsers: Subparsers) -> None:
-    """Add the ``build`` command."""
-    parser = subparsers.add_parser("build")
-    add_model(parser)
-    scored = parser.add_mutually_exclusive_group()
-    scored.add_argument(
-        "--agent",
-        type=Path,
-        action="append",
-        metavar="DIR",
-        help="an agent that `toprl-export train` wrote; repeat it to serve several tasks "
-        "(default: agents/TASK of the first task)",
-    )
-    scored.add_argument(
-        "--baseline",
-        metavar="NAME",
-        help=f"an untrained method in the place of agents, for every task: {', '.join(BUILDABLE_BASELINES)}",
-    )
-    parser.add_argument(
-        "--budget-kept",
-        type=budgets,
-        metavar="N[,N]",
-        help="visual tokens kept, averaged over all decoder layers (default: the agents' own budgets; "
-        f"{','.join(map(str, DEFAULT_BUDGETS_KEPT))} for a baseline)",
-    )
-    parser.add_argument(
-        "--stage-layers",
-        type=_layers,
-        metavar="L[,L]",
-        help="decoder layers before which a baseline prunes (default: its own, or where agents do)",
-    )
-    parser.add_argument("--engine", default="onnx", metavar="ENGINE", help="see `toprl-export doctor` (default: onnx)")
-    parser.add_argument(
-        "--precision",
-        default="fp32",
-        metavar="TYPE",
-        help=f"{', '.join(PRECISIONS)}; the engine onnx builds the first two (default: %(default)s)",
-    )
-    parser.add_argument("--static-k", action="store_true", help="bake the one budget into the graph")
-    add_output_dir(parser)
-    add_overwrite(parser)
-    add_dry_run(parser)
-    add_json(parser)
-    add_config(parser)
+class BuildCommand(Command):
+    """``build``, with the options that the installed engines bring, in a section for each."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The command's own parameters, then those of the engines."""
+        brought = [option for engine in _brought(ctx).values() for option in engine.build_options]
+        return [*super().get_params(ctx), *brought]
+
+    def section_of(self, param: click.Parameter, ctx: click.Context) -> str:
+        """The engine's heading for its own options."""
+        titles = [engine.title for engine in _brought(ctx).values() if param in engine.build_options]
+        return titles[0] if titles else super().section_of(param, ctx)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Build; 0 when the bundle is there (or, for a dry run, could be built)."""
+def _brought(ctx: click.Context) -> dict[str, EngineCommandLine]:
+    """What the installed engines bring by their names; loaded once a run, for click knows options by identity."""
+    if _BROUGHT not in ctx.meta:
+        ctx.meta[_BROUGHT] = load_command_lines().loaded
+    found: dict[str, EngineCommandLine] = ctx.meta[_BROUGHT]
+    return found
+
+
+@click.command(
+    "build",
+    cls=BuildCommand,
+    help="Export model and agents as engines, into a bundle.",
+    examples=[
+        "build --agent agents/mini-colour --budget-kept 192,128,64 --output-dir engines/mini-colour",
+        "build --baseline fastv-p --precision fp16 --dry-run",
+    ],
+)
+@options.model
+@option(
+    INPUTS,
+    "--agent",
+    "agents",
+    type=options.PATH,
+    multiple=True,
+    metavar="DIR",
+    show_default="agents/TASK of the first task",
+    help="an agent that `toprl-export train` wrote; repeat it to serve several tasks",
+)
+@option(
+    INPUTS,
+    "--baseline",
+    metavar="NAME",
+    help=f"an untrained method instead of agents, for every task: {', '.join(BUILDABLE_BASELINES)}",
+    shell_complete=options.complete_from(lambda: BUILDABLE_BASELINES),
+)
+@option(
+    BUDGETS,
+    "--budget-kept",
+    "budgets_kept",
+    type=options.POSITIVES,
+    metavar="N[,N]",
+    show_default=f"the agents' own budgets; {','.join(map(str, DEFAULT_BUDGETS_KEPT))} for a baseline",
+    help="visual tokens kept, averaged over all decoder layers",
+)
+@option(
+    BUDGETS,
+    "--stage-layers",
+    type=options.LAYERS,
+    metavar="L[,L]",
+    show_default="its own, or where agents do",
+    help="decoder layers before which a baseline prunes",
+)
+@option(BUDGETS, "--static-k", is_flag=True, help="bake the one budget into the graph")
+@option(
+    ENGINE,
+    "--engine",
+    default="onnx",
+    metavar="ENGINE",
+    help="see `toprl-export doctor`",
+    shell_complete=options.complete_from(options.engine_names),
+)
+@option(
+    ENGINE,
+    "--precision",
+    default="fp32",
+    metavar="TYPE",
+    help=f"{', '.join(PRECISIONS)}, as far as the engine can build them",
+    shell_complete=options.complete_from(lambda: PRECISIONS),
+)
+@options.output_dir(otherwise="engines/ and the name of the agent's directory or of the baseline")
+@options.overwrite
+@options.dry_run
+@options.as_json
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    model: str,
+    agents: tuple[Path, ...],
+    baseline: str | None,
+    budgets_kept: tuple[int, ...] | None,
+    stage_layers: tuple[int, ...] | None,
+    static_k: bool,
+    engine: str,
+    precision: str,
+    output_dir: Path | None,
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+    **of_engines: Any,
+) -> None:
+    """Build, or say that the bundle is there, or what would be built."""
     from toprl_export.build import prepare, up_to_date, write_bundle
     from toprl_export.bundle import MANIFEST_NAME
     from toprl_export.files import check_replaceable
 
-    agents = args.agent or ([_default_agent()] if args.baseline is None else [])
-    output_dir: Path = args.output_dir or Path("engines") / (args.baseline or agents[0].resolve().name)
-    check_replaceable(output_dir.resolve(), overwrite=True, marker=MANIFEST_NAME)
+    if agents and baseline is not None:
+        raise UserError("--agent and --baseline exclude each other: leave one of the two out")
+    if not agents and baseline is None:
+        agents = (Path("agents") / options.task_names()[0],)
+    directory = output_dir or Path("engines") / (baseline or agents[0].resolve().name)
+    check_replaceable(directory.resolve(), overwrite=True, marker=MANIFEST_NAME)
     prepared = prepare(
-        args.model,
+        model,
         agents,
-        args.budget_kept,
-        args.engine,
-        args.precision,
-        args.static_k,
-        baseline=args.baseline,
-        stage_layers=args.stage_layers,
+        budgets_kept,
+        engine,
+        precision,
+        static_k,
+        baseline=baseline,
+        stage_layers=stage_layers,
+        options=_options_of(ctx, engine, of_engines),
     )
-    current = up_to_date(prepared, output_dir)
+    current = up_to_date(prepared, directory)
     if not current:
-        check_replaceable(output_dir.resolve(), args.overwrite, marker=MANIFEST_NAME)
-    if args.dry_run:
-        _say(args.json, {"status": "up-to-date" if current else "dry-run", **preview(prepared, output_dir)}, _preview)
-        return 0
+        check_replaceable(directory.resolve(), overwrite, marker=MANIFEST_NAME)
+    if dry_run:
+        found = {"status": "up-to-date" if current else "dry-run", **preview(prepared, directory)}
+        _say(as_json, found, _preview_text(found, _brought(ctx).get(engine)))
+        return
     if current:
-        _say(args.json, outcome(current, "up-to-date"), lambda done: f"up to date: {done['bundle']}")
-        return 0
-    print(f"building {output_dir} with {prepared.engine.name}, {args.precision} …", file=sys.stderr)
-    bundle = write_bundle(prepared, output_dir, args.overwrite, command_line())
-    _say(args.json, outcome(bundle, "built"), lambda done: _describe(bundle))
-    return 0
+        _say(as_json, outcome(current, "up-to-date"), f"up to date: {current.dir}")
+        return
+    _log.info("building %s with %s, %s …", directory, engine, precision)
+    bundle = write_bundle(prepared, directory, overwrite, command_line())
+    _say(as_json, outcome(bundle, "built"), _describe(bundle))
+
+
+def _options_of(ctx: click.Context, engine: str, values: Mapping[str, Any]) -> EngineOptions | None:
+    """The engine's own options.
+
+    Raises:
+        UserError: the engine is unknown, or an option was given that only another one knows.
+    """
+    from toprl_export.engine import ENGINES
+
+    if engine not in ENGINES:
+        raise unknown_name("engine", engine, ENGINES.names())
+    brought = _brought(ctx)
+    for other, its in brought.items():
+        given = [one.opts[0] for one in its.build_options if _is_given(ctx, one)]
+        if given and other != engine:
+            raise UserError(
+                f"the engine {engine!r} does not know {', '.join(given)}: leave that out, or use --engine {other}"
+            )
+    if engine not in brought:
+        return None
+    return brought[engine].options({str(one.name): values[str(one.name)] for one in brought[engine].build_options})
+
+
+def _is_given(ctx: click.Context, option: click.Option) -> bool:
+    return ctx.get_parameter_source(str(option.name)) not in (None, ParameterSource.DEFAULT)
 
 
 def preview(prepared: PreparedBuild, output_dir: Path) -> dict[str, Any]:
@@ -139,17 +227,14 @@ def outcome(bundle: Bundle, status: str) -> dict[str, Any]:
     }
 
 
-def _default_agent() -> Path:
-    from toprl_export.tasks.registry import TASKS
-
-    return Path("agents") / TASKS.names()[0]
-
-
-def _say(as_json: bool, payload: dict[str, Any], text: Callable[[dict[str, Any]], str]) -> None:
-    print(json.dumps({"format": "toprl-export/build", "version": 1, **payload}, indent=2) if as_json else text(payload))
+def _say(as_json: bool, payload: Mapping[str, Any], text: str) -> None:
+    if as_json:
+        print_json({"format": "toprl-export/build", "version": 1, **payload})
+    else:
+        click.echo(text)
 
 
-def _preview(found: dict[str, Any]) -> str:
+def _preview_text(found: Mapping[str, Any], engine: EngineCommandLine | None) -> str:
     plan = found["plan"]
     tasks = ", ".join(found["tasks"]) or f"all, by the baseline {found['baseline']}"
     stages = ", ".join(f"{stage['site']} ({stage['scorer']})" for stage in plan["stages"])
@@ -165,6 +250,8 @@ def _preview(found: dict[str, Any]) -> str:
         counts = ", ".join(map(str, schedule["keep_counts"]))
         lines.append(f"  budget     {schedule['budget_kept']} kept: {counts} (average {schedule['average_kept']:.1f})")
     lines.append(f"  weights    about {found['weight_bytes'] / 1e6:.1f} MB")
+    if found["plans"] is not None and engine is not None:
+        lines += engine.describe_preview(found["plans"])
     return "\n".join(lines)
 
 
@@ -178,10 +265,3 @@ def _describe(bundle: Bundle) -> str:
         f"of {manifest.model.visual_tokens})\n"
         f"next: toprl-export validate {bundle.dir} --task {bundle.task()}"
     )
-
-
-def _layers(text: str) -> tuple[int, ...]:
-    """An argparse type: layers counted from 0, separated by commas."""
-    if not re.fullmatch(r"\d+(,\d+)*", text, re.ASCII):
-        raise argparse.ArgumentTypeError(f"{text!r} names no layers, expected such as 0,2,5")
-    return tuple(map(int, text.split(",")))

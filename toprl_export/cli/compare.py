@@ -2,132 +2,103 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toprl_export.cli.arguments import (
-    Subparsers,
-    add_config,
-    add_device,
-    add_dry_run,
-    add_json,
-    add_model,
-    add_output_dir,
-    add_seed,
-    add_threads,
-    budgets,
-    command_line,
-    positive_int,
-)
+import click
+
+from toprl_export.cli import options
+from toprl_export.cli.command import BUDGETS, INPUTS, MEASUREMENT, Command, option
+from toprl_export.cli.output import command_line, hint_to_continue, print_json, table_lines
 from toprl_export.pruning.baselines.specs import BASELINES, ORACLE
 
 if TYPE_CHECKING:
-    from toprl_export.compare.request import CompareRequest
     from toprl_export.compare.result import Comparison
     from toprl_export.compare.runner import Prepared
 
-DEFAULT_OUTPUT = Path("comparison")
 
-
-def add_parser(subparsers: Subparsers) -> None:
-    """Add the ``compare`` command."""
-    parser = subparsers.add_parser("compare")
-    add_model(parser)
-    parser.add_argument(
-        "--agents",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="[NAME=]DIR",
-        help="agent directories or quoted globs such as 'agents/*'; the method is called as its learner, or NAME; "
-        "agents of one name and task are its seeds",
-    )
-    parser.add_argument(
-        "--baselines",
-        type=_names,
-        default=("all",),
-        metavar="NAME[,NAME]",
-        help=f"all, or some of {', '.join((*BASELINES, ORACLE))}; random takes part always (default: all)",
-    )
-    parser.add_argument(
-        "--tasks", type=_names, metavar="TASK[,TASK]", help="all, or some (default: those of the agents, else all)"
-    )
-    parser.add_argument(
-        "--budget-kept",
-        type=budgets,
-        default=(192, 64),
-        metavar="N[,N]",
-        help="visual tokens kept, averaged over all decoder layers (default: 192,64)",
-    )
-    parser.add_argument(
-        "--limit", type=positive_int, default=1000, metavar="N", help="held-out questions a task (default: 1000)"
-    )
-    parser.add_argument(
-        "--random-draws", type=positive_int, default=3, metavar="N", help="draws of random pruning (default: 3)"
-    )
-    parser.add_argument(
-        "--jobs",
-        type=positive_int,
-        default=1,
-        metavar="N",
-        help="processes of one CPU thread each that answer at the same time (default: 1)",
-    )
-    parser.add_argument(
-        "--iterations",
-        type=_not_negative,
-        default=20,
-        metavar="N",
-        help="rounds of the prefill latency measurement, 0 to leave it out (default: 20)",
-    )
-    add_threads(parser)
-    add_output_dir(parser, DEFAULT_OUTPUT)
-    add_device(parser)
-    add_seed(parser)
-    add_json(parser)
-    add_dry_run(parser)
-    add_config(parser)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Compare, or say what would be; 0 when the tables are there."""
+@click.command(
+    "compare",
+    cls=Command,
+    help="Compare pruning methods on tasks and budgets, as tables and plots.",
+    examples=[
+        "compare --agents 'agents/seed-*/*' --budget-kept 192,64 --limit 1000 --jobs 2",
+        "compare --baselines fastv,visionzip --tasks mini-count --dry-run",
+    ],
+)
+@options.model
+@option(
+    INPUTS,
+    "--agents",
+    several_words=True,
+    metavar="[NAME=]DIR...",
+    help="agent directories or quoted globs such as 'agents/*'; a method is named after its learner, or NAME; "
+    "agents of one name and task are its seeds",
+)
+@option(
+    INPUTS,
+    "--baselines",
+    type=options.NAMES,
+    default="all",
+    metavar="NAME[,NAME]",
+    help=f"all, or some of {', '.join((*BASELINES, ORACLE))}; random always takes part",
+    shell_complete=options.complete_from(lambda: ("all", *BASELINES, ORACLE)),
+)
+@options.tasks(default="those of the agents, else all")
+@option(
+    BUDGETS,
+    "--budget-kept",
+    "budgets_kept",
+    type=options.POSITIVES,
+    default="192,64",
+    metavar="N[,N]",
+    help="visual tokens kept, averaged over all decoder layers",
+)
+@option(
+    MEASUREMENT,
+    "--limit",
+    type=options.POSITIVE,
+    default="1000",
+    metavar="N",
+    help="held-out questions per task",
+)
+@option(
+    MEASUREMENT,
+    "--random-draws",
+    "draws",
+    type=options.POSITIVE,
+    default="3",
+    metavar="N",
+    help="draws of random pruning",
+)
+@option(
+    MEASUREMENT,
+    "--iterations",
+    type=options.NOT_NEGATIVE,
+    default="20",
+    metavar="N",
+    help="rounds of the prefill latency measurement; 0 skips it",
+)
+@options.jobs
+@options.threads
+@options.device
+@options.seed
+@options.output_dir(Path("comparison"))
+@options.dry_run
+@options.as_json
+def command(dry_run: bool, as_json: bool, **settings: Any) -> None:
+    """Compare, or say what would be."""
+    from toprl_export.compare.request import CompareRequest
     from toprl_export.compare.runner import compare, prepare
 
-    request = _request(args)
-    if args.dry_run:
+    request = CompareRequest(**settings, command=command_line())
+    if dry_run:
         found = preview(prepare(request))
-        print(json.dumps(found, indent=2) if args.json else _preview_text(found))
-        return 0
-    try:
+        print_json(found) if as_json else click.echo(_preview_text(found))
+        return
+    with hint_to_continue():
         comparison = compare(request)
-    except KeyboardInterrupt:
-        print("what was measured is kept: the same command goes on from here", file=sys.stderr)
-        raise
-    print(json.dumps(comparison.to_json(), indent=2) if args.json else describe(comparison, request.output_dir))
-    return 0
-
-
-def _request(args: argparse.Namespace) -> CompareRequest:
-    from toprl_export.compare.request import CompareRequest
-
-    return CompareRequest(
-        output_dir=args.output_dir,
-        model=args.model,
-        agents=tuple(args.agents),
-        baselines=args.baselines,
-        tasks=args.tasks,
-        budgets_kept=args.budget_kept,
-        limit=args.limit,
-        draws=args.random_draws,
-        seed=args.seed,
-        jobs=args.jobs,
-        iterations=args.iterations,
-        threads=args.threads,
-        device=args.device,
-        command=command_line(),
-    )
+    print_json(comparison.to_json()) if as_json else click.echo(describe(comparison, request.output_dir))
 
 
 def preview(prepared: Prepared) -> dict[str, Any]:
@@ -149,19 +120,16 @@ def preview(prepared: Prepared) -> dict[str, Any]:
 
 def describe(comparison: Comparison, directory: Path) -> str:
     """The averages as a table for the terminal, and where the rest is."""
-    head = ("kept", "method", "accuracy", "retention", "prefill ms")
     places = [(comparison.visual_tokens, comparison.reference)]
     places += [(budget, method) for budget in comparison.budgets_kept for method in comparison.pruned]
-    rows = [head]
+    rows: list[tuple[str, ...]] = [("kept", "method", "accuracy", "retention", "prefill ms")]
     for budget, method in places:
         average = comparison.average(method.name, budget)
         timed = comparison.latency.find(method.name, budget) if comparison.latency else None
         figures = (f"{average.accuracy:.1%}", f"{average.retention.value:.1%}") if average else ("-", "-")
         rows.append((str(budget), method.name, *figures, f"{timed.prefill_ms:.1f}" if timed else "-"))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    lines.append(f"{comparison.averaged_over}; tables: {directory / 'compare.md'}")
-    return "\n".join(lines)
+    tables = f"{comparison.averaged_over}; tables: {directory / 'compare.md'}"
+    return "\n".join([*table_lines(rows, "right"), tables])
 
 
 def _preview_text(found: dict[str, Any]) -> str:
@@ -175,13 +143,3 @@ def _preview_text(found: dict[str, Any]) -> str:
         f"  cells      {found['cells']}, of which {found['measured_before']} were measured before",
     ]
     return "\n".join([*lines, *(f"  gap        {gap}" for gap in found["gaps"])])
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(","))
-
-
-def _not_negative(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text)

@@ -2,63 +2,52 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+import click
 
 from toprl_export.errors import UserError
 from toprl_export.registry import unknown_name
 
-CONFIG_FLAG = "--config"
+NOT_IN_A_FILE = ("config", "help")
 
 
-def apply_config(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> list[str]:
-    """The command's arguments with those of the ``--config`` file put before them.
+def read_defaults(path: Path, options: Mapping[str, click.Option]) -> dict[str, Any]:
+    """What a file says about a command's flags, as click's ``default_map``.
 
-    A flag given on the command line wins over the file. The result is parsed as if typed, so that a value in the
-    file is checked like one on the command line.
+    Values stay the text that a user would type, so that a value in the file is checked like one on the command line.
+
+    Args:
+        path: a YAML mapping from flags, without their dashes, to values.
+        options: the command's, by their flags.
 
     Raises:
         UserError: the file cannot be read, is not a YAML mapping, or has a key or value no flag takes.
     """
-    flags = _flags(parser)
-    path = _config_path(arguments) if CONFIG_FLAG.lstrip("-") in flags else None
-    if path is None:
-        return list(arguments)
-    typed = {argument.partition("=")[0] for argument in arguments}
-    supplied: list[str] = []
+    known = {flag.removeprefix("--"): option for flag, option in options.items() if flag.startswith("--")}
+    known = {name: option for name, option in known.items() if name not in NOT_IN_A_FILE}
+    defaults: dict[str, Any] = {}
     for key, value in _read_mapping(path).items():
         name = str(key).replace("_", "-")
-        if name not in flags or name in ("config", "help"):
-            raise unknown_name(f"flag in {path}", str(key), sorted(set(flags) - {"config", "help"}))
-        if typed.isdisjoint(flags[name].option_strings):
-            supplied += _as_typed(path, flags[name], name, value)
-    return [*supplied, *arguments]
-
-
-def _flags(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
-    return {
-        option.removeprefix("--"): action
-        for action in parser._actions  # argparse offers no public way to list a parser's flags
-        for option in action.option_strings
-        if option.startswith("--")
-    }
-
-
-def _config_path(arguments: Sequence[str]) -> Path | None:
-    path = None
-    for position, argument in enumerate(arguments):
-        if argument.startswith(CONFIG_FLAG + "="):
-            path = argument.partition("=")[2]
-        elif argument == CONFIG_FLAG and position + 1 < len(arguments):
-            path = arguments[position + 1]
-    return None if path is None else Path(path)
+        if name not in known:
+            raise unknown_name(f"flag in {path}", str(key), sorted(known))
+        option = known[name]
+        if not option.is_flag:
+            defaults[str(option.name)] = _typed(path, option, name, value)
+        elif not isinstance(value, bool):
+            raise UserError(f"--config {path}: {name} is {value!r}, expected true or false")
+        elif f"--{name}" in option.opts:
+            defaults[str(option.name)] = value
+        elif value:  # `no-resume: true` is `resume: false`; `no-resume: false` says nothing
+            defaults[str(option.name)] = False
+    return defaults
 
 
 def _read_mapping(path: Path) -> dict[Any, Any]:
+    import yaml
+
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -72,30 +61,12 @@ def _read_mapping(path: Path) -> dict[Any, Any]:
     return content
 
 
-def _as_typed(path: Path, action: argparse.Action, name: str, value: object) -> list[str]:
-    """The words a user would type for ``name: value``."""
-    flag = f"--{name}"
-    if isinstance(action, argparse.BooleanOptionalAction) or action.nargs == 0:
-        return _as_switch(path, action, name, value)
+def _typed(path: Path, option: click.Option, name: str, value: object) -> str | list[str]:
+    """The words a user would type behind the flag."""
     if value is None:
         raise UserError(f"--config {path}: {name} has no value: give one or leave the line out")
-    if not isinstance(value, list):
-        return [f"{flag}={_scalar(path, name, value)}"]
-    items = [_scalar(path, name, item) for item in value]
-    if isinstance(action, argparse._AppendAction):
-        return [f"{flag}={item}" for item in items]
-    if action.nargs is None:
-        return [f"{flag}={','.join(items)}"]
-    return [flag, *items]
-
-
-def _as_switch(path: Path, action: argparse.Action, name: str, value: object) -> list[str]:
-    if not isinstance(value, bool):
-        raise UserError(f"--config {path}: {name} is {value!r}, expected true or false")
-    if value:
-        return [f"--{name}"]
-    opposite = f"--no-{name}"
-    return [opposite] if opposite in action.option_strings else []
+    items = [_scalar(path, name, item) for item in value] if isinstance(value, list) else [_scalar(path, name, value)]
+    return items if option.multiple else ",".join(items)
 
 
 def _scalar(path: Path, name: str, value: object) -> str:

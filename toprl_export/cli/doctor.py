@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import platform
 import sys
@@ -13,25 +11,18 @@ from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
+import click
 from packaging.requirements import Requirement
 
-from toprl_export.cli.arguments import Subparsers, add_json
+from toprl_export.cli import options
+from toprl_export.cli.command import Command
+from toprl_export.cli.engine_command_line import load_command_lines
+from toprl_export.cli.output import print_json
 
 DISTRIBUTION = "toprl-export"
 GIB = 2**30
 SUBSTITUTES = {"onnxruntime": "onnxruntime-gpu"}
 """Distributions that serve in place of the one an extra asks for."""
-PROVIDERS = {
-    "CPUExecutionProvider": "cpu",
-    "CUDAExecutionProvider": "cuda",
-    "TensorrtExecutionProvider": "tensorrt",
-    "NvTensorRTRTXExecutionProvider": "tensorrt-rtx",
-}
-"""ONNX Runtime's providers that the engine onnx can use, and their names on the command line."""
-RTX_PLUGIN = "onnxruntime-ep-nv-tensorrt-rtx"
-"""The distribution that brings the last of them as a plugin."""
-TENSORRTS = ("tensorrt", "tensorrt_rtx_cu13", "tensorrt_rtx_cu12", "tensorrt_rtx", "cuda-bindings")
-"""Distributions of TensorRT, of TensorRT for RTX, and of what plans are run with."""
 
 
 @dataclass(frozen=True)
@@ -61,40 +52,42 @@ class Provided:
     ready: bool
 
 
-def add_parser(subparsers: Subparsers) -> None:
-    """Add the ``doctor`` command."""
-    add_json(subparsers.add_parser("doctor"))
-
-
-def run(args: argparse.Namespace) -> int:
-    """Print what was found; 0 whatever it is."""
+@click.command(
+    "doctor",
+    cls=Command,
+    help="Report what is installed, and what each extra, trainer and engine still needs.",
+    examples=["doctor", "doctor --json"],
+)
+@options.as_json
+def command(as_json: bool) -> None:
+    """Print what was found."""
     found = examine()
-    print(json.dumps(found, indent=2) if args.json else describe(found))
-    return 0
+    print_json(found) if as_json else click.echo(describe(found))
 
 
 def examine() -> dict[str, Any]:
     """Everything the command reports, as a JSON object."""
+    command_lines = load_command_lines()
     extras = {"core": _packages(DISTRIBUTION, "")}
     for extra in metadata.metadata(DISTRIBUTION).get_all("Provides-Extra") or []:
         extras[extra] = _packages(DISTRIBUTION, extra)
     return {
         "format": "toprl-export/doctor",
-        "version": 1,
+        "version": 2,
         "toprl_export": metadata.version(DISTRIBUTION),
         "python": platform.python_version(),
         "executable": sys.executable,
         "platform": platform.platform(),
         "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "torch": _torch(),
-        "onnxruntime": _onnxruntime(),
-        "tensorrt": {name: version for name in TENSORRTS if (version := _installed(name))},
         "extras": {
             extra: {"ready": all(package.fits for package in packages), "packages": [asdict(p) for p in packages]}
             for extra, packages in extras.items()
         },
         "trainers": [asdict(provided) for provided in _provided("toprl_export.trainers", needs="train")],
         "engines": [asdict(provided) for provided in _provided("toprl_export.engines", needs=None)],
+        "diagnoses": {name: engine.diagnose() for name, engine in command_lines.loaded.items()},
+        "problems": command_lines.broken,
     }
 
 
@@ -154,27 +147,14 @@ def _torch() -> dict[str, Any] | None:
     }
 
 
-def _onnxruntime() -> dict[str, Any] | None:
-    if find_spec("onnxruntime") is None:
-        return None
-    import onnxruntime
-
-    listed = onnxruntime.get_available_providers()
-    names = {PROVIDERS[full] for full in listed if full in PROVIDERS}
-    if _installed(RTX_PLUGIN):
-        names.add("tensorrt-rtx")
-    usable = [name for name in PROVIDERS.values() if name in names]
-    return {"version": onnxruntime.__version__, "providers": listed, "provider_names": usable}
-
-
 def describe(found: dict[str, Any]) -> str:
     """The report of :func:`examine` as text for people."""
     lines = [
         f"toprl-export {found['toprl_export']}, Python {found['python']} ({found['executable']})",
         f"{found['platform']}, {found['cpu_cores']} CPU cores",
         _describe_torch(found["torch"]),
-        _describe_onnxruntime(found["onnxruntime"]),
-        f"TensorRT: {', '.join(f'{name} {version}' for name, version in found['tensorrt'].items()) or 'not installed'}",
+        *_describe_engines(found["diagnoses"]),
+        *(f"{name}: {problem}" for name, problem in found["problems"].items()),
         "",
         "extras (pip install 'toprl-export[EXTRA]'):",
     ]
@@ -210,7 +190,7 @@ def _describe_torch(torch: dict[str, Any] | None) -> str:
     return f"torch {torch['version']}: {torch['cpu_threads']} CPU threads, GPUs: {', '.join(gpus) or 'none'}"
 
 
-def _describe_onnxruntime(onnxruntime: dict[str, Any] | None) -> str:
-    if onnxruntime is None:
-        return "onnxruntime: not installed"
-    return f"onnxruntime {onnxruntime['version']}: --provider {', '.join(onnxruntime['provider_names'])}"
+def _describe_engines(diagnoses: dict[str, dict[str, Any]]) -> list[str]:
+    """What the engines found, in their own words."""
+    engines = load_command_lines().loaded
+    return [line for name, found in diagnoses.items() for line in engines[name].describe_diagnosis(found)]

@@ -1,41 +1,47 @@
-"""``toprl-export inspect``: say what a bundle, an agent, a plan or a report holds."""
+"""``toprl-export inspect``: show what a bundle, an agent, a plan or a report holds."""
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toprl_export.cli.arguments import Subparsers, add_json
+import click
+
+from toprl_export.cli import options
+from toprl_export.cli.command import INPUTS, Command, argument
+from toprl_export.cli.engine_command_line import Reader, load_command_lines
+from toprl_export.cli.output import print_json, table_lines
 from toprl_export.errors import UserError
 
 if TYPE_CHECKING:
+    from toprl_export.manifest import EngineEntry
     from toprl_export.pruning.plan import PruningPlan
 
 KNOWN_FILES = ("manifest.json", "agent.json", "report.json")
 MB = 1e6
 
 
-def add_parser(subparsers: Subparsers) -> None:
-    """Add the ``inspect`` command."""
-    parser = subparsers.add_parser("inspect")
-    parser.add_argument(
-        "path",
-        type=Path,
-        metavar="PATH",
-        help="a bundle, an agent directory, a plan, a report.json or a build_report.json",
-    )
-    add_json(parser)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Print a summary, or with --json the checked content; 0 when it could be read."""
-    path = _locate(args.path)
-    content, summary = _readers()[_format_of(path)](path)
-    print(json.dumps(content, indent=2, ensure_ascii=False) if args.json else summary)
-    return 0
+@click.command(
+    "inspect",
+    cls=Command,
+    help="Show what a bundle, an agent, a plan or a report holds.",
+    examples=["inspect engines/mini-colour", "inspect engines/mini-colour-report/report.json --json"],
+)
+@argument(
+    INPUTS,
+    "path",
+    type=options.PATH,
+    metavar="PATH",
+    help="a bundle, an agent directory, a plan, a report.json, or another report that an engine leaves in a bundle",
+)
+@options.as_json
+def command(path: Path, as_json: bool) -> None:
+    """Print a summary, or the checked content."""
+    file = _locate(path)
+    content, summary = _reader_of(file)(file)
+    print_json(content) if as_json else click.echo(summary)
 
 
 def _locate(path: Path) -> Path:
@@ -50,7 +56,16 @@ def _locate(path: Path) -> Path:
     raise UserError(f"{path} holds none of {', '.join(KNOWN_FILES)}: give a bundle, an agent or a report")
 
 
-def _format_of(path: Path) -> str:
+def _reader_of(path: Path) -> Reader:
+    """What reads the format that a file says it has."""
+    readers: dict[str, Reader] = {
+        "toprl-export/bundle": _bundle,
+        "toprl-export/agent": _agent,
+        "toprl-export/plan": _plan,
+        "toprl-export/report": _report,
+    }
+    for engine in load_command_lines().loaded.values():
+        readers.update(engine.readers)
     try:
         payload = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -58,18 +73,9 @@ def _format_of(path: Path) -> str:
             f"{path} cannot be read as JSON ({error}): give a bundle, an agent, a plan or a report"
         ) from error
     found = payload.get("format") if isinstance(payload, dict) else None
-    if not isinstance(found, str) or found not in _readers():
-        raise UserError(f"{path} has the format {found!r}, expected one of {', '.join(_readers())}: give another file")
-    return found
-
-
-def _readers() -> dict[str, Callable[[Path], tuple[dict[str, Any], str]]]:
-    return {
-        "toprl-export/bundle": _bundle,
-        "toprl-export/agent": _agent,
-        "toprl-export/plan": _plan,
-        "toprl-export/report": _report,
-    }
+    if not isinstance(found, str) or found not in readers:
+        raise UserError(f"{path} has the format {found!r}, expected one of {', '.join(readers)}: give another file")
+    return readers[found]
 
 
 def _bundle(path: Path) -> tuple[dict[str, Any], str]:
@@ -84,6 +90,7 @@ def _bundle(path: Path) -> tuple[dict[str, Any], str]:
         *([("baseline", f"{manifest.baseline}, for every task")] if manifest.baseline else []),
         ("engine", f"{engine.name}, {engine.precision}, opset {engine.opset}"),
         ("built with", ", ".join(f"{name} {version}" for name, version in engine.toolchain.items())),
+        *_engine_details(engine),
         ("built by", f"toprl-export {manifest.toprl_export}: {manifest.build_command}"),
         *(("validated", one) for one in validated or ["not yet"]),
     ]
@@ -97,6 +104,12 @@ def _bundle(path: Path) -> tuple[dict[str, Any], str]:
         f"all {len(files)} files are as the manifest lists them",
     ]
     return manifest.to_json(), "\n\n".join(parts)
+
+
+def _engine_details(engine: EngineEntry) -> list[tuple[str, str]]:
+    """What only the engine knows about the bundle, in its own words; nothing where the engine is not installed."""
+    brought = load_command_lines().loaded.get(engine.name)
+    return brought.describe_details(engine.details) if brought and engine.details else []
 
 
 def _agent(path: Path) -> tuple[dict[str, Any], str]:
@@ -177,7 +190,4 @@ def _facts(facts: Iterable[tuple[str, str]]) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(table_lines([header, *rows], "left"))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -12,36 +11,67 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn
 
-from toprl_export.cli.arguments import Subparsers
-from toprl_export.cli.config import apply_config
+import click
+
+from toprl_export.cli.command import LazyGroup, Settings, debug_option
+from toprl_export.cli.output import print_json
 from toprl_export.errors import UserError, missing_extra
 from toprl_export.files import disk_full_error
 from toprl_export.registry import unknown_name
 
+PROGRAM = "toprl-export"
 COMMANDS = {
     "train": "train a pruning agent for one task",
     "build": "export model and agents as engines, into a bundle",
     "validate": "measure a bundle against the reference model and gate it",
     "compare": "compare pruning methods on tasks and budgets, as tables and plots",
     "run": "answer a question about an image with a bundle",
-    "inspect": "say what an agent or a bundle holds",
+    "inspect": "show what a bundle, an agent, a plan or a report holds",
     "analyze": "measure where pruning hurts: cliff, sensitivity, transfer, ablation",
     "visualize": "draw the visual tokens each stage keeps",
     "tasks": "list the tasks",
     "models": "list the models",
-    "doctor": "say what is installed and what each extra and engine needs",
+    "doctor": "report what is installed, and what each extra and engine still needs",
+    "completion": "print the script that completes commands and flags in a shell",
 }
-"""Every command and its help line; ``toprl_export.cli.<command>`` is imported only when the command is used.
-
-Such a module has ``add_parser(subparsers)``, which adds its arguments, and ``run(args) -> int``, the exit code.
-"""
+"""Every command and its help line; ``toprl_export.cli.<command>`` has it as ``command`` and is imported when used."""
 
 EXIT_USER_ERROR = 2
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
+COMPLETE_VARIABLE = "_TOPRL_EXPORT_COMPLETE"
+"""Set by the script of ``toprl-export completion`` when the shell asks for completions."""
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        click.echo(f"{PROGRAM} {version(PROGRAM)}")
+        ctx.exit()
+
+
+@click.group(
+    cls=LazyGroup,
+    kind="command",
+    table=COMMANDS,
+    targets={name: f"toprl_export.cli.{name}:command" for name in COMMANDS},
+    invoke_without_command=True,
+    subcommand_metavar="COMMAND [ARGS]...",
+    epilog=f"{PROGRAM} COMMAND --help explains a command.",
+)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="show the version"
+)
+@click.pass_context
+def program(ctx: click.Context) -> None:
+    """Learned visual-token pruning, from training to a validated engine."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+        ctx.exit(EXIT_USER_ERROR)
+
+
+program.params.append(debug_option())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,10 +82,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         of the output went away, 70 a bug (with its traceback).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    with _Outcome(debug="--debug" in arguments) as outcome:
-        outcome.code = _run(arguments)
+    # Looked for by hand, so that mistakes of the command line itself are reported as was asked for.
+    settings = Settings(debug="--debug" in arguments, as_json="--json" in arguments)
+    with _Outcome(settings) as outcome:
+        outcome.code = _run(arguments, settings)
         sys.stdout.flush()
     return outcome.code
+
+
+def _run(arguments: list[str], settings: Settings) -> int:
+    instruction = os.environ.get(COMPLETE_VARIABLE)
+    if instruction:
+        from click.shell_completion import shell_complete
+
+        return shell_complete(program, {}, PROGRAM, COMPLETE_VARIABLE, instruction)
+    # https://no-color.org; None colours what goes to a terminal. Not click's own `main`, which has other exit codes.
+    colour = False if os.environ.get("NO_COLOR") else None
+    with program.make_context(PROGRAM, arguments, obj=settings, color=colour) as ctx:
+        return program.invoke(ctx) or 0
 
 
 class _Outcome:
@@ -65,8 +109,8 @@ class _Outcome:
     uncaught one is 1, which here means that a gate failed.
     """
 
-    def __init__(self, debug: bool) -> None:
-        self._debug = debug
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self.code = 0
 
     def __enter__(self) -> _Outcome:
@@ -77,85 +121,76 @@ class _Outcome:
     ) -> bool:
         if error is None or isinstance(error, SystemExit):
             return False
-        self.code, line = _explain(error)
-        if line and (self._debug or self.code == EXIT_BUG):
-            traceback.print_exception(error)
-        if line:
-            print(line, file=sys.stderr)
+        self.code, message = _explain(error)
+        if message:
+            try:
+                self._report(error, message)
+            except BrokenPipeError:
+                _discard_output()
         return True
+
+    def _report(self, error: BaseException, message: str) -> None:
+        if self._settings.debug or self.code == EXIT_BUG:
+            traceback.print_exception(error)
+        prefix = "" if self.code == EXIT_INTERRUPTED else click.style("error: ", fg="red", bold=True)
+        click.echo(prefix + message, err=True, color=False if os.environ.get("NO_COLOR") else None)
+        if self._settings.as_json:
+            print_json({"error": {"message": message, "exit_code": self.code}})
 
 
 def _explain(error: BaseException) -> tuple[int, str]:
     """The exit code for an exception, and the line to print (empty: none)."""
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code, ""
+    if isinstance(error, KeyboardInterrupt | click.Abort):
         return EXIT_INTERRUPTED, "interrupted"
     if isinstance(error, BrokenPipeError):
         _discard_output()
         return EXIT_BROKEN_PIPE, ""
-    mistake: UserError | None = None
-    if isinstance(error, UserError):
-        mistake = error
-    elif isinstance(error, ModuleNotFoundError):
-        mistake = missing_extra(error)
-    elif isinstance(error, OSError):
-        mistake = disk_full_error(Path(error.filename or "."), error)
+    mistake = _mistake(error)
     if mistake:
-        return EXIT_USER_ERROR, "error: " + " ".join(str(mistake).split())
-    return EXIT_BUG, "error: this is a bug in toprl-export: please report it with the traceback above"
+        return EXIT_USER_ERROR, " ".join(mistake.split())
+    return EXIT_BUG, "this is a bug in toprl-export: please report it with the traceback above"
+
+
+def _mistake(error: BaseException) -> str | None:
+    """What a user did wrong or lacks, or None for a bug."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, click.UsageError):
+        return _usage_mistake(error)
+    if isinstance(error, ModuleNotFoundError):
+        missing = missing_extra(error)
+        return str(missing) if missing else None
+    if isinstance(error, OSError):
+        full = disk_full_error(Path(error.filename or "."), error)
+        return str(full) if full else None
+    return None
+
+
+def _usage_mistake(error: click.UsageError) -> str:
+    """click's error in our words: what was wrong, what was expected, and where that is explained."""
+    see = f"see {error.ctx.command_path} --help" if error.ctx else "see toprl-export --help"
+    if isinstance(error, click.NoSuchOption):
+        close = f"; did you mean {error.possibilities[0]}?" if error.possibilities else ":"
+        return f"unknown option {error.option_name}{close} {see}"
+    if not isinstance(error, click.BadParameter) or error.param is None:
+        return f"{error.format_message().rstrip('.')}: {see}"
+    param = error.param
+    name = param.opts[0] if isinstance(param, click.Option) else param.human_readable_name
+    if isinstance(error, click.MissingParameter):
+        return f"{name} is missing: {see}"
+    if isinstance(param.type, click.Choice):
+        value = re.match(r"'(.*)' is not one of", error.message)
+        if value:
+            return str(unknown_name(f"value of {name}", value[1], map(str, param.type.choices)))
+    return f"{name}: {error.message.rstrip('.')}"
 
 
 def _discard_output() -> None:
     """Send what is still buffered nowhere, so that the interpreter does not complain when it flushes at exit."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are one line, as all others are."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}: see {self.prog} --help")
-
-
-def _run(arguments: list[str]) -> int:
-    command = next((argument for argument in arguments if not argument.startswith("-")), None)
-    if command is not None and command not in COMMANDS:
-        raise unknown_name("command", command, COMMANDS)
-    parser, commands = _top_parser()
-    if command is None:
-        parser.parse_args(arguments)
-        parser.print_help()
-        return EXIT_USER_ERROR
-    position = arguments.index(command)
-    parser.parse_args(arguments[:position])
-    module = importlib.import_module(f"toprl_export.cli.{command}")
-    module.add_parser(commands)
-    chosen = commands.choices[command]
-    chosen.allow_abbrev = False
-    chosen.description = chosen.description or COMMANDS[command].capitalize() + "."
-    _add_debug(chosen)
-    code: int = module.run(chosen.parse_args(apply_config(chosen, arguments[position + 1 :])))
-    return code
-
-
-def _top_parser() -> tuple[argparse.ArgumentParser, Subparsers]:
-    listed = "\n".join(f"  {name:<12}{text}" for name, text in COMMANDS.items())
-    parser: argparse.ArgumentParser = _Parser(
-        prog="toprl-export",
-        usage="toprl-export [--help] [--version] [--debug] COMMAND ...",
-        description="Learned visual-token pruning, from training to a validated engine.",
-        epilog=f"commands:\n{listed}\n\ntoprl-export COMMAND --help explains a command.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"toprl-export {version('toprl-export')}")
-    _add_debug(parser)
-    commands = parser.add_subparsers(prog="toprl-export", metavar="COMMAND", help=argparse.SUPPRESS)
-    return parser, commands
-
-
-def _add_debug(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
 if __name__ == "__main__":

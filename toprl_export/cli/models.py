@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
-import json
+import click
 
-from toprl_export.cli.arguments import Subparsers, add_json
-from toprl_export.models.registry import FAMILIES, NAMED_MODELS
-
-
-def add_parser(subparsers: Subparsers) -> None:
-    """Add the ``models`` command."""
-    add_json(subparsers.add_parser("models"))
+from toprl_export.cli import options
+from toprl_export.cli.command import Command
+from toprl_export.cli.output import print_json
 
 
-def run(args: argparse.Namespace) -> int:
-    """Print them; always 0."""
+@click.command(
+    "models",
+    cls=Command,
+    help="List the models known by name, and the families that any other checkpoint may be of.",
+    examples=["models", "models --json"],
+)
+@options.as_json
+def command(as_json: bool) -> None:
+    """Print them."""
+    from toprl_export.models.registry import FAMILIES, NAMED_MODELS
+
     described = {name: model.description for name, model in NAMED_MODELS.items()}
-    if args.json:
-        print(
-            json.dumps(
-                {"format": "toprl-export/models", "version": 1, "models": described, "families": FAMILIES.names()}
-            )
-        )
-        return 0
+    if as_json:
+        families = FAMILIES.names()
+        print_json({"format": "toprl-export/models", "version": 1, "models": described, "families": families})
+        return
     for name, description in described.items():
-        print(f"{name:<12}{description}")
-    print(f"\nany Hugging Face id or directory of these families: {', '.join(FAMILIES.names())}")
-    return 0
+        click.echo(f"{name:<12}{description}")
+    click.echo(f"\nany Hugging Face id or directory of these families: {', '.join(FAMILIES.names())}")

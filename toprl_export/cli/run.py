@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toprl_export.cli.arguments import Subparsers, add_json, add_provider, add_threads, positive_int
+import click
+
+from toprl_export.cli import options
+from toprl_export.cli.command import BUDGETS, INPUTS, OUTPUT, Command, argument, option
+from toprl_export.cli.output import print_json
 from toprl_export.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,71 +18,108 @@ if TYPE_CHECKING:
     from toprl_export.runtime.generation import Generation, GenerationRequest
 
 
-def add_parser(subparsers: Subparsers) -> None:
-    """Add the ``run`` command."""
-    parser = subparsers.add_parser("run")
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory that `toprl-export build` wrote")
-    parser.add_argument(
-        "--image",
-        type=Path,
-        action="append",
-        required=True,
-        metavar="FILE",
-        help="an image; repeat image and prompt for a batch, or give one image for several prompts",
-    )
-    parser.add_argument("--prompt", action="append", required=True, metavar="TEXT", help="a question about the image")
-    parser.add_argument("--task", metavar="TASK", help="whose agent prunes (default: the bundle's first)")
-    parser.add_argument(
-        "--budget-kept",
-        type=positive_int,
-        metavar="N",
-        help="one of the bundle's budgets, or all visual tokens for no pruning (default: the largest that prunes)",
-    )
-    parser.add_argument(
-        "--max-new-tokens", type=positive_int, default=16, metavar="N", help="longest answer (default: %(default)s)"
-    )
-    parser.add_argument("--stream", action="store_true", help="print words as they are made (one prompt only)")
-    add_provider(parser, default="the engine's choice")
-    add_threads(parser)
-    add_json(parser)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Print the answers, one line each; 0 when all are there."""
-    if args.stream and (args.json or len(args.prompt) > 1):
+@click.command(
+    "run",
+    cls=Command,
+    help="Answer questions about images with a bundle, one line each.",
+    examples=[
+        'run engines/mini-colour --image photo.png --prompt "what colour is the 7?" --budget-kept 64',
+        'run engines/mini-colour --image a.png --prompt "what is it?" --image b.png --prompt "and here?" --json',
+    ],
+)
+@argument(
+    INPUTS,
+    "bundle",
+    type=options.PATH,
+    metavar="BUNDLE",
+    help="directory that `toprl-export build` wrote",
+)
+@option(
+    INPUTS,
+    "--image",
+    "images",
+    type=options.PATH,
+    multiple=True,
+    required=True,
+    metavar="FILE",
+    help="an image; repeat image and prompt for a batch, or give one image for several prompts",
+)
+@option(
+    INPUTS,
+    "--prompt",
+    "prompts",
+    multiple=True,
+    required=True,
+    metavar="TEXT",
+    help="a question about the image",
+)
+@options.task("whose agent prunes", default="the bundle's first")
+@option(
+    BUDGETS,
+    "--budget-kept",
+    type=options.POSITIVE,
+    metavar="N",
+    show_default="the largest that prunes",
+    help="one of the bundle's budgets, or all visual tokens for no pruning",
+)
+@options.provider(default="the engine's choice")
+@options.threads
+@option(OUTPUT, "--max-new-tokens", type=options.POSITIVE, default="16", metavar="N", help="longest answer")
+@option(OUTPUT, "--stream", is_flag=True, help="print the answer as it is generated (one prompt only)")
+@options.as_json
+def command(
+    bundle: Path,
+    images: tuple[Path, ...],
+    prompts: tuple[str, ...],
+    task: str | None,
+    budget_kept: int | None,
+    provider: str | None,
+    threads: int | None,
+    max_new_tokens: int,
+    stream: bool,
+    as_json: bool,
+) -> None:
+    """Print the answers."""
+    if stream and (as_json or len(prompts) > 1):
         raise UserError("--stream prints one answer as it grows: leave out --json and give one --prompt")
     from toprl_export.api import load
     from toprl_export.runtime.generation import GenerationStream
 
-    loaded = load(args.bundle, threads=args.threads, provider=args.provider)
-    request = loaded.request(args.image, args.prompt, args.task, args.budget_kept, args.max_new_tokens)
+    loaded = load(bundle, threads=threads, provider=provider)
+    request = loaded.request(list(images), list(prompts), task, budget_kept, max_new_tokens)
     growing = GenerationStream(loaded.session, loaded.tokenizer, request)
-    if args.stream:
+    if stream:
         for piece in growing:
-            print(piece.text, end="", flush=True)
-        print()
-    elif args.json:
-        print(json.dumps(describe(args, loaded, request, growing.result), indent=2, ensure_ascii=False))
+            click.echo(piece.text, nl=False)
+        click.echo()
+    elif as_json:
+        print_json(
+            {
+                "format": "toprl-export/run",
+                "version": 1,
+                "answers": _answers(images, prompts, growing.result),
+                "task": loaded.bundle.agent(task).task if loaded.bundle.manifest.agents else task,
+                **describe(loaded, request, growing.result),
+            }
+        )
     else:
-        print("\n".join(growing.result.answers))
-    return 0
+        click.echo("\n".join(growing.result.answers))
 
 
-def describe(
-    args: argparse.Namespace, loaded: LoadedBundle, request: GenerationRequest, result: Generation
-) -> dict[str, Any]:
-    """Answers, kept counts and times as a JSON object."""
-    images = args.image if len(args.image) > 1 else args.image * len(args.prompt)
-    timings, manifest = result.timings, loaded.bundle.manifest
+def _answers(images: Sequence[Path], prompts: Sequence[str], result: Generation) -> list[dict[str, Any]]:
+    """Every prompt with its image and answer, as JSON objects."""
+    of_prompts = images if len(images) > 1 else [*images] * len(prompts)
+    return [
+        {"image": str(image), "prompt": prompt, "answer": answer, "new_tokens": len(tokens)}
+        for image, prompt, answer, tokens in zip(of_prompts, prompts, result.answers, result.token_ids, strict=True)
+    ]
+
+
+def describe(loaded: LoadedBundle, request: GenerationRequest, result: Generation) -> dict[str, Any]:
+    """Kept counts and times as a JSON object."""
+    timings = result.timings
     return {
-        "format": "toprl-export/run",
-        "version": 1,
-        "answers": [
-            {"image": str(image), "prompt": prompt, "answer": answer, "new_tokens": len(tokens)}
-            for image, prompt, answer, tokens in zip(images, args.prompt, result.answers, result.token_ids, strict=True)
-        ],
-        "task": loaded.bundle.agent(args.task).task if manifest.agents else args.task,
-        "visual_tokens": manifest.model.visual_tokens,
+        "visual_tokens": loaded.bundle.manifest.model.visual_tokens,
         "keep_counts": list(request.keep_counts),
         "timings": {
             "vision_ms": timings.vision_ms,

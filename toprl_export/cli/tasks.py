@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from toprl_export.cli.arguments import Subparsers, add_json, add_overwrite, add_seed, positive_int
+import click
+
+from toprl_export.cli import options
+from toprl_export.cli.command import INPUTS, OUTPUT, Command, argument, option
+from toprl_export.cli.output import print_json
 from toprl_export.errors import UserError
 from toprl_export.files import write_bytes_atomic
 
@@ -18,61 +20,77 @@ DEFAULT_SHOWN = 8
 MAX_SHOWN = 64
 
 
-def add_parser(subparsers: Subparsers) -> None:
-    """Add the ``tasks`` command."""
-    parser = subparsers.add_parser("tasks")
-    parser.add_argument("name", nargs="?", metavar="NAME", help="only this task (default: all)")
-    parser.add_argument(
-        "--show",
-        type=positive_int,
-        metavar="N",
-        help=f"draw N samples of task NAME into --output, at most {MAX_SHOWN} (default: {DEFAULT_SHOWN})",
-    )
-    parser.add_argument("--output", type=Path, metavar="FILE.png", help="picture to draw samples of task NAME into")
-    parser.add_argument("--split", choices=("train", "held-out"), default="held-out", help="default: held-out")
-    add_seed(parser)
-    add_overwrite(parser)
-    add_json(parser)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Print the tasks, and write the picture where one is asked for."""
+@click.command(
+    "tasks",
+    cls=Command,
+    help="List the tasks, or draw samples of one.",
+    examples=["tasks", "tasks mini-colour --show 12 --output samples.png"],
+)
+@argument(
+    INPUTS,
+    "name",
+    required=False,
+    metavar="[NAME]",
+    help="only this task (default: all)",
+    shell_complete=options.complete_from(options.task_names),
+)
+@option(
+    INPUTS,
+    "--split",
+    type=click.Choice(("train", "held-out")),
+    default="held-out",
+    help="which samples are drawn",
+)
+@options.seed
+@option(
+    OUTPUT,
+    "--show",
+    type=options.POSITIVE,
+    metavar="N",
+    show_default=str(DEFAULT_SHOWN),
+    help=f"draw N samples of task NAME into --output, at most {MAX_SHOWN}",
+)
+@options.picture(required=False, help="picture to draw samples of task NAME into")
+@options.overwrite
+@options.as_json
+def command(
+    name: str | None,
+    split: Literal["train", "held-out"],
+    seed: int,
+    show: int | None,
+    output: Path | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Print the tasks, and write the picture where one is wanted."""
     from toprl_export.tasks.registry import TASKS
 
-    _check(args)
-    tasks = [TASKS.get(name) for name in ([args.name] if args.name else TASKS.names())]
-    if args.output:
-        _write_sheet(tasks[0], args)
+    _check(name, show, output, overwrite)
+    tasks = [TASKS.get(one) for one in ([name] if name else TASKS.names())]
+    if output:
+        from toprl_export.tasks.contact_sheet import contact_sheet
+
+        samples = list(tasks[0].samples(split, seed, show or DEFAULT_SHOWN))
+        write_bytes_atomic(output, contact_sheet(samples))
     described = [_describe(task) for task in tasks]
-    if args.json:
-        print(json.dumps({"format": "toprl-export/tasks", "version": 1, "tasks": described}, indent=2))
-    else:
-        print("\n".join(map(_line, described)))
-        if args.output:
-            print(f"samples: {args.output}")
-    return 0
+    if as_json:
+        print_json({"format": "toprl-export/tasks", "version": 1, "tasks": described})
+        return
+    click.echo("\n".join(map(_line, described)))
+    if output:
+        click.echo(f"samples: {output}")
 
 
-def _check(args: argparse.Namespace) -> None:
-    if args.output is None:
-        if args.show is not None:
+def _check(name: str | None, show: int | None, output: Path | None, overwrite: bool) -> None:
+    if output is None:
+        if show is not None:
             raise UserError("--show needs a file to draw into: add --output FILE.png")
         return
-    if args.name is None:
+    if name is None:
         raise UserError("--output draws samples of one task: name it, `toprl-export tasks NAME --output FILE.png`")
-    if args.output.suffix.lower() != ".png":
-        raise UserError(f"--output {args.output} is not a PNG file's name: end it in .png")
-    if args.output.exists() and not args.overwrite:
-        raise UserError(f"{args.output} is already there: add --overwrite to replace it or choose another --output")
-    if args.show is not None and args.show > MAX_SHOWN:
-        raise UserError(f"--show {args.show} is more than a picture holds, expected 1 to {MAX_SHOWN}")
-
-
-def _write_sheet(task: Task, args: argparse.Namespace) -> None:
-    from toprl_export.tasks.contact_sheet import contact_sheet
-
-    samples = list(task.samples(args.split, args.seed, args.show or DEFAULT_SHOWN))
-    write_bytes_atomic(args.output, contact_sheet(samples))
+    options.check_picture(output, overwrite)
+    if show is not None and show > MAX_SHOWN:
+        raise UserError(f"--show {show} is more than a picture holds, expected 1 to {MAX_SHOWN}")
 
 
 def _describe(task: Task) -> dict[str, Any]:

@@ -2,128 +2,135 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from toprl_export.cli.arguments import (
-    Subparsers,
-    add_config,
-    add_json,
-    add_provider,
-    add_seed,
-    add_threads,
-    command_line,
-    positive_int,
-)
-from toprl_export.errors import UserError
+import click
+
+from toprl_export.cli import options
+from toprl_export.cli.command import INPUTS, MACHINE, MEASUREMENT, OUTPUT, Command, argument, option
+from toprl_export.cli.output import command_line, print_json, table_lines
 
 if TYPE_CHECKING:
-    from toprl_export.validate.gates import GateLimits
     from toprl_export.validate.report import Accuracy, BudgetReport, Report
 
 EXIT_FAILED = 1
+GATES = "Gates (LIMIT is one number, or one per budget: 192=0.97,64=0.9)"
 
 
-def add_parser(subparsers: Subparsers) -> None:
-    """Add the ``validate`` command."""
-    parser = subparsers.add_parser("validate")
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="what `toprl-export build` wrote")
-    parser.add_argument(
-        "--task", metavar="TASK", help="one of the bundle's, or any for a baseline (default: the first)"
-    )
-    parser.add_argument(
-        "--limit", type=positive_int, default=500, metavar="N", help="held-out questions to answer (default: 500)"
-    )
-    parser.add_argument(
-        "--report-dir", type=Path, metavar="DIR", help="where the report goes (default: BUNDLE-report, beside it)"
-    )
-    _add_gates(parser)
-    parser.add_argument("--warmup", type=_not_negative, default=3, metavar="N", help="rounds not timed (default: 3)")
-    parser.add_argument("--iterations", type=positive_int, default=20, metavar="N", help="rounds timed (default: 20)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where both run (default: cpu)")
-    add_provider(parser, default="the device's name")
-    add_threads(parser)
-    add_seed(parser)
-    add_json(parser)
-    add_config(parser)
-
-
-def _add_gates(parser: argparse.ArgumentParser) -> None:
-    gates = parser.add_argument_group("gates", "LIMIT is one number, or one per budget: 192=0.97,64=0.9")
-    gates.add_argument(
-        "--min-retention",
-        metavar="LIMIT",
-        default="0.9",
-        help="accuracy of the engine over that of the unpruned reference (default: 0.9)",
-    )
-    gates.add_argument(
-        "--min-speedup",
-        metavar="[FIGURE:]LIMIT",
-        action="append",
-        default=[],
-        help="total_vs_reference (meant when no FIGURE is named), prefill_vs_reference, prefill_vs_engine_unpruned or "
-        "realised_share; may be repeated",
-    )
-    gates.add_argument(
-        "--max-logit-error",
-        type=_limit,
-        default=1e-3,
-        metavar="X",
-        help="prefill logits against PyTorch replaying the engine's kept tokens (default: 0.001)",
-    )
-    gates.add_argument(
-        "--min-overlap",
-        type=_limit,
-        default=0.99,
-        metavar="X",
-        help="share of kept tokens that engine and PyTorch agree on, at every stage (default: 0.99)",
-    )
-    gates.add_argument(
-        "--must-beat-random",
-        action="store_true",
-        help="demand that the 95%% interval of engine minus random pruning is above 0",
-    )
-
-
-def run(args: argparse.Namespace) -> int:
+@click.command(
+    "validate",
+    cls=Command,
+    help="Measure a bundle against its reference model, and gate it: exit code 0 passed, 1 a gate failed.",
+    examples=[
+        "validate engines/mini-colour --min-retention 192=0.97,64=0.9 --must-beat-random",
+        "validate engines/mini-colour --device cuda --min-speedup prefill_vs_reference:1.5 --json",
+    ],
+)
+@argument(INPUTS, "bundle", type=options.PATH, metavar="BUNDLE", help="what `toprl-export build` wrote")
+@options.task("one of the bundle's, or any for a baseline", default="the first")
+@option(
+    MEASUREMENT,
+    "--limit",
+    type=options.POSITIVE,
+    default="500",
+    metavar="N",
+    help="held-out questions to answer",
+)
+@option(MEASUREMENT, "--warmup", type=options.NOT_NEGATIVE, default="3", metavar="N", help="untimed rounds first")
+@option(MEASUREMENT, "--iterations", type=options.POSITIVE, default="20", metavar="N", help="timed rounds")
+@option(
+    GATES,
+    "--min-retention",
+    metavar="LIMIT",
+    default="0.9",
+    help="accuracy of the engine over that of the unpruned reference",
+)
+@option(
+    GATES,
+    "--min-speedup",
+    metavar="[FIGURE:]LIMIT",
+    multiple=True,
+    help="total_vs_reference (the default FIGURE), prefill_vs_reference, prefill_vs_engine_unpruned or "
+    "realised_share; may be repeated",
+)
+@option(
+    GATES,
+    "--max-logit-error",
+    type=options.LIMIT,
+    default="0.001",
+    metavar="X",
+    help="prefill logits against PyTorch replaying the engine's kept tokens",
+)
+@option(
+    GATES,
+    "--min-overlap",
+    type=options.LIMIT,
+    default="0.99",
+    metavar="X",
+    help="share of kept tokens that engine and PyTorch agree on, at every stage",
+)
+@option(
+    GATES,
+    "--must-beat-random",
+    is_flag=True,
+    help="require that the 95% interval of engine minus random pruning is above 0",
+)
+@option(MACHINE, "--device", type=click.Choice(("cpu", "cuda")), default="cpu", help="where engine and reference run")
+@options.provider(default="the device's name")
+@options.threads
+@options.seed
+@option(
+    OUTPUT,
+    "--report-dir",
+    type=options.PATH,
+    metavar="DIR",
+    show_default="BUNDLE-report, beside it",
+    help="where the report goes",
+)
+@options.as_json
+def command(
+    bundle: Path,
+    task: str | None,
+    min_retention: str,
+    min_speedup: tuple[str, ...],
+    max_logit_error: float,
+    min_overlap: float,
+    must_beat_random: bool,
+    report_dir: Path | None,
+    as_json: bool,
+    **measured: Any,
+) -> int:
     """Validate, print the table; 0 when every gate was met, else 1."""
-    from toprl_export.validate.gates import BudgetLimits, GateLimits, parse_speedups
-
-    limits = GateLimits(
-        min_retention=BudgetLimits.parse(args.min_retention, "--min-retention"),
-        min_speedup=parse_speedups(args.min_speedup),
-        max_logit_error=args.max_logit_error,
-        min_overlap=args.min_overlap,
-        must_beat_random=args.must_beat_random,
-    )
-    report, directory = _validate(args, limits)
-    if args.json:
-        print(json.dumps(report.to_json(), indent=2))
-    else:
-        print(describe(report))
-        print(f"report: {directory / 'report.html'}")
-    return 0 if report.verdict == "passed" else EXIT_FAILED
-
-
-def _validate(args: argparse.Namespace, limits: GateLimits) -> tuple[Report, Path]:
     from toprl_export.validate.bench import ValidationOptions
+    from toprl_export.validate.gates import BudgetLimits, GateLimits, parse_speedups
     from toprl_export.validate.runner import default_report_dir, validate
 
-    options = ValidationOptions(
-        limit=args.limit,
-        warmup=args.warmup,
-        iterations=args.iterations,
-        threads=args.threads,
-        device=args.device,
-        provider=args.provider,
-        seed=args.seed,
+    limits = GateLimits(
+        min_retention=BudgetLimits.parse(min_retention, "--min-retention"),
+        min_speedup=parse_speedups(min_speedup),
+        max_logit_error=max_logit_error,
+        min_overlap=min_overlap,
+        must_beat_random=must_beat_random,
     )
-    directory: Path = args.report_dir or default_report_dir(args.bundle)
-    return validate(
-        args.bundle, args.task, options=options, limits=limits, report_dir=directory, command=command_line()
-    ), directory
+    directory = report_dir or default_report_dir(bundle)
+    report = validate(
+        bundle,
+        task,
+        options=ValidationOptions(**measured),
+        limits=limits,
+        report_dir=directory,
+        command=command_line(),
+    )
+    passed = report.verdict == "passed"
+    if as_json:
+        print_json(report.to_json())
+    else:
+        table, _, verdict = describe(report).rpartition("\n")
+        click.echo(table)
+        click.secho(verdict, fg="green" if passed else "red", bold=True)
+        click.echo(f"report: {directory / 'report.html'}")
+    return 0 if passed else EXIT_FAILED
 
 
 def describe(report: Report) -> str:
@@ -131,12 +138,10 @@ def describe(report: Report) -> str:
     head = ("kept", "reference", "pruned torch", "engine", "random", "retention", "overlap", "error")
     rows: list[tuple[str, ...]] = [(*head, "prefill×eng", "prefill×torch", "total×torch", "verdict")]
     rows += [_row(report, budget) for budget in report.budgets]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     facts = f"{report.task}: {report.metric} in %, {report.settings.questions} held-out questions, ± 95% interval"
     facts += _f1(report)
     failed = [gate.sentence for gate in report.gates if not gate.passed]
-    return "\n".join([facts, *table, *failed, f"verdict: {report.verdict}"])
+    return "\n".join([facts, *table_lines(rows, "right"), *failed, f"verdict: {report.verdict}"])
 
 
 def _row(report: Report, budget: BudgetReport) -> tuple[str, ...]:
@@ -169,18 +174,3 @@ def _f1(report: Report) -> str:
 def _percent(accuracy: Accuracy) -> str:
     low, high = accuracy.ci95
     return f"{accuracy.value * 100:.1f} ± {(high - low) * 50:.1f}"
-
-
-def _limit(text: str) -> float:
-    from toprl_export.validate.gates import positive_number
-
-    try:
-        return positive_number(text)
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _not_negative(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text)

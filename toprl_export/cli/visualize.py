@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from toprl_export.cli.arguments import Subparsers, add_overwrite, add_seed, add_threads, positive_int
+import click
+
+from toprl_export.cli import options
+from toprl_export.cli.command import BUDGETS, INPUTS, Command, option
+from toprl_export.cli.output import print_json
 from toprl_export.errors import UserError
 from toprl_export.files import write_bytes_atomic
 
@@ -14,58 +17,90 @@ if TYPE_CHECKING:
     from toprl_export.evaluation.kept_tokens import KeptTokens
 
 
-def add_parser(subparsers: Subparsers) -> None:
-    """Add the ``visualize`` command."""
-    parser = subparsers.add_parser("visualize")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--agent", type=Path, metavar="DIR", help="an agent, run in PyTorch with the model it prunes")
-    source.add_argument("--bundle", type=Path, metavar="DIR", help="a bundle, run by its engine")
-    parser.add_argument("--image", type=Path, metavar="FILE", help="the picture to ask about, with --prompt")
-    parser.add_argument("--prompt", metavar="TEXT", help="the question about --image")
-    parser.add_argument("--task", metavar="TASK", help="whose agent prunes and whose question is asked")
-    parser.add_argument("--index", type=_index, default=0, metavar="I", help="held-out question I (default: 0)")
-    parser.add_argument(
-        "--budget-kept", type=positive_int, metavar="K", help="tokens kept on average (default: the largest budget)"
-    )
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE.png", help="picture to write")
-    add_overwrite(parser)
-    add_threads(parser)
-    add_seed(parser)
-
-
-def run(args: argparse.Namespace) -> int:
+@click.command(
+    "visualize",
+    cls=Command,
+    help="Draw the visual tokens that each stage keeps.",
+    examples=[
+        "visualize --agent agents/mini-read --index 3 --output kept.png",
+        'visualize --bundle engines/mini-read --image photo.png --prompt "what is written?" --output kept.png',
+    ],
+)
+@option(
+    INPUTS,
+    "--agent",
+    type=options.PATH,
+    metavar="DIR",
+    help="an agent, run in PyTorch with the model it prunes",
+)
+@option(INPUTS, "--bundle", type=options.PATH, metavar="DIR", help="a bundle, run by its engine")
+@option(INPUTS, "--image", type=options.PATH, metavar="FILE", help="the image to ask about, with --prompt")
+@option(INPUTS, "--prompt", metavar="TEXT", help="the question about --image")
+@options.task("whose agent prunes and whose question is asked", default="the agent's or the bundle's first")
+@option(INPUTS, "--index", type=options.NOT_NEGATIVE, default="0", metavar="I", help="held-out question I")
+@option(
+    BUDGETS,
+    "--budget-kept",
+    type=options.POSITIVE,
+    metavar="K",
+    show_default="the largest budget",
+    help="visual tokens kept, averaged over all decoder layers",
+)
+@options.threads
+@options.seed
+@options.picture(required=True, help="picture to write")
+@options.overwrite
+@options.as_json
+def command(output: Path, overwrite: bool, as_json: bool, **source: Any) -> None:
     """Write the picture and say what it shows."""
-    _check(args)
+    _check(source["agent"], source["bundle"], source["image"], source["prompt"], source["index"])
+    options.check_picture(output, overwrite)
     from toprl_export.evaluation.overlay import draw, png_bytes
 
-    tokens = _kept(args)
-    write_bytes_atomic(args.output, png_bytes(draw(tokens)))
+    tokens = _kept(**source)
+    write_bytes_atomic(output, png_bytes(draw(tokens)))
+    if as_json:
+        print_json({"format": "toprl-export/visualize", "version": 1, "picture": str(output), **describe(tokens)})
+        return
     kept = ", ".join(f"{site}: {len(one)}" for site, one in zip(tokens.sites, tokens.kept, strict=True))
-    print(f"kept of {tokens.visual_tokens}: {kept}; answer: {tokens.answer}\npicture: {args.output}")
-    return 0
+    click.echo(f"kept of {tokens.visual_tokens}: {kept}; answer: {tokens.answer}\npicture: {output}")
 
 
-def _check(args: argparse.Namespace) -> None:
-    if (args.image is None) != (args.prompt is None):
+def describe(tokens: KeptTokens) -> dict[str, Any]:
+    """What the picture shows, as a JSON object."""
+    return {
+        "visual_tokens": tokens.visual_tokens,
+        "kept": {site: kept.tolist() for site, kept in zip(tokens.sites, tokens.kept, strict=True)},
+        "question": tokens.question,
+        "answer": tokens.answer,
+        "expected": tokens.expected,
+    }
+
+
+def _check(agent: Path | None, bundle: Path | None, image: Path | None, prompt: str | None, index: int) -> None:
+    if (agent is None) == (bundle is None):
+        raise UserError("the tokens are kept by --agent or by --bundle: give one of the two")
+    if (image is None) != (prompt is None):
         raise UserError("--image and --prompt belong together: give both, or neither for a question of --task")
-    if args.image is not None and args.index:
+    if image is not None and index:
         raise UserError("--image and --index both say what to ask: give --image with --prompt, or --index")
-    if args.output.suffix.lower() != ".png":
-        raise UserError(f"--output {args.output} is not a PNG file's name: end it in .png")
-    if args.output.exists() and not args.overwrite:
-        raise UserError(f"{args.output} is already there: add --overwrite to replace it or choose another --output")
 
 
-def _kept(args: argparse.Namespace) -> KeptTokens:
+def _kept(
+    agent: Path | None,
+    bundle: Path | None,
+    image: Path | None,
+    prompt: str | None,
+    task: str | None,
+    index: int,
+    budget_kept: int | None,
+    threads: int | None,
+    seed: int,
+) -> KeptTokens:
     from toprl_export.evaluation.kept_tokens import ImageQuestion, TaskQuestion, kept_by_agent, kept_by_bundle
 
-    question = ImageQuestion(args.image, args.prompt) if args.image else TaskQuestion(args.task, args.index, args.seed)
-    if args.bundle is not None:
-        return kept_by_bundle(args.bundle, question, args.task, args.budget_kept, args.threads)
-    return kept_by_agent(args.agent, question, args.budget_kept, args.threads)
-
-
-def _index(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a question's number, expected 0, 1, …")
-    return int(text)
+    asked = ImageQuestion(image, prompt) if image and prompt else TaskQuestion(task, index, seed)
+    if bundle is not None:
+        return kept_by_bundle(bundle, asked, task, budget_kept, threads)
+    assert agent is not None  # one of the two is given
+    return kept_by_agent(agent, asked, budget_kept, threads)

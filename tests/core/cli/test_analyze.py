@@ -82,6 +82,16 @@ def test_the_variants_are_listed(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
+def test_the_variants_and_a_dry_run_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    assert main(["analyze", "ablate", "--list-variants", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["format"] == "toprl-export/ablation-variants"
+    assert {"name": "terminal", "group": "reward given", "text": "at the last stage only"} in found["variants"]
+    assert analyze("ablate", "--tasks", "echo-look", "--budget-kept", "10", "--dry-run", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["summary"].startswith("would train ")
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_interrupt_keeps_what_is_done(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     answer, asked = study_module.answer_samples, []
 
@@ -93,7 +103,7 @@ def test_an_interrupt_keeps_what_is_done(monkeypatch: pytest.MonkeyPatch, capsys
 
     monkeypatch.setattr(study_module, "answer_samples", interrupted)
     assert analyze("cliff", "--tasks", "echo-look") == 130
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "run the same command again to continue" in capsys.readouterr().err
     assert [path.name for path in Path("analysis").iterdir()] == ["cells"]
     assert len(list(Path("analysis/cells").iterdir())) == 2
     assert analyze("cliff", "--tasks", "echo-look") == 0 and len(asked) == 3 + 3
@@ -102,14 +112,14 @@ def test_an_interrupt_keeps_what_is_done(monkeypatch: pytest.MonkeyPatch, capsys
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "required: ANALYSIS"),
-        (["clif"], "invalid choice: 'clif'"),
+        ([], "the analysis is missing, expected one of cliff, "),
+        (["clif"], "unknown analysis 'clif'; did you mean 'cliff'? known: cliff, "),
         (["cliff", "--tasks", "mini-cuont"], "did you mean 'mini-count'"),
         (["cliff", "--tasks", "echo-never"], "none of 4 questions of echo-never correctly"),
         (["cliff", "--jobs", "0"], "0 is too small"),
         (["sensitivity", "--layers", "1,x"], "'x' is no decoder layer"),
         (["sensitivity", "--tasks", "echo-look", "--layers", "4"], "within 0 to 3"),
-        (["transfer"], "required: --agents"),
+        (["transfer"], "--agents is missing"),
         (["transfer", "--agents", "nowhere"], "nowhere is no agent directory"),
         (["ablate", "--variants", "gama-1"], "did you mean 'gamma-1'"),
         (["ablate", "--variants-file", "none.yaml"], "none.yaml cannot be read"),

@@ -70,9 +70,9 @@ def test_a_dry_run_says_what_would_be_built_and_writes_nothing(
         (["--precision", "int2"], "unknown precision 'int2'; known: fp32, fp16, bf16"),
         (["--agent", "nowhere"], "nowhere is no agent directory"),
         (["--output-dir", "taken"], "taken holds something else"),
-        (["--baseline", "uniform"], "--baseline: not allowed with argument --agent"),
+        (["--baseline", "uniform"], "--agent and --baseline exclude each other: leave one of the two out"),
         (["--stage-layers", "0,1"], "agents bring their own: leave --stage-layers out"),
-        (["--stage-layers", "0;1"], "'0;1' names no layers, expected such as 0,2,5"),
+        (["--stage-layers", "0;1"], "'0;1' is no decoder layer, expected numbers from 0 on, such as 0,2,5"),
         (["--output-dir", "taken", "--dry-run"], "taken holds something else"),
     ],
 )

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.support.fake_engine import made_up_bundle, made_up_manifest
-from toprl_engines.trt.build_report import BuildReport, GraphBuild, LayerEntry, write_build_report
-from toprl_export.bundle import GpuEntry, load_bundle, stamp_validation, write_manifest
+from toprl_export.bundle import load_bundle, stamp_validation
 from toprl_export.cli.main import main
 from toprl_export.files import write_json_atomic
 
@@ -49,36 +47,6 @@ def test_a_damaged_bundle_is_not_described(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "bundle" / "weights.bin").unlink()
     assert main(["inspect", str(tmp_path / "bundle")]) == 2
     assert "weights.bin is listed in the manifest but missing" in capsys.readouterr().err
-
-
-def test_a_bundle_of_plans_says_what_they_are_compiled_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    bundle = made_up_bundle(tmp_path / "bundle")
-    entry = bundle.manifest.engine
-    assert "plans by" not in inspected(capsys, bundle.dir)[0]
-    plans = replace(entry, binding="tensorrt", binding_version="11.4.0", attention="plugin", weight_stripped=True)
-    gpu = GpuEntry("RTX 4090", "8.9", "580.95")
-    write_manifest(bundle.dir, replace(bundle.manifest, engine=replace(plans, gpu=gpu, target_sms=("8.9",))))
-    text, _ = inspected(capsys, bundle.dir)
-    assert "plans by    tensorrt 11.4.0, weight-stripped" in text
-    assert "plans on    RTX 4090, driver 580.95" in text and "plans for   compute capability 8.9" in text
-    assert "attention   plugin" in text
-    write_manifest(bundle.dir, replace(bundle.manifest, engine=plans))
-    assert "plans on    a machine without a GPU" in inspected(capsys, bundle.dir)[0]
-
-
-def test_a_build_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    layers = (LayerEntry("a", "PLUGIN_V3", "attention plugin"), LayerEntry("t", "TOPK", "top-k"))
-    kernels = (LayerEntry("a", "custom_layer", "attention plugin"), LayerEntry("k", "kgen", "other"))
-    graph = GraphBuild((), layers, 9, kernels, 12.5, 3_000_000, None, ("something to know",))
-    report = BuildReport("tensorrt_rtx 1.7", "fp16", "plugin", ("STRONGLY_TYPED",), 1 << 30, True, {"prefill": graph})
-    write_build_report(tmp_path, report)
-    text, content = inspected(capsys, tmp_path / "build_report.json")
-    assert "tensorrt_rtx 1.7" in text and "fp16, attention plugin" in text and "1074 MB" in text
-    row = next(line for line in text.splitlines() if line.startswith("prefill "))
-    cells = [cell.strip() for cell in row.split("  ") if cell.strip()]
-    assert cells == ["prefill", "12.5 s", "3.00 MB", "-", "0 → 0", "1 → 1", "1 → 0", "0 → 0", "7 → 1"]
-    assert "prefill: something to know" in text
-    assert content == json.loads((tmp_path / "build_report.json").read_text())
 
 
 def test_an_agent(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

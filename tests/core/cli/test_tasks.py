@@ -114,7 +114,10 @@ def test_question_and_answer_stand_below_their_picture(question: str, answer: st
             "--show 65 is more than a picture holds, expected 1 to 64",
         ),
         (["mini-count", "--output", "a.png", "--show", "0"], "0 is too small, expected at least 1"),
-        (["mini-count", "--output", "a.png", "--split", "test"], "invalid choice: 'test'"),
+        (
+            ["mini-count", "--output", "a.png", "--split", "test"],
+            "unknown value of --split 'test'; known: train, held-out",
+        ),
         (["mini-count", "--output", "/dev/null/a.png"], "/dev/null/a.png cannot be written"),
     ],
 )

@@ -78,8 +78,8 @@ def test_normalised_pixels_are_shown_as_they_were():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "one of the arguments --agent --bundle is required"),
-        (["--agent", "a", "--bundle", "b"], "not allowed with"),
+        ([], "by --agent or by --bundle: give one of the two"),
+        (["--agent", "a", "--bundle", "b"], "by --agent or by --bundle: give one of the two"),
         (["--agent", "a", "--image", "x.png"], "belong together"),
         (["--agent", "a", "--image", "x.png", "--prompt", "?", "--index", "2"], "both say what to ask"),
         (["--agent", "a", "--index", "-1"], "--index"),
