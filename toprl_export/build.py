@@ -16,7 +16,6 @@ from toprl_export.bundle import (
     TOKENIZER_NAME,
     AgentEntry,
     Bundle,
-    Compiled,
     EngineEntry,
     Manifest,
     ModelEntry,
@@ -34,6 +33,7 @@ from toprl_export.engine import (
     get_engine,
 )
 from toprl_export.errors import UserError
+from toprl_export.fields import to_json
 from toprl_export.files import check_replaceable, staged_directory, write_text_atomic
 from toprl_export.manifest import check_relative
 from toprl_export.models.adapter import LVLMAdapter
@@ -215,8 +215,8 @@ def input_digest(prepared: PreparedBuild, toolchain: dict[str, str]) -> str:
         "tokenizer": _text_digest(adapter.tokenizer.to_str()),
         "end_tokens": adapter.end_tokens,
         "max_length": _max_length(adapter),
-        "prompt": adapter.prompt_format.to_json(),
-        "image_processor": adapter.image_processor.to_json(),
+        "prompt": to_json(adapter.prompt_format),
+        "image_processor": to_json(adapter.image_processor),
         "agents": [[agent.record.task, agent.fingerprint] for agent in request.agents],
         "baseline": request.baseline,
         "plan": request.plan.to_json(),
@@ -332,7 +332,7 @@ def _manifest(
             request.precision,
             result.opset,
             result.toolchain,
-            **vars(result.compiled or Compiled()),
+            result.details,
         ),
         files=files,
         image_processor=adapter.image_processor,

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from toprl_export.fields import Fields
-from toprl_export.files import read_json_versioned, write_json_atomic
+from toprl_export.fields import fields_to_json, read_fields, read_header
+from toprl_export.files import write_json_atomic
 
-REPORT_FORMAT = "toprl-export/trt-build"
-REPORT_VERSION = 1
 REPORT_NAME = "build_report.json"
 KINDS = ("attention native", "attention plugin", "top-k", "gather", "other")
 """What a layer is for, as far as a reader of the report asks."""
@@ -102,6 +100,8 @@ class BuildReport:
         graphs: by name.
     """
 
+    format: Literal["toprl-export/trt-build"] = field(default="toprl-export/trt-build", kw_only=True)
+    version: Literal[1] = field(default=1, kw_only=True)
     binding: str
     precision: str
     attention: str
@@ -111,30 +111,11 @@ class BuildReport:
     graphs: dict[str, GraphBuild]
 
     def to_json(self) -> dict[str, Any]:
-        """The content of ``build_report.json``."""
-        content: dict[str, Any] = {"format": REPORT_FORMAT, "version": REPORT_VERSION, **asdict(self)}
+        """The content of ``build_report.json``: the fields, and the layers counted by kind for those who read it."""
+        content = fields_to_json(self)
         for name, graph in self.graphs.items():
             content["graphs"][name] |= {"network_kinds": graph.kinds, "engine_kinds": graph.engine_kinds}
         return content
-
-    @classmethod
-    def from_json(cls, source: Path, payload: dict[str, Any]) -> BuildReport:
-        """The inverse of :meth:`to_json`; ``source`` names the file in messages.
-
-        Raises:
-            UserError: a field is missing or wrong.
-        """
-        top = Fields(source, payload)
-        graphs = top.nested("graphs")
-        return cls(
-            binding=top.text("binding"),
-            precision=top.text("precision"),
-            attention=top.text("attention"),
-            flags=top.text_list("flags"),
-            workspace_bytes=None if top.raw("workspace_bytes") is None else top.whole("workspace_bytes"),
-            timing_cache=top.flag("timing_cache"),
-            graphs={name: _graph(graphs.nested(name)) for name in graphs.payload},
-        )
 
 
 def write_build_report(directory: Path, report: BuildReport) -> None:
@@ -148,32 +129,11 @@ def read_build_report(path: Path) -> BuildReport:
     Raises:
         UserError: it is missing, of another format or version, or a field is wrong.
     """
-    return BuildReport.from_json(path, read_json_versioned(path, REPORT_FORMAT, REPORT_VERSION))
-
-
-def _graph(entry: Fields) -> GraphBuild:
-    return GraphBuild(
-        profile=tuple(
-            InputRange(r.text("name"), r.flag("values"), r.wholes("least"), r.wholes("usual"), r.wholes("most"))
-            for r in entry.nested_list("profile")
-        ),
-        network=_layers(entry, "network"),
-        network_layers=entry.whole("network_layers"),
-        engine=_layers(entry, "engine"),
-        seconds=entry.number("seconds"),
-        plan_bytes=entry.whole("plan_bytes"),
-        activation_bytes=None if entry.raw("activation_bytes") is None else entry.whole("activation_bytes"),
-        warnings=entry.text_list("warnings"),
-    )
-
-
-def _layers(entry: Fields, name: str) -> tuple[LayerEntry, ...]:
-    return tuple(
-        LayerEntry(
-            layer.text("name"), layer.text("type"), layer.text("kind"), layer.text("tactic"), layer.text_list("nodes")
-        )
-        for layer in entry.nested_list(name)
-    )
+    payload = read_header(BuildReport, path)
+    for graph in payload.get("graphs", {}).values():
+        for counted in ("network_kinds", "engine_kinds"):
+            graph.pop(counted, None)
+    return read_fields(BuildReport, payload, path, "build again")
 
 
 def _count(layers: tuple[LayerEntry, ...]) -> dict[str, int]:

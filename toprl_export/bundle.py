@@ -10,13 +10,12 @@ from toprl_export.errors import UserError
 from toprl_export.files import sha256_of, write_json_atomic
 from toprl_export.manifest import (
     AgentEntry,
-    Compiled,
     EngineEntry,
     FileEntry,
-    GpuEntry,
     Manifest,
     ModelEntry,
     ValidationStamp,
+    Verdict,
     read_manifest,
 )
 from toprl_export.registry import unknown_name
@@ -25,10 +24,8 @@ __all__ = [
     "MANIFEST_NAME",
     "AgentEntry",
     "Bundle",
-    "Compiled",
     "EngineEntry",
     "FileEntry",
-    "GpuEntry",
     "Manifest",
     "ModelEntry",
     "ValidationStamp",
@@ -175,7 +172,7 @@ def load_bundle(directory: Path, verify: bool = True) -> Bundle:
     return Bundle(directory, manifest)
 
 
-def stamp_validation(directory: Path, task: str, report_sha256: str, verdict: str) -> Bundle:
+def stamp_validation(directory: Path, task: str, report_sha256: str, verdict: Verdict) -> Bundle:
     """Record the outcome of a task's validation in the bundle's manifest, in place of its earlier one.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -13,7 +13,7 @@ from toprl_export.tensorrt_options import TensorRTOptions
 
 if TYPE_CHECKING:
     from toprl_export.agent import Agent
-    from toprl_export.bundle import Bundle, Compiled
+    from toprl_export.bundle import Bundle
     from toprl_export.models.adapter import LVLMAdapter
     from toprl_export.pruning.plan import PruningPlan
     from toprl_export.pruning.scorer import Scorer
@@ -88,13 +88,13 @@ class BuildResult:
         toolchain: versions of the distributions that shape the result, by the names and versions that
             ``importlib.metadata`` knows: when one changes, a rebuild is no longer up to date.
         opset: of the ONNX graphs.
-        compiled: what plans depend on; None for an engine without plans.
+        details: the engine's own part of the manifest, a JSON object.
     """
 
     files: tuple[tuple[str, str], ...]
     toolchain: dict[str, str]
     opset: int
-    compiled: Compiled | None = None
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

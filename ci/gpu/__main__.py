@@ -27,6 +27,7 @@ from ci.gpu.markdown import check_table, render, verdict_table
 from ci.gpu.plan import CHECKS, Check
 from ci.gpu.record import CheckResult, GpuReport, write_text
 from ci.gpu.supervise import run_supervised
+from toprl_export.fields import to_json
 
 ROOT = Path(__file__).parents[2]
 TOTAL_SECONDS = 460.0
@@ -96,7 +97,7 @@ class Run:
             checks=tuple(self.results),
             verdicts=judge_all(self.results, settings.device, settings.quick),
         )
-        text = json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(to_json(report), indent=2, ensure_ascii=False, allow_nan=False)
         write_text(settings.output / "report.json", text + "\n")
         write_text(settings.output / "report.md", render(report))
         return report

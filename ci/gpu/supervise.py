@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from ci.gpu.record import Case, CheckResult, read_case
+from ci.gpu.record import Case, CheckResult
 from toprl_export.errors import UserError
-from toprl_export.fields import Fields
+from toprl_export.fields import read_fields
 
 LOG_CHARACTERS = 12_000
 ENDING_SECONDS = 10
@@ -61,7 +61,7 @@ def read_cases(path: Path) -> tuple[Case, ...]:
     cases = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            cases.append(read_case(Fields(path, json.loads(line))))
+            cases.append(read_fields(Case, json.loads(line), path))
         except (ValueError, UserError):
             break
     return tuple(cases)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 from toprl_export.analyze.cliff_picture import draw_cliff
 from toprl_export.analyze.results import AnalysisResult, figure_fields, markdown_table, percent
@@ -43,6 +43,7 @@ class Cliff(AnalysisResult):
     """One curve a task."""
 
     name: ClassVar[str] = "cliff"
+    format: Literal["toprl-export/analysis-cliff"] = field(default="toprl-export/analysis-cliff", kw_only=True)
     curves: tuple[CliffCurve, ...]
 
     def records(self) -> list[dict[str, object]]:

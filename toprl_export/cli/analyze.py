@@ -19,6 +19,7 @@ from toprl_export.cli.arguments import (
     positive_int,
     seed,
 )
+from toprl_export.fields import to_json
 from toprl_export.trainer import DEFAULT_BUDGETS_KEPT, DEFAULT_METHOD
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
         raise
     result.write(args.output_dir)
     if args.json:
-        print(json.dumps(result.to_json(), indent=2))
+        print(json.dumps(to_json(result), indent=2))
     else:
         print(f"{result.summary()}\npicture: {args.output_dir / result.name}.png, table: {result.name}.md")
     return 0

@@ -22,6 +22,7 @@ from toprl_export.cli.arguments import (
     command_line,
     positive_int,
 )
+from toprl_export.fields import to_json
 from toprl_export.pruning.baselines.plans import BASELINES, ORACLE
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("what was measured is kept: the same command goes on from here", file=sys.stderr)
         raise
-    print(json.dumps(comparison.to_json(), indent=2) if args.json else describe(comparison, request.output_dir))
+    print(json.dumps(to_json(comparison), indent=2) if args.json else describe(comparison, request.output_dir))
     return 0
 
 

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from toprl_export.cli.arguments import Subparsers, add_json
 from toprl_export.errors import UserError
+from toprl_export.fields import to_json
 
 if TYPE_CHECKING:
-    from toprl_export.manifest import EngineEntry
     from toprl_export.pruning.plan import PruningPlan
 
 KNOWN_FILES = ("manifest.json", "agent.json", "report.json")
 MB = 1e6
-_COMPILED_FLAGS = ("version_compatible", "hardware_compatible", "weight_stripped")
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -87,7 +86,6 @@ def _bundle(path: Path) -> tuple[dict[str, Any], str]:
         *([("baseline", f"{manifest.baseline}, for every task")] if manifest.baseline else []),
         ("engine", f"{engine.name}, {engine.precision}, opset {engine.opset}"),
         ("built with", ", ".join(f"{name} {version}" for name, version in engine.toolchain.items())),
-        *_compiled(engine),
         ("built by", f"toprl-export {manifest.toprl_export}: {manifest.build_command}"),
         *(("validated", one) for one in validated or ["not yet"]),
     ]
@@ -101,28 +99,6 @@ def _bundle(path: Path) -> tuple[dict[str, Any], str]:
         f"all {len(files)} files are as the manifest lists them",
     ]
     return manifest.to_json(), "\n\n".join(parts)
-
-
-def _compiled(engine: EngineEntry) -> list[tuple[str, str]]:
-    """What a bundle of plans is compiled by and for; nothing of another."""
-    if engine.binding is None:
-        return []
-    gpu = engine.gpu
-    flags = [name.replace("_", "-") for name in _COMPILED_FLAGS if getattr(engine, name)]
-    return [
-        ("plans by", f"{engine.binding} {engine.binding_version}, {', '.join(flags) or 'no special flags'}"),
-        ("plans on", f"{gpu.name}, driver {gpu.driver}" if gpu else "a machine without a GPU"),
-        ("plans for", _targets(engine)),
-        ("attention", engine.attention or "-"),
-    ]
-
-
-def _targets(engine: EngineEntry) -> str:
-    if engine.hardware_compatible:
-        return "every GPU from Ampere on"
-    if engine.target_sms:
-        return f"compute capability {', '.join(engine.target_sms)}"
-    return f"the GPUs that {engine.binding} builds for by itself"
 
 
 def _build_report(path: Path) -> tuple[dict[str, Any], str]:
@@ -170,14 +146,14 @@ def _agent(path: Path) -> tuple[dict[str, Any], str]:
         ("command", training.command),
         ("fingerprint", agent.fingerprint),
     ]
-    return record.to_json(), f"{_facts(facts)}\n\n{_describe_plan(record.plan)}"
+    return to_json(record), f"{_facts(facts)}\n\n{_describe_plan(record.plan)}"
 
 
 def _plan(path: Path) -> tuple[dict[str, Any], str]:
-    from toprl_export.files import read_json_versioned
-    from toprl_export.pruning.plan import PLAN_FORMAT, PLAN_VERSION, PruningPlan
+    from toprl_export.fields import read_file
+    from toprl_export.pruning.plan import PruningPlan
 
-    plan = PruningPlan.from_json(read_json_versioned(path, PLAN_FORMAT, PLAN_VERSION))
+    plan = read_file(PruningPlan, path)
     return plan.to_json(), _describe_plan(plan)
 
 
@@ -207,7 +183,7 @@ def _report(path: Path) -> tuple[dict[str, Any], str]:
         )
     gates = [("passed" if gate.passed else "FAILED", gate.sentence) for gate in report.gates]
     parts = [_facts(facts), _table(header, rows), _table(("gate", ""), gates) if gates else "no gates"]
-    return report.to_json(), "\n\n".join(parts)
+    return to_json(report), "\n\n".join(parts)
 
 
 def _describe_plan(plan: PruningPlan) -> str:

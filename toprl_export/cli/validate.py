@@ -18,6 +18,7 @@ from toprl_export.cli.arguments import (
     positive_int,
 )
 from toprl_export.errors import UserError
+from toprl_export.fields import to_json
 
 if TYPE_CHECKING:
     from toprl_export.validate.gates import GateLimits
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     )
     report, directory = _validate(args, limits)
     if args.json:
-        print(json.dumps(report.to_json(), indent=2))
+        print(json.dumps(to_json(report), indent=2))
     else:
         print(describe(report))
         print(f"report: {directory / 'report.html'}")

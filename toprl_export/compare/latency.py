@@ -16,13 +16,12 @@ from toprl_export.compare.answer import cell_pruning
 from toprl_export.compare.cell import SPLIT, Cell
 from toprl_export.evaluation.answering import EncodedBatch
 from toprl_export.evaluation.cells import CellStore
-from toprl_export.evaluation.machine import describe_device
+from toprl_export.evaluation.machine import Device, describe_device
+from toprl_export.fields import read_fields, to_json
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.reference import Pruning, ReferenceRunner
 from toprl_export.progress import Progress
 from toprl_export.tasks.registry import TASKS
-from toprl_export.typed import from_json, to_json
-from toprl_export.validate.report import Device
 
 WARMUP = 3
 Contender: TypeAlias = tuple[str, int]
@@ -114,7 +113,7 @@ def measure_latency(adapter: LVLMAdapter, cell: LatencyCell, store: CellStore) -
     """
     kept = store.load(cell)
     if kept is not None:
-        return from_json(LatencyTable, dict(kept), "the kept latencies")
+        return read_fields(LatencyTable, kept, "the kept latencies", "delete them to have them measured again")
     runner, first = ReferenceRunner(adapter), cell.cells[0]
     task, seed = TASKS.get(first.task), first.setting.seed
     questions = min(first.questions, WARMUP + cell.iterations)

@@ -1,15 +1,26 @@
-"""Where and with what validation runs."""
+"""Where and with what measurements are made."""
 
 from __future__ import annotations
 
 import os
 import platform
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from toprl_export.validate.report import Device
-
 PACKAGES = ("toprl-export", "torch", "transformers", "onnxruntime", "onnxruntime-gpu", "numpy")
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where the measurements were made; ``threads`` were given to reference and engine alike."""
+
+    kind: str
+    name: str
+    cores: int
+    threads: int
+    memory_bytes: int | None
+    platform: str
 
 
 def usable_cores() -> int:

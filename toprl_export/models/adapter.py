@@ -116,7 +116,8 @@ class LVLMAdapter(ABC):
         config = self.model.config.to_dict()
         for name in ("_name_or_path", "transformers_version"):
             config.pop(name, None)
-        said = [config, self.tokenizer.to_str(), asdict(self.image_processor), asdict(self.prompt_format)]
+        prompt = {name: text for name, text in asdict(self.prompt_format).items() if name not in ("format", "version")}
+        said = [config, self.tokenizer.to_str(), asdict(self.image_processor), prompt]
         text = json.dumps([*said, self.end_tokens], sort_keys=True, default=str)
         return hashlib.sha256(f"{self.fingerprint}\n{text}".encode()).hexdigest()
 

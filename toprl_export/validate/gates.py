@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from toprl_export.errors import UserError
+from toprl_export.manifest import Verdict
 from toprl_export.registry import unknown_name
-from toprl_export.validate.report import BudgetReport, Comparison, Gate, Verdict
+from toprl_export.validate.report import BudgetReport, Comparison, Gate
 
 SPEEDUPS = ("total_vs_reference", "prefill_vs_reference", "prefill_vs_engine_unpruned", "realised_share")
 """What ``--min-speedup`` can be about; the first is meant when none is named."""

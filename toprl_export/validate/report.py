@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
-from toprl_export.files import read_json_versioned, write_json_atomic
-from toprl_export.typed import from_json, to_json
+from toprl_export.evaluation.machine import Device
+from toprl_export.fields import read_file, to_json
+from toprl_export.files import write_json_atomic
+from toprl_export.manifest import Verdict
 
-FORMAT = "toprl-export/report"
-VERSION = 1
 REPORT_FILE = "report.json"
 HTML_FILE = "report.html"
 JUNIT_FILE = "junit.xml"
 
-Verdict: TypeAlias = Literal["passed", "failed"]
 Comparison: TypeAlias = Literal[">=", "<=", ">"]
 Interval: TypeAlias = tuple[float, float]
 
@@ -171,18 +170,6 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class Device:
-    """Where the measurements were made; ``threads`` were given to reference and engine alike."""
-
-    kind: str
-    name: str
-    cores: int
-    threads: int
-    memory_bytes: int | None
-    platform: str
-
-
-@dataclass(frozen=True)
 class Subject:
     """What was validated, by content; a baseline's bundle has no agent, and ``method`` is then the baseline's name."""
 
@@ -218,6 +205,8 @@ class Settings:
 class Report:
     """The outcome of validating one bundle on one task."""
 
+    format: Literal["toprl-export/report"] = field(default="toprl-export/report", kw_only=True)
+    version: Literal[1] = field(default=1, kw_only=True)
     verdict: Verdict
     task: str
     metric: str
@@ -238,14 +227,10 @@ class Report:
         """Whether every gate of one budget was met."""
         return all(gate.passed for gate in self.gates_of(budget_kept))
 
-    def to_json(self) -> dict[str, Any]:
-        """The content of ``report.json``."""
-        return {"format": FORMAT, "version": VERSION, **to_json(self)}
-
 
 def write_report(path: Path, report: Report) -> None:
     """Write ``report.json``."""
-    write_json_atomic(path, report.to_json())
+    write_json_atomic(path, to_json(report))
 
 
 def read_report(path: Path) -> Report:
@@ -254,6 +239,4 @@ def read_report(path: Path) -> Report:
     Raises:
         UserError: the file is missing, of another format or version, or lacks a field.
     """
-    payload = read_json_versioned(path, FORMAT, VERSION)
-    del payload["format"], payload["version"]
-    return from_json(Report, payload, str(path))
+    return read_file(Report, path, "validate again")

@@ -10,9 +10,9 @@ import torch
 
 from toprl_export.bundle import stamp_validation
 from toprl_export.errors import UserError
+from toprl_export.fields import read_header
 from toprl_export.files import (
     check_replaceable,
-    read_json_versioned,
     sha256_of,
     staged_directory,
     write_text_atomic,
@@ -27,11 +27,9 @@ from toprl_export.validate.latency import Timings, Workload, measure_latency, me
 from toprl_export.validate.memory import peak_memory
 from toprl_export.validate.parity import measure_parity
 from toprl_export.validate.report import (
-    FORMAT,
     HTML_FILE,
     JUNIT_FILE,
     REPORT_FILE,
-    VERSION,
     Parity,
     Report,
     write_report,
@@ -105,7 +103,7 @@ def _check_takes_report(target: Path) -> None:
     if not entries:
         return
     try:
-        read_json_versioned(target / REPORT_FILE, FORMAT, VERSION)
+        read_header(Report, target / REPORT_FILE)
     except UserError as error:
         raise UserError(
             f"{target} holds no earlier report of ours, so it is left alone ({error}): choose another directory"

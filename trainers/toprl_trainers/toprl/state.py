@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,14 +14,31 @@ from safetensors.torch import save
 from torch import Tensor
 
 from toprl_export.errors import UserError
-from toprl_export.fields import Fields
+from toprl_export.fields import read_fields, to_json
 from toprl_export.files import write_bytes_atomic
 from toprl_export.pruning.actor import Actor, ActorConfig, Critic
 from toprl_export.seeding import derive_seed
 
-STATE_FORMAT = "toprl-export/toprl-training"
-STATE_VERSION = 1
 _METADATA_KEY = "toprl_export"
+
+
+@dataclass(frozen=True)
+class CheckpointHeader:
+    """What a checkpoint says about its run.
+
+    Attributes:
+        digest: of the run's settings.
+        thresholds: the fixed ones; None where each image has its own.
+        seconds: spent so far.
+        threads: CPU threads of PyTorch, on which the last bits of its sums depend.
+    """
+
+    format: Literal["toprl-export/toprl-training"] = field(default="toprl-export/toprl-training", kw_only=True)
+    version: Literal[1] = field(default=1, kw_only=True)
+    digest: str
+    thresholds: tuple[float, ...] | None
+    seconds: float
+    threads: int
 
 
 @dataclass
@@ -65,15 +82,9 @@ class TrainingState:
         Raises:
             UserError: it cannot be written.
         """
-        header = {
-            "format": STATE_FORMAT,
-            "version": STATE_VERSION,
-            "digest": digest,
-            "thresholds": self.thresholds,
-            "seconds": self.seconds,
-            "threads": torch.get_num_threads(),
-        }
-        write_bytes_atomic(path, save(self._tensors(), {_METADATA_KEY: json.dumps(header, allow_nan=False)}))
+        header = CheckpointHeader(digest, self.thresholds, self.seconds, torch.get_num_threads())
+        metadata = {_METADATA_KEY: json.dumps(to_json(header), allow_nan=False)}
+        write_bytes_atomic(path, save(self._tensors(), metadata))
 
     def load(self, path: Path) -> None:
         """Take over what `save` wrote for networks of the same sizes.
@@ -81,7 +92,7 @@ class TrainingState:
         Raises:
             UserError: the file does not hold them.
         """
-        header = read_header(path)
+        header = read_checkpoint_header(path)
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not iterable)
@@ -91,9 +102,7 @@ class TrainingState:
             self.curves = tensors["curves"].tolist()
         except (SafetensorError, RuntimeError, KeyError) as error:
             raise _damaged(path, error) from error
-        thresholds = header.raw("thresholds")
-        self.thresholds = None if thresholds is None else header.numbers("thresholds")
-        self.seconds = header.number("seconds")
+        self.thresholds, self.seconds = header.thresholds, header.seconds
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"actor.{name}": tensor for name, tensor in self.actor.state_dict().items()}
@@ -111,8 +120,8 @@ class TrainingState:
         return {"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]}
 
 
-def read_header(path: Path) -> Fields:
-    """What a checkpoint says about its run: ``digest``, ``threads``, ``seconds`` and ``thresholds``.
+def read_checkpoint_header(path: Path) -> CheckpointHeader:
+    """What a checkpoint says about its run.
 
     Raises:
         UserError: the file is damaged, or of another format or version.
@@ -122,14 +131,7 @@ def read_header(path: Path) -> Fields:
             header = json.loads((file.metadata() or {}).get(_METADATA_KEY, "null"))
     except (OSError, SafetensorError, ValueError) as error:
         raise _damaged(path, error) from error
-    fields = Fields(path, header)
-    found = (fields.text("format"), fields.whole("version"))
-    if found != (STATE_FORMAT, STATE_VERSION):
-        raise UserError(
-            f"{path} has format {found[0]!r} version {found[1]}, expected {STATE_FORMAT!r} version {STATE_VERSION}: "
-            "delete it to train anew"
-        )
-    return fields
+    return read_fields(CheckpointHeader, header, path, "delete it to train anew")
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
