@@ -130,10 +130,15 @@ def read_build_report(path: Path) -> BuildReport:
         UserError: it is missing, of another format or version, or a field is wrong.
     """
     payload = read_header(BuildReport, path)
-    for graph in payload.get("graphs", {}).values():
+    for graph in _objects(payload.get("graphs")):
         for counted in ("network_kinds", "engine_kinds"):
             graph.pop(counted, None)
     return read_fields(BuildReport, payload, path, "build again")
+
+
+def _objects(graphs: object) -> list[dict[str, Any]]:
+    """The graphs of a file not yet checked, those that are objects."""
+    return [graph for graph in graphs.values() if isinstance(graph, dict)] if isinstance(graphs, dict) else []
 
 
 def _count(layers: tuple[LayerEntry, ...]) -> dict[str, int]:

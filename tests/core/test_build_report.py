@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given
@@ -51,8 +52,9 @@ reports = st.builds(
 
 @given(reports)
 def test_round_trip(report: BuildReport):
-    written = json.loads(json.dumps(report.to_json()))
-    assert BuildReport.from_json(Path("build_report.json"), written) == report
+    with TemporaryDirectory() as directory:
+        write_build_report(Path(directory), report)
+        assert read_build_report(Path(directory, "build_report.json")) == report
 
 
 SOME = GraphBuild(
@@ -95,6 +97,8 @@ def test_files_are_read_back_and_others_refused(tmp_path: Path):
         ({"format": "toprl-export/report"}, "has format 'toprl-export/report'"),
         ({"timing_cache": 1}, "timing_cache is 1, expected true or false"),
         ({"graphs": {"prefill": {}}}, r"lacks graphs\.prefill\.profile"),
+        ({"graphs": {"prefill": 3}}, r"graphs\.prefill is 3, expected an object"),
+        ({"graphs": []}, r"graphs is \[\], expected an object"),
     ):
         path.write_text(json.dumps(content | change))
         with pytest.raises(UserError, match=message):

@@ -8,7 +8,6 @@ from typing import Any
 
 from tests.support.fake_engine import FakeEngine
 from toprl_export.engine import BuildRequest, BuildResult
-from toprl_export.manifest import Compiled
 from toprl_export.tensorrt_options import TensorRTOptions
 
 RANGES = (
@@ -44,4 +43,4 @@ class ConfigurableEngine(FakeEngine):
         assert request.options is not None
         type(self).earlier = request.earlier
         made = super().build(request, directory)
-        return replace(made, compiled=Compiled(binding=request.options.binding, attention=request.options.attention))
+        return replace(made, details={"binding": request.options.binding, "attention": request.options.attention})

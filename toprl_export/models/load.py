@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from toprl_export.errors import UserError, require
-from toprl_export.fields import read_fields
+from toprl_export.fields import read_fields, read_file
 from toprl_export.models.registry import FAMILIES, NAMED_MODELS
 from toprl_export.registry import unknown_name
 
@@ -218,10 +218,7 @@ def _prompt_format(source: Path, default: PromptFormat) -> PromptFormat:
     from toprl_export.runtime.prompt import PromptFormat
 
     file = source / PROMPT_FILE
-    if not file.is_file():
-        return default
-    with _readable(PROMPT_FILE, str(source)):
-        return read_fields(PromptFormat, json.loads(file.read_text(encoding="utf-8")), file)
+    return read_file(PromptFormat, file) if file.is_file() else default
 
 
 def _restore_rotary(network: Any) -> None:

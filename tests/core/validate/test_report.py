@@ -11,6 +11,7 @@ import pytest
 from tests.core.validate.conftest import budget_report
 from toprl_export.cli.validate import describe
 from toprl_export.errors import UserError
+from toprl_export.fields import to_json
 from toprl_export.validate.html import render_html
 from toprl_export.validate.report import Report, read_report, write_report
 
@@ -80,17 +81,17 @@ def damage(payload: dict, change: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("lacking", r"budgets\[0\] holds .* expected .*retention"),
-        ("unknown", "surprise"),
-        ("mistyped", "total_vs_reference is 'fast', expected float"),
-        ("verdict", "verdict is 'maybe'"),
-        ("interval", "ci95"),
-        ("boolean", "budget_kept is True, expected int"),
+        ("lacking", r"report\.json lacks budgets\[0\]\.retention: validate again"),
+        ("unknown", r"has the unknown field budgets\[0\]\.surprise"),
+        ("mistyped", "budgets\[0\]\.speedup\.total_vs_reference is 'fast', expected a number"),
+        ("verdict", "verdict is 'maybe', expected 'passed' or 'failed'"),
+        ("interval", r"lacks budgets\[0\]\.accuracy\.engine\.ci95\[1\]"),
+        ("boolean", "budget_kept is True, expected a whole number"),
         ("version", "version 2"),
     ],
 )
 def test_wrong_files_are_refused(tmp_path: Path, report: Report, change: str, message: str):
-    payload = report.to_json()
+    payload = to_json(report)
     damage(payload, change)
     path = tmp_path / "report.json"
     path.write_text(json.dumps(payload))
