@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toprl_export.errors import UserError
-from toprl_export.fields import json_schema, read_fields, read_file, read_header, to_json
+from toprl_export.fields import REMEDY, json_schema, read_fields, read_file, read_header, to_json
 from toprl_export.files import write_json_atomic
 
 texts = st.text(st.characters(codec="utf-8"), max_size=8)
@@ -83,43 +83,43 @@ def test_types_as_json_has_them():
 @pytest.mark.parametrize(
     ("payload", "message"),
     [
-        ([1], "f.json: the content is [1], expected an object: write the file anew"),
-        (changed(name=3), "f.json: name is 3, expected a text: write the file anew"),
-        (changed(flag=1), "f.json: flag is 1, expected true or false: write the file anew"),
+        ([1], f"f.json: the content is [1], expected an object: {REMEDY}"),
+        (changed(name=3), f"f.json: name is 3, expected a text: {REMEDY}"),
+        (changed(flag=1), f"f.json: flag is 1, expected true or false: {REMEDY}"),
         (
             changed(inner=[{"count": True}]),
-            "f.json: inner[0].count is True, expected a whole number: write the file anew",
+            f"f.json: inner[0].count is True, expected a whole number: {REMEDY}",
         ),
         (
             changed(inner=[{"count": 1.0}]),
-            "f.json: inner[0].count is 1.0, expected a whole number: write the file anew",
+            f"f.json: inner[0].count is 1.0, expected a whole number: {REMEDY}",
         ),
         (
             changed(inner=[{"count": "1"}]),
-            "f.json: inner[0].count is '1', expected a whole number: write the file anew",
+            f"f.json: inner[0].count is '1', expected a whole number: {REMEDY}",
         ),
-        (changed(inner=[{}]), "f.json lacks inner[0].count: write the file anew"),
-        (changed(inner=[3]), "f.json: inner[0] is 3, expected an object: write the file anew"),
-        (changed(inner="all"), "f.json: inner is 'all', expected a list: write the file anew"),
+        (changed(inner=[{}]), f"f.json lacks inner[0].count: {REMEDY}"),
+        (changed(inner=[3]), f"f.json: inner[0] is 3, expected an object: {REMEDY}"),
+        (changed(inner="all"), f"f.json: inner is 'all', expected a list: {REMEDY}"),
         (changed(inner=[{"count": -1}]), "f.json: count is -1, expected at least 0"),
-        (changed(pair=[1]), "f.json lacks pair[1]: write the file anew"),
-        (changed(pair=[1, 2, 3]), "f.json: pair is [1, 2, 3], expected at most 2 items: write the file anew"),
-        (changed(pair=[1, True]), "f.json: pair[1] is True, expected a number: write the file anew"),
-        (changed(by_name={"x": None}), "f.json: by_name.x is None, expected a number: write the file anew"),
+        (changed(pair=[1]), f"f.json lacks pair[1]: {REMEDY}"),
+        (changed(pair=[1, 2, 3]), f"f.json: pair is [1, 2, 3], expected at most 2 items: {REMEDY}"),
+        (changed(pair=[1, True]), f"f.json: pair[1] is True, expected a number: {REMEDY}"),
+        (changed(by_name={"x": None}), f"f.json: by_name.x is None, expected a number: {REMEDY}"),
         (
             changed(by_name={"x": float("nan")}),
-            "f.json: by_name.x is nan, expected a finite number: write the file anew",
+            f"f.json: by_name.x is nan, expected a finite number: {REMEDY}",
         ),
-        (changed(by_name=[]), "f.json: by_name is [], expected an object: write the file anew"),
-        (changed(kind="c"), "f.json: kind is 'c', expected 'a' or 'b': write the file anew"),
-        (changed(version=3), "f.json: version is 3, expected 2: write the file anew"),
-        (changed(perhaps="x"), "f.json: perhaps is 'x', expected an object: write the file anew"),
-        (changed(nam="x"), "f.json has the unknown field nam; did you mean 'name'?: write the file anew"),
+        (changed(by_name=[]), f"f.json: by_name is [], expected an object: {REMEDY}"),
+        (changed(kind="c"), f"f.json: kind is 'c', expected 'a' or 'b': {REMEDY}"),
+        (changed(version=3), f"f.json: version is 3, expected 2: {REMEDY}"),
+        (changed(perhaps="x"), f"f.json: perhaps is 'x', expected an object: {REMEDY}"),
+        (changed(nam="x"), f"f.json has the unknown field nam; did you mean 'name'?: {REMEDY}"),
         (
             changed(inner=[{"count": 1, "zzz": 2}]),
-            "f.json has the unknown field inner[0].zzz: write the file anew",
+            f"f.json has the unknown field inner[0].zzz: {REMEDY}",
         ),
-        (changed(name=["a" * 50]), f"f.json: name is ['{'a' * 35}..., expected a text: write the file anew"),
+        (changed(name=["a" * 50]), f"f.json: name is ['{'a' * 35}..., expected a text: {REMEDY}"),
     ],
 )
 def test_what_is_wrong_is_one_line(payload: object, message: str):

@@ -83,7 +83,7 @@ def damage(payload: dict, change: str) -> None:
     [
         ("lacking", r"report\.json lacks budgets\[0\]\.retention: validate again"),
         ("unknown", r"has the unknown field budgets\[0\]\.surprise"),
-        ("mistyped", "budgets\[0\]\.speedup\.total_vs_reference is 'fast', expected a number"),
+        ("mistyped", r"budgets\[0\]\.speedup\.total_vs_reference is 'fast', expected a number"),
         ("verdict", "verdict is 'maybe', expected 'passed' or 'failed'"),
         ("interval", r"lacks budgets\[0\]\.accuracy\.engine\.ci95\[1\]"),
         ("boolean", "budget_kept is True, expected a whole number"),
