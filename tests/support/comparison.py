@@ -12,7 +12,7 @@ from toprl_export.compare.grid import Gap
 from toprl_export.compare.latency import LatencyEntry, LatencyTable
 from toprl_export.compare.margins import all_margins
 from toprl_export.compare.result import AgentNote, Comparison, MethodRow, TaskColumn
-from toprl_export.validate.report import Device
+from toprl_export.evaluation.machine import Device
 
 QUESTIONS = 200
 KINDS: dict[str, Kind] = {UNPRUNED: "unpruned", "oracle": "oracle", "toprl": "agent"}

@@ -22,6 +22,23 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _LAST_WORD = re.compile(r"\s+\S*$")
+DEFAULT_NEW_TOKENS = 16
+"""The longest answer where no other length is requested."""
+
+
+def prompt_room(max_length: int, visual_tokens: int, max_new_tokens: int) -> int:
+    """The most tokens that a prompt may have, its visual ones included, so that the answer still fits.
+
+    Raises:
+        UserError: that leaves nothing beside the visual tokens.
+    """
+    room = max_length - max_new_tokens
+    if room <= visual_tokens:
+        raise UserError(
+            f"{max_new_tokens} new tokens leave no room for a prompt, for the model holds {max_length} "
+            f"positions, {visual_tokens} of them visual: ask for fewer"
+        )
+    return room
 
 
 @dataclass(frozen=True)

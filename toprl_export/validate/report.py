@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
+from xml.etree import ElementTree
 
 from toprl_export.evaluation.machine import Device
 from toprl_export.fields import read_file, to_json
@@ -240,3 +241,18 @@ def read_report(path: Path) -> Report:
         UserError: the file is missing, of another format or version, or lacks a field.
     """
     return read_file(Report, path, "validate again")
+
+
+def junit_xml(report: Report) -> str:
+    """The gates as JUnit XML, which CI systems show: one test case per gate; a gate that was not met is a failure."""
+    failures = sum(not gate.passed for gate in report.gates)
+    counts = {"tests": str(len(report.gates)), "failures": str(failures), "errors": "0"}
+    suites = ElementTree.Element("testsuites", counts)
+    suite = ElementTree.SubElement(suites, "testsuite", {"name": f"toprl-export validate {report.task}", **counts})
+    for gate in report.gates:
+        classname = f"{report.task}.kept-{gate.budget_kept}"
+        case = ElementTree.SubElement(suite, "testcase", {"classname": classname, "name": gate.name})
+        if not gate.passed:
+            ElementTree.SubElement(case, "failure", {"message": gate.sentence})
+    ElementTree.indent(suites)
+    return ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from toprl_export.evaluation.machine import Device
 from toprl_export.validate.gates import GateLimits, evaluate_gates, verdict_of
 from toprl_export.validate.report import (
     Accuracy,
     AccuracyComparison,
     BudgetReport,
-    Device,
     Flops,
     Latency,
     LatencyComparison,
