@@ -91,7 +91,7 @@ class Agent:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over task, plan and weights: what a bundle is bound to."""
+        """SHA-256 over task, plan and weights: by it a bundle knows the agent it was built from."""
         identity: list[object] = [self.record.task, self.record.plan.to_json()]
         if self.record.actor.residual != "none":
             identity.append(self.record.actor.residual)  # which no weight's name or shape tells
@@ -139,7 +139,9 @@ def load_agent(directory: Path) -> Agent:
     """
     path = directory / AGENT_FILE
     if not path.is_file():
-        raise UserError(f"{directory} is no agent directory, for it has no {AGENT_FILE}: give what train wrote")
+        raise UserError(
+            f"{directory} is no agent directory, because it has no {AGENT_FILE}: give one that `toprl-export train` wrote"
+        )
     record = read_file(AgentRecord, path, "train it anew")
     actor = Actor(record.actor)
     try:

@@ -1,4 +1,4 @@
-"""`manifest.json`: what a bundle was made from, what is in it and how it is asked."""
+"""``manifest.json``: what a bundle was built from, what is in it and how it is run."""
 
 from __future__ import annotations
 

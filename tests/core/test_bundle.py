@@ -133,7 +133,7 @@ def test_a_baseline_serves_every_task(tmp_path: Path):
     assert load_bundle(tmp_path / "bundle").manifest.baseline == "fastv-p"
     assert bundle.manifest.tasks == ()
     assert (bundle.task(), bundle.task("mini-read"), bundle.agent_index("mini-read")) == ("mini-exist", "mini-read", 0)
-    with pytest.raises(UserError, match="holds no agent, for it was built from the baseline fastv-p"):
+    with pytest.raises(UserError, match="holds no agent, because it was built from the baseline fastv-p"):
         bundle.agent("mini-exist")
 
 

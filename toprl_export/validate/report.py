@@ -106,7 +106,7 @@ class Throughput:
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """Peak resident bytes of a fresh process that loads one contender and answers one request."""
+    """Peak resident bytes of a fresh process that loads one session and answers one request."""
 
     reference: int
     engine_unpruned: int
@@ -153,7 +153,7 @@ class BudgetReport:
 
 @dataclass(frozen=True)
 class Gate:
-    """One demand at one budget, and whether it was met."""
+    """One limit at one budget, and whether the figure keeps it."""
 
     name: str
     budget_kept: int
@@ -185,7 +185,7 @@ class Subject:
 
     @property
     def pruned_by(self) -> str:
-        """Who chooses the tokens, in words."""
+        """What chooses the tokens, in words."""
         return f"{self.method} {'baseline' if self.agent_fingerprint is None else 'agent'}"
 
 
