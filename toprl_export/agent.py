@@ -140,7 +140,7 @@ def load_agent(directory: Path) -> Agent:
     path = directory / AGENT_FILE
     if not path.is_file():
         raise UserError(
-            f"{directory} is no agent directory, because it has no {AGENT_FILE}: give one that `toprl-export train` wrote"
+            f"{directory} is no agent directory, because it has no {AGENT_FILE}: give what `toprl-export train` wrote"
         )
     record = read_file(AgentRecord, path, "train it anew")
     actor = Actor(record.actor)

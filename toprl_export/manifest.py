@@ -60,14 +60,14 @@ class EngineEntry:
         precision: of the weights.
         opset: of the graphs.
         toolchain: distributions that the build used, with their versions.
-        details: what only the engine itself reads, a JSON object; empty for an engine that needs nothing more.
+        details: what only the engine itself writes and reads, a JSON object.
     """
 
     name: str
     precision: str
     opset: int
     toolchain: dict[str, str]
-    details: dict[str, Any]
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
