@@ -5,23 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from toprl_export.errors import UserError
-from toprl_export.fields import Fields
-from toprl_export.files import read_json_versioned, write_json_atomic
+from toprl_export.fields import read_file, to_json
+from toprl_export.files import write_json_atomic
 from toprl_export.models.adapter import LVLMAdapter, weight_fingerprint
 from toprl_export.pruning.actor import Actor, ActorConfig
 from toprl_export.pruning.plan import PruningPlan
 
-AGENT_FORMAT = "toprl-export/agent"
-AGENT_VERSION = 1
 AGENT_FILE = "agent.json"
 ACTOR_FILE = "actor.safetensors"
 CRITIC_FILE = "critic.safetensors"
@@ -65,6 +63,8 @@ class AgentRecord:
         training: how it was made.
     """
 
+    format: Literal["toprl-export/agent"] = field(default="toprl-export/agent", kw_only=True)
+    version: Literal[1] = field(default=1, kw_only=True)
     task: str
     method: str
     model_id: str
@@ -81,55 +81,6 @@ class AgentRecord:
                 "train it for this plan"
             )
 
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object that `from_json` takes."""
-        return {
-            "format": AGENT_FORMAT,
-            "version": AGENT_VERSION,
-            "task": self.task,
-            "method": self.method,
-            "model_id": self.model_id,
-            "model_fingerprint": self.model_fingerprint,
-            "plan": self.plan.to_json(),
-            "actor": asdict(self.actor),
-            "seed": self.seed,
-            "training": asdict(self.training),
-        }
-
-    @classmethod
-    def from_json(cls, fields: Fields) -> AgentRecord:
-        """The inverse of `to_json`.
-
-        Raises:
-            UserError: a field is missing or wrong.
-        """
-        actor, training = fields.nested("actor"), fields.nested("training")
-        return cls(
-            task=fields.text("task"),
-            method=fields.text("method"),
-            model_id=fields.text("model_id"),
-            model_fingerprint=fields.text("model_fingerprint"),
-            plan=PruningPlan.from_json(fields.raw("plan")),
-            actor=ActorConfig(
-                actor.whole("input_size"),
-                actor.whole("hidden_size"),
-                actor.whole("stages"),
-                # Agents trained before there was a choice had neither.
-                actor.payload.get("condition", "none"),
-                actor.payload.get("residual", "none"),
-            ),
-            seed=fields.whole("seed"),
-            training=TrainingRecord(
-                recipe=training.text("recipe"),
-                trained_budget_kept=training.whole("trained_budget_kept"),
-                updates=training.whole("updates"),
-                rollouts=training.whole("rollouts"),
-                seconds=training.number("seconds"),
-                command=training.text("command"),
-                versions=training.texts("versions"),
-            ),
-        )
-
 
 @dataclass(frozen=True)
 class Agent:
@@ -140,13 +91,13 @@ class Agent:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over task, plan and weights: what a bundle is bound to."""
-        said = [self.record.task, self.record.plan.to_json()]
+        """SHA-256 over task, plan and weights: by it a bundle knows the agent it was built from."""
+        identity: list[object] = [self.record.task, self.record.plan.to_json()]
         if self.record.actor.residual != "none":
-            said.append(self.record.actor.residual)  # which no weight's name or shape tells
-        identity = json.dumps(said, sort_keys=True)
+            identity.append(self.record.actor.residual)  # which no weight's name or shape tells
+        stated = json.dumps(identity, sort_keys=True)
         weights = weight_fingerprint(self.actor.state_dict())
-        return hashlib.sha256(f"{identity}\n{weights}".encode()).hexdigest()
+        return hashlib.sha256(f"{stated}\n{weights}".encode()).hexdigest()
 
     def check_fits(self, adapter: LVLMAdapter) -> None:
         """Refuse a model that this agent was not trained on.
@@ -177,7 +128,7 @@ def save_agent(directory: Path, agent: Agent, critic: Mapping[str, Tensor]) -> N
     """Write the weights and then ``agent.json`` into an existing directory, so that a record implies weights."""
     save_file({name: tensor.contiguous() for name, tensor in agent.actor.state_dict().items()}, directory / ACTOR_FILE)
     save_file({name: tensor.contiguous() for name, tensor in critic.items()}, directory / CRITIC_FILE)
-    write_json_atomic(directory / AGENT_FILE, agent.record.to_json())
+    write_json_atomic(directory / AGENT_FILE, to_json(agent.record))
 
 
 def load_agent(directory: Path) -> Agent:
@@ -188,8 +139,10 @@ def load_agent(directory: Path) -> Agent:
     """
     path = directory / AGENT_FILE
     if not path.is_file():
-        raise UserError(f"{directory} is no agent directory, for it has no {AGENT_FILE}: give what train wrote")
-    record = AgentRecord.from_json(Fields(path, read_json_versioned(path, AGENT_FORMAT, AGENT_VERSION)))
+        raise UserError(
+            f"{directory} is no agent directory, because it has no {AGENT_FILE}: give what `toprl-export train` wrote"
+        )
+    record = read_file(AgentRecord, path, "train it anew")
     actor = Actor(record.actor)
     try:
         actor.load_state_dict(load_file(directory / ACTOR_FILE))

@@ -33,6 +33,7 @@ from toprl_export.engine import (
     get_engine,
 )
 from toprl_export.errors import UserError
+from toprl_export.fields import to_json
 from toprl_export.files import check_replaceable, staged_directory, write_text_atomic
 from toprl_export.manifest import check_relative
 from toprl_export.models.adapter import LVLMAdapter
@@ -213,8 +214,8 @@ def input_digest(prepared: PreparedBuild, toolchain: dict[str, str]) -> str:
         "tokenizer": _text_digest(adapter.tokenizer.to_str()),
         "end_tokens": adapter.end_tokens,
         "max_length": _max_length(adapter),
-        "prompt": adapter.prompt_format.to_json(),
-        "image_processor": adapter.image_processor.to_json(),
+        "prompt": to_json(adapter.prompt_format),
+        "image_processor": to_json(adapter.image_processor),
         "agents": [[agent.record.task, agent.fingerprint] for agent in request.agents],
         "baseline": request.baseline,
         "plan": request.plan.to_json(),

@@ -1,4 +1,4 @@
-"""A bundle on disk: a directory with engines, tokenizer, agents and the manifest that vouches for them."""
+"""A bundle on disk: a directory of graphs, tokenizer and agents, and the manifest with their digests."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from toprl_export.manifest import (
     Manifest,
     ModelEntry,
     ValidationStamp,
+    Verdict,
     read_manifest,
 )
 from toprl_export.registry import unknown_name
@@ -57,7 +58,7 @@ class Bundle:
         return self.dir / found[0]
 
     def task(self, task: str | None = None) -> str:
-        """The task that is meant: the one given, else the first agent's, else (with a baseline) the first one known.
+        """The task given, else the first agent's, else (with a baseline) the first registered one.
 
         Raises:
             UserError: the bundle has agents, but none for that task (the message lists those it has).
@@ -84,7 +85,7 @@ class Bundle:
         """
         if self.manifest.baseline is not None:
             raise UserError(
-                f"{self.dir} holds no agent, for it was built from the baseline {self.manifest.baseline}: "
+                f"{self.dir} holds no agent, because it was built from the baseline {self.manifest.baseline}: "
                 "give a bundle that was built from agents"
             )
         if task is None:
@@ -171,7 +172,7 @@ def load_bundle(directory: Path, verify: bool = True) -> Bundle:
     return Bundle(directory, manifest)
 
 
-def stamp_validation(directory: Path, task: str, report_sha256: str, verdict: str) -> Bundle:
+def stamp_validation(directory: Path, task: str, report_sha256: str, verdict: Verdict) -> Bundle:
     """Record the outcome of a task's validation in the bundle's manifest, in place of its earlier one.
 
     Args:

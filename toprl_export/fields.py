@@ -1,116 +1,164 @@
-"""Reading the fields of a JSON object one by one with their types, so that a wrong file is one clear line."""
+"""The one typed reader: frozen dataclasses to JSON objects and back, every value's type checked on the way in.
+
+A file of ours is a dataclass whose ``format`` and ``version`` are fields of one possible value, so that the class alone
+says what the file holds: it is what is written, what is read and what `toprl_export.schemas` publishes. A field with a
+default may be missing in a file, which is how files stay readable that were written before there was such a field;
+unknown fields are refused.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from toprl_export.errors import UserError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+    from pydantic import TypeAdapter
+    from pydantic_core import ErrorDetails
 
-class Fields:
-    """One JSON object and where it stands; every getter checks the type.
+T = TypeVar("T", bound="DataclassInstance")
+
+REMEDY = "write the file anew"
+_EXPECTED = {
+    "string": "a text",
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a finite number",
+    "bool": "true or false",
+    "tuple": "a list",
+    "list": "a list",
+    "dict": "an object",
+    "dataclass": "an object",
+    "none": "null",
+}
+"""What was expected, by the beginning of the name that pydantic gives the error."""
+
+
+def to_json(value: Any) -> Any:
+    """A dataclass as JSON says it: objects, lists, numbers, texts, booleans and null.
+
+    Fields keep their order. A class that is written in another way than field by field has a method ``to_json``.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        own_way = getattr(value, "to_json", None)
+        return fields_to_json(value) if own_way is None else own_way()
+    if isinstance(value, tuple | list):
+        return [to_json(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: to_json(item) for key, item in value.items()}
+    return value
+
+
+def fields_to_json(value: DataclassInstance) -> dict[str, Any]:
+    """A dataclass field by field, even where it has a ``to_json`` of its own (which can begin with this)."""
+    return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+
+
+def read_fields(kind: type[T], payload: Any, where: str | Path, remedy: str = REMEDY) -> T:
+    """The dataclass ``kind`` that ``payload``, parsed JSON or YAML, describes.
+
+    Types are strict as JSON has them: a list reads as a tuple and a whole number as a float, but no number is read from
+    a text, no whole number from ``1.0`` and none from ``true``; NaN and infinities are refused.
 
     Args:
-        source: the file, for messages.
-        payload: the object.
-        inside: where in the file the object stands ("stages[2]"); empty for the whole.
-
-    Attributes:
-        payload: the object, as it is.
+        kind: the dataclass; its own checks are made too.
+        payload: what is read.
+        where: what is being read, for messages: a path, or words such as "the plan".
+        remedy: what to do about a wrong file, for messages.
 
     Raises:
-        UserError: ``payload`` is not an object; and from every getter, a field is missing or of another type.
+        UserError: a field is missing, unknown or of another type, or the dataclass refuses its values.
     """
+    from pydantic import ValidationError
 
-    def __init__(self, source: Path | str, payload: object, inside: str = "") -> None:
-        self._source = source
-        self._inside = inside
-        if not isinstance(payload, Mapping):
-            raise self._wrong(inside, payload, "an object")
-        self.payload: Mapping[str, Any] = payload
+    try:
+        # By way of JSON text, for only there pydantic reads strictly and yet takes lists for tuples.
+        (found,) = _adapter(kind).validate_json(json.dumps([payload], default=str))
+    except ValidationError as error:
+        raise _refusal(kind, error.errors(include_url=False)[0], where, remedy) from error
+    except UserError as error:  # the dataclass' own, which knows nothing of files
+        raise UserError(f"{where}: {error}") from error
+    except (TypeError, ValueError) as error:  # what YAML can say and JSON cannot, such as a list for a key
+        raise UserError(f"{where} holds what JSON cannot say ({error}): {remedy}") from error
+    checked: T = found
+    return checked
 
-    def raw(self, name: str) -> Any:
-        """Whatever JSON value the field holds."""
-        if name not in self.payload:
-            raise UserError(f"{self._source} lacks {self._path(name)}: make the file anew")
-        return self.payload[name]
 
-    def text(self, name: str) -> str:
-        """A string."""
-        value = self.raw(name)
-        if not isinstance(value, str):
-            raise self._wrong(self._path(name), value, "a text")
-        return value
+def read_file(kind: type[T], path: Path, remedy: str = REMEDY) -> T:
+    """Read a JSON file of the format and version that ``kind`` states.
 
-    def text_or_none(self, name: str) -> str | None:
-        """A string, or None for null."""
-        return None if self.raw(name) is None else self.text(name)
+    Raises:
+        UserError: it is missing, is no JSON, is of another format or version, or see `read_fields`.
+    """
+    return read_fields(kind, read_header(kind, path), path, remedy)
 
-    def texts(self, name: str) -> dict[str, str]:
-        """An object whose values are strings."""
-        inner = self.nested(name)
-        return {key: inner.text(key) for key in inner.payload}
 
-    def text_list(self, name: str) -> tuple[str, ...]:
-        """A list of strings."""
-        listed = self._list(name)
-        for index, item in enumerate(listed):
-            if not isinstance(item, str):
-                raise self._wrong(f"{self._path(name)}[{index}]", item, "a text")
-        return tuple(listed)
+def read_header(kind: type[T], path: Path) -> dict[str, Any]:
+    """The JSON object in ``path``, of which only format and version are checked to be those of ``kind``.
 
-    def flag(self, name: str) -> bool:
-        """true or false."""
-        value = self.raw(name)
-        if not isinstance(value, bool):
-            raise self._wrong(self._path(name), value, "true or false")
-        return value
+    Raises:
+        UserError: it is missing, is no JSON, or is of another format or version.
+    """
+    from toprl_export.files import read_json_versioned
 
-    def number(self, name: str) -> float:
-        """A number."""
-        return self._number(self._path(name), self.raw(name))
+    stated = {field.name: field.default for field in dataclasses.fields(kind)}
+    return read_json_versioned(path, str(stated["format"]), int(str(stated["version"])))
 
-    def numbers(self, name: str) -> tuple[float, ...]:
-        """A list of numbers."""
-        return tuple(self._number(f"{self._path(name)}[{i}]", item) for i, item in enumerate(self._list(name)))
 
-    def whole(self, name: str) -> int:
-        """An integer."""
-        return self._whole(self._path(name), self.raw(name))
+def json_schema(kind: type[T]) -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of what `read_fields` takes for ``kind``."""
+    schema = _adapter(kind).json_schema()
+    types = schema["$defs"]
+    described: dict[str, Any] = types.pop(schema["items"]["$ref"].rpartition("/")[2])
+    return described | ({"$defs": types} if types else {})
 
-    def wholes(self, name: str) -> tuple[int, ...]:
-        """A list of integers."""
-        return tuple(self._whole(f"{self._path(name)}[{i}]", item) for i, item in enumerate(self._list(name)))
 
-    def nested(self, name: str) -> Fields:
-        """An object."""
-        return Fields(self._source, self.raw(name), self._path(name))
+@cache
+def _adapter(kind: type[Any]) -> TypeAdapter[list[Any]]:
+    from pydantic import ConfigDict, TypeAdapter
 
-    def nested_list(self, name: str) -> tuple[Fields, ...]:
-        """A list of objects."""
-        return tuple(Fields(self._source, item, f"{self._path(name)}[{i}]") for i, item in enumerate(self._list(name)))
+    # A list of it: pydantic takes a configuration for what is inside, but none for a dataclass itself.
+    several = list[kind]  # type: ignore[valid-type]  # a variable is no type to mypy
+    return TypeAdapter(several, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 
-    def _list(self, name: str) -> list[Any]:
-        value = self.raw(name)
-        if not isinstance(value, list):
-            raise self._wrong(self._path(name), value, "a list")
-        return value
 
-    def _whole(self, path: str, value: object) -> int:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise self._wrong(path, value, "a whole number")
-        return value
+def _refusal(kind: type[Any], error: ErrorDetails, where: str | Path, remedy: str) -> UserError:
+    """One line for the first thing that was wrong."""
+    path = _path(error["loc"][1:])
+    if error["type"] == "missing":
+        return UserError(f"{where} lacks {path}: {remedy}")
+    if error["type"] == "unexpected_keyword_argument":
+        return UserError(f"{where} has the unknown field {path}{_meant(kind, path)}: {remedy}")
+    value = repr(error["input"])
+    shown = value if len(value) <= 40 else value[:37] + "..."
+    return UserError(f"{where}: {path or 'the content'} is {shown}, expected {_expected(error)}: {remedy}")
 
-    def _number(self, path: str, value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self._wrong(path, value, "a number")
-        return float(value)
 
-    def _path(self, name: str) -> str:
-        return f"{self._inside}.{name}" if self._inside else name
+def _expected(error: ErrorDetails) -> str:
+    limits = error.get("ctx", {})
+    if error["type"] == "literal_error":
+        return str(limits["expected"])
+    if error["type"] == "too_long":
+        return f"at most {limits['max_length']} items"
+    return _EXPECTED.get(error["type"].partition("_")[0], error["msg"])
 
-    def _wrong(self, path: str, value: object, expected: str) -> UserError:
-        shown = repr(value) if len(repr(value)) <= 40 else repr(value)[:37] + "..."
-        return UserError(f"{self._source}: {path or 'the content'} is {shown}, expected {expected}: make the file anew")
+
+def _meant(kind: type[Any], path: str) -> str:
+    """``; did you mean 'settings'?``, empty where no field of ``kind`` or of what it holds is alike."""
+    schema = json_schema(kind)
+    known = {name for one in (schema, *schema.get("$defs", {}).values()) for name in one.get("properties", {})}
+    found = difflib.get_close_matches(path.rpartition(".")[2], sorted(known), n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """``stages[2].site``."""
+    steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in location)
+    return "".join(steps).removeprefix(".")

@@ -1,25 +1,24 @@
-"""`manifest.json`: what a bundle was made from, what is in it and how it is asked."""
+"""``manifest.json``: what a bundle was built from, what is in it and how it is run."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 from toprl_export.errors import UserError
-from toprl_export.fields import Fields
-from toprl_export.files import read_json_versioned
+from toprl_export.fields import fields_to_json, read_fields, read_header
 from toprl_export.models.shape import DecoderShape
 from toprl_export.pruning.plan import PruningPlan
 from toprl_export.runtime.preprocess import ImageProcessor
 from toprl_export.runtime.prompt import PromptFormat
 
-MANIFEST_FORMAT = "toprl-export/bundle"
-MANIFEST_VERSION = 4
-VERDICTS = ("passed", "failed")
+Verdict: TypeAlias = Literal["passed", "failed"]
+_DIGEST = "content_sha256"
+_REMEDY = "build the bundle again"
 
 
 @dataclass(frozen=True)
@@ -90,11 +89,13 @@ class ValidationStamp:
 
     task: str
     report_sha256: str
-    verdict: str
+    verdict: Verdict
 
     def __post_init__(self) -> None:
-        if self.verdict not in VERDICTS:
-            raise UserError(f"validation verdict {self.verdict!r} is unknown, expected {' or '.join(VERDICTS)}")
+        if self.verdict not in get_args(Verdict):
+            raise UserError(
+                f"validation verdict {self.verdict!r} is unknown, expected {' or '.join(get_args(Verdict))}"
+            )
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,8 @@ class Manifest:
         input_digest: digest of all that the build depended on; equal digests make a rebuild needless.
     """
 
+    format: Literal["toprl-export/bundle"] = field(default="toprl-export/bundle", kw_only=True)
+    version: Literal[4] = field(default=4, kw_only=True)
     toprl_export: str
     model: ModelEntry
     agents: tuple[AgentEntry, ...]
@@ -157,45 +160,8 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``manifest.json``, with a digest over itself."""
-        content: dict[str, Any] = {"format": MANIFEST_FORMAT, "version": MANIFEST_VERSION, **asdict(self)}
-        for name in ("plan", "image_processor", "prompt"):
-            content[name] = getattr(self, name).to_json()
-        return {**content, "content_sha256": _content_digest(content)}
-
-    @classmethod
-    def from_json(cls, source: Path, payload: dict[str, Any]) -> Manifest:
-        """The inverse of :meth:`to_json`; ``source`` names the file in messages.
-
-        Raises:
-            UserError: a field is missing or wrong, or the content does not match its digest.
-        """
-        content = {name: value for name, value in payload.items() if name != "content_sha256"}
-        if payload.get("content_sha256") != _content_digest(content):
-            raise UserError(f"{source} was changed after it was written: restore it or build the bundle again")
-        top = Fields(source, payload)
-        return cls(
-            toprl_export=top.text("toprl_export"),
-            model=_model(top.nested("model")),
-            agents=tuple(
-                AgentEntry(a.text("task"), a.text("fingerprint"), a.text("method"), a.whole("index"))
-                for a in top.nested_list("agents")
-            ),
-            baseline=top.text_or_none("baseline"),
-            plan=PruningPlan.from_json(top.nested("plan").payload),
-            engine=_engine(top.nested("engine")),
-            files=tuple(
-                FileEntry(f.text("path"), f.text("sha256"), f.whole("size"), f.text("role"))
-                for f in top.nested_list("files")
-            ),
-            image_processor=ImageProcessor.from_json(top.nested("image_processor")),
-            prompt=PromptFormat.from_json(top.nested("prompt")),
-            build_command=top.text("build_command"),
-            input_digest=top.text("input_digest"),
-            validations=tuple(
-                ValidationStamp(stamp.text("task"), stamp.text("report_sha256"), stamp.text("verdict"))
-                for stamp in top.nested_list("validations")
-            ),
-        )
+        content = fields_to_json(self)
+        return content | {_DIGEST: _content_digest(content)}
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -204,7 +170,10 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         UserError: it is missing, of another format or version, changed, or names a path that leaves the bundle.
     """
-    return Manifest.from_json(path, read_json_versioned(path, MANIFEST_FORMAT, MANIFEST_VERSION))
+    content = read_header(Manifest, path)
+    if content.pop(_DIGEST, None) != _content_digest(content):
+        raise UserError(f"{path} was changed after it was written: restore it or build the bundle again")
+    return read_fields(Manifest, content, path, _REMEDY)
 
 
 def check_relative(path: str) -> None:
@@ -217,29 +186,6 @@ def check_relative(path: str) -> None:
     plain = bool(parts) and "/".join(parts) == path and not any(sign in path for sign in "\\:\0")
     if not plain or ".." in parts or path.startswith("/"):
         raise UserError(f"the manifest lists {path!r}, which leaves the bundle: do not use this bundle, build it again")
-
-
-def _model(entry: Fields) -> ModelEntry:
-    shape = entry.nested("shape")
-    return ModelEntry(
-        id=entry.text("id"),
-        revision=entry.text_or_none("revision"),
-        fingerprint=entry.text("fingerprint"),
-        visual_tokens=entry.whole("visual_tokens"),
-        max_length=entry.whole("max_length"),
-        end_tokens=entry.wholes("end_tokens"),
-        shape=DecoderShape(**{one.name: shape.whole(one.name) for one in fields(DecoderShape)}),
-    )
-
-
-def _engine(entry: Fields) -> EngineEntry:
-    return EngineEntry(
-        entry.text("name"),
-        entry.text("precision"),
-        entry.whole("opset"),
-        entry.texts("toolchain"),
-        dict(entry.nested("details").payload),
-    )
 
 
 def _content_digest(content: dict[str, Any]) -> str:

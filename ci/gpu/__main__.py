@@ -25,6 +25,7 @@ from ci.gpu.machine import write_distribution
 from ci.gpu.plan import CHECKS, Check, judge_all
 from ci.gpu.process import run_supervised
 from ci.gpu.report import CheckResult, GpuReport, check_table, render, verdict_table, write_text
+from toprl_export.fields import to_json
 
 ROOT = Path(__file__).parents[2]
 TOTAL_SECONDS = 460.0
@@ -94,7 +95,7 @@ class Run:
             checks=tuple(self.results),
             verdicts=judge_all(self.results, settings.device, settings.quick),
         )
-        text = json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(to_json(report), indent=2, ensure_ascii=False, allow_nan=False)
         write_text(settings.output / "report.json", text + "\n")
         write_text(settings.output / "report.md", render(report))
         return report

@@ -1,22 +1,21 @@
 """What the checks found: the types behind ``report.json``, and ``report.md``, the same as a page.
 
-Needs the standard library and the core's field reader alone, so that a report can be written where nothing else works.
+Writing them needs the standard library and the core's `fields` alone, so that a report can be written where nothing
+else works.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal
 
 from toprl_export.errors import UserError
-from toprl_export.fields import Fields
+from toprl_export.fields import read_file
 
-FORMAT, VERSION = "toprl-export/gpu-report", 1
 CaseStatus = Literal["ok", "failed", "not run"]
 CheckStatus = Literal["finished", "failed", "out of time", "not run"]
 Outcome = Literal["reached", "not reached", "not run"]
@@ -101,6 +100,8 @@ class GpuReport:
         verdicts: one per goal.
     """
 
+    format: Literal["toprl-export/gpu-report"] = field(default="toprl-export/gpu-report", kw_only=True)
+    version: Literal[1] = field(default=1, kw_only=True)
     created: str
     command: str
     device: str
@@ -119,10 +120,6 @@ class GpuReport:
             or any(verdict.outcome == "not reached" for verdict in self.verdicts)
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """The JSON object that `load_report` reads back."""
-        return {"format": FORMAT, "version": VERSION, **asdict(self)}
-
 
 def load_report(path: Path) -> GpuReport:
     """Read ``report.json``.
@@ -130,53 +127,7 @@ def load_report(path: Path) -> GpuReport:
     Raises:
         UserError: it is missing, no JSON, or no report of this format and version.
     """
-    try:
-        fields = Fields(path, json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): give the report.json that ci/gpu.sh wrote") from error
-    found = (fields.raw("format"), fields.raw("version"))
-    if found != (FORMAT, VERSION):
-        raise UserError(f"{path} has format {found[0]!r} version {found[1]!r}, expected {FORMAT!r} {VERSION}")
-    return GpuReport(
-        created=fields.text("created"),
-        command=fields.text("command"),
-        device=fields.text("device"),
-        quick=fields.flag("quick"),
-        seconds=fields.number("seconds"),
-        machine=fields.texts("machine"),
-        checks=tuple(_read_check(check) for check in fields.nested_list("checks")),
-        verdicts=tuple(_read_verdict(verdict) for verdict in fields.nested_list("verdicts")),
-    )
-
-
-def read_case(fields: Fields) -> Case:
-    """One case.
-
-    Raises:
-        UserError: a field is missing, mistyped or impossible.
-    """
-    figures, status = fields.nested("figures"), _one_of(fields, "status", CaseStatus)
-    numbers = {name: figures.number(name) for name in figures.payload}
-    return Case(fields.text("table"), fields.text("name"), status, fields.text("why"), numbers)
-
-
-def _read_check(fields: Fields) -> CheckResult:
-    status, why = _one_of(fields, "status", CheckStatus), fields.text("why")
-    cases = tuple(read_case(case) for case in fields.nested_list("cases"))
-    return CheckResult(fields.text("name"), status, why, fields.number("seconds"), cases, fields.text("log"))
-
-
-def _read_verdict(fields: Fields) -> Verdict:
-    outcome = _one_of(fields, "outcome", Outcome)
-    return Verdict(fields.text("goal"), fields.text("needed"), fields.text("found"), outcome)
-
-
-def _one_of(fields: Fields, name: str, choices: Any) -> Any:
-    """A text that is one of a ``Literal``'s."""
-    found = fields.text(name)
-    if found not in get_args(choices):
-        raise UserError(f"{name} is {found!r}, expected one of {', '.join(get_args(choices))}: make the file anew")
-    return found
+    return read_file(GpuReport, path, "give the report.json that ci/gpu.sh wrote")
 
 
 def write_text(path: Path, text: str) -> None:

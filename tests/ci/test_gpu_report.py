@@ -8,6 +8,7 @@ import pytest
 
 from ci.gpu.report import Case, CheckResult, GpuReport, Verdict, load_report, render, write_text
 from toprl_export.errors import UserError
+from toprl_export.fields import to_json
 
 
 def report(**changes) -> GpuReport:
@@ -31,7 +32,7 @@ def report(**changes) -> GpuReport:
 
 def test_a_report_comes_back_as_it_was_written(tmp_path):
     path = tmp_path / "report.json"
-    write_text(path, json.dumps(report().to_json()))
+    write_text(path, json.dumps(to_json(report())))
     assert load_report(path) == report()
     assert list(tmp_path.iterdir()) == [path]
 
@@ -48,7 +49,7 @@ def test_a_report_comes_back_as_it_was_written(tmp_path):
 )
 def test_another_format_version_or_shape_is_refused(tmp_path, change):
     path = tmp_path / "report.json"
-    path.write_text(json.dumps(report().to_json() | change))
+    path.write_text(json.dumps(to_json(report()) | change))
     with pytest.raises(UserError):
         load_report(path)
 
@@ -56,7 +57,7 @@ def test_another_format_version_or_shape_is_refused(tmp_path, change):
 def test_what_is_no_json_is_refused_in_one_line(tmp_path):
     path = tmp_path / "report.json"
     path.write_text("{")
-    with pytest.raises(UserError, match=r"report\.json cannot be read"):
+    with pytest.raises(UserError, match=r"report\.json is not valid JSON"):
         load_report(path)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from toprl_export.fields import to_json
 from toprl_export.models.load import PROMPT_FILE, load_model
 from toprl_export.models.mini.architecture import BEGIN, END, IMAGE, PAD, build_tokenizer
 from toprl_export.models.reference import ReferenceRunner
@@ -113,4 +114,4 @@ def _write(network: LlavaForConditionalGeneration, directory: Path, pixels: int)
         "image_std": [0.5] * 3,
     }
     (directory / "preprocessor_config.json").write_text(json.dumps(processor))
-    (directory / PROMPT_FILE).write_text(json.dumps(prompt.to_json()))
+    (directory / PROMPT_FILE).write_text(json.dumps(to_json(prompt)))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -109,6 +109,7 @@ class Ablation(AnalysisResult):
     """The table; the first row is the recipe itself."""
 
     name: ClassVar[str] = "ablation"
+    format: Literal["toprl-export/analysis-ablation"] = field(default="toprl-export/analysis-ablation", kw_only=True)
     recipe: str
     budget_kept: int
     seeds: tuple[int, ...]

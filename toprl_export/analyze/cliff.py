@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 from toprl_export.analyze.results import AnalysisResult
 from toprl_export.analyze.study import RETAINED, OneCut, Study
@@ -42,6 +42,7 @@ class Cliff(AnalysisResult):
     """One curve a task."""
 
     name: ClassVar[str] = "cliff"
+    format: Literal["toprl-export/analysis-cliff"] = field(default="toprl-export/analysis-cliff", kw_only=True)
     curves: tuple[CliffCurve, ...]
 
     def records(self) -> list[dict[str, object]]:

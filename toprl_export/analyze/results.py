@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 from toprl_export.errors import UserError
 from toprl_export.evaluation.machine import Provenance
 from toprl_export.evaluation.tables import csv_text
-from toprl_export.files import read_json_versioned, write_bytes_atomic, write_json_atomic, write_text_atomic
-from toprl_export.typed import from_json, to_json
+from toprl_export.fields import read_file, read_header, to_json
+from toprl_export.files import write_bytes_atomic, write_json_atomic, write_text_atomic
 
-VERSION = 1
 SUFFIXES = (".csv", ".md", ".png", ".json")
 
 
@@ -27,6 +26,8 @@ class AnalysisResult(ABC):
     """
 
     name: ClassVar[str]
+    format: str = field(kw_only=True)
+    version: Literal[1] = field(default=1, kw_only=True)
     provenance: Provenance
 
     @abstractmethod
@@ -41,15 +42,6 @@ class AnalysisResult(ABC):
     def summary(self) -> str:
         """The findings in a few lines, for the terminal."""
 
-    @classmethod
-    def format(cls) -> str:
-        """What its JSON file says that it is."""
-        return f"toprl-export/analysis-{cls.name}"
-
-    def to_json(self) -> dict[str, Any]:
-        """What the JSON file holds."""
-        return {"format": self.format(), "version": VERSION, **to_json(self)}
-
     def write(self, directory: Path, picture: bytes) -> None:
         """Write the four files, each whole or not at all.
 
@@ -63,7 +55,7 @@ class AnalysisResult(ABC):
         self.check_directory(directory)
         table, text = csv_text(self.records()), self.markdown()
         # The JSON file comes first: by it `check_directory` knows the others, should this be interrupted.
-        write_json_atomic(directory / f"{self.name}.json", self.to_json())
+        write_json_atomic(directory / f"{self.name}.json", to_json(self))
         write_text_atomic(directory / f"{self.name}.csv", table)
         write_text_atomic(directory / f"{self.name}.md", text)
         write_bytes_atomic(directory / f"{self.name}.png", picture)
@@ -75,10 +67,7 @@ class AnalysisResult(ABC):
         Raises:
             UserError: the file is missing, damaged, or of another kind or version.
         """
-        path = directory / f"{cls.name}.json"
-        payload = read_json_versioned(path, cls.format(), VERSION)
-        del payload["format"], payload["version"]
-        return from_json(cls, payload, str(path))
+        return read_file(cls, directory / f"{cls.name}.json", "repeat the analysis")
 
     @classmethod
     def check_directory(cls, directory: Path) -> None:
@@ -93,7 +82,7 @@ class AnalysisResult(ABC):
         if not found:
             return
         try:
-            read_json_versioned(directory / f"{cls.name}.json", cls.format(), VERSION)
+            read_header(cls, directory / f"{cls.name}.json")
         except UserError as error:
             raise UserError(
                 f"{found[0]} is not from an earlier analysis, so it is left alone: choose another --output-dir"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 from toprl_export.analyze.results import AnalysisResult
 from toprl_export.analyze.study import RETAINED, OneCut, PruningMethod, Study, Unpruned
@@ -45,6 +45,9 @@ class Sensitivity(AnalysisResult):
     """One map a task over the same layers and ratios."""
 
     name: ClassVar[str] = "sensitivity"
+    format: Literal["toprl-export/analysis-sensitivity"] = field(
+        default="toprl-export/analysis-sensitivity", kw_only=True
+    )
     layers: tuple[int, ...]
     ratios: tuple[float, ...]
     maps: tuple[SensitivityMap, ...]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -66,6 +66,7 @@ class Transfer(AnalysisResult):
     """The matrix; ``seeds`` are the agents', by the task they were trained for."""
 
     name: ClassVar[str] = "transfer"
+    format: Literal["toprl-export/analysis-transfer"] = field(default="toprl-export/analysis-transfer", kw_only=True)
     budget_kept: int
     trained_for: tuple[str, ...]
     seeds: dict[str, tuple[int, ...]]

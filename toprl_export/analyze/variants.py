@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import yaml
 
 from toprl_export.errors import UserError
 from toprl_export.evaluation.cells import in_parallel
-from toprl_export.fields import Fields
+from toprl_export.fields import read_fields
 from toprl_export.files import write_text_atomic
 from toprl_export.models.load import load_unchanged_model
 from toprl_export.progress import Progress
@@ -24,12 +24,9 @@ from toprl_export.trainer import TrainOutcome, train
 if TYPE_CHECKING:
     from toprl_export.models.adapter import LVLMAdapter
 
-VARIANTS_FORMAT: Final = "toprl-export/variants"
-VARIANTS_VERSION: Final = 1
 BASE_NAME: Final = "base"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 RECIPE_SUFFIXES = (".yaml", ".yml")
-_FIELDS = ("name", "group", "text", "settings", "stage_depths")
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class Variant:
     name: str
     group: str
     text: str
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
     stage_depths: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -71,7 +68,16 @@ class Variant:
         return {**self.settings, "stage_layers": layers}
 
 
-BASE = Variant(BASE_NAME, "", "the recipe as it is", {})
+BASE = Variant(BASE_NAME, "", "the recipe as it is")
+
+
+@dataclass(frozen=True)
+class VariantsFile:
+    """The YAML file."""
+
+    format: Literal["toprl-export/variants"]
+    version: Literal[1]
+    variants: tuple[Variant, ...]
 
 
 def load_variants(file: Path | None = None) -> tuple[Variant, ...]:
@@ -83,16 +89,10 @@ def load_variants(file: Path | None = None) -> tuple[Variant, ...]:
     source = str(file or "variants.yaml")
     text = _read(file) if file else resources.files("toprl_export.analyze").joinpath(source).read_text(encoding="utf-8")
     try:
-        content = Fields(source, yaml.safe_load(text))
+        content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{source} is not valid YAML ({error}): correct it") from error
-    header = (content.payload.get("format"), content.payload.get("version"))
-    if header != (VARIANTS_FORMAT, VARIANTS_VERSION):
-        raise UserError(
-            f"{source} has format {header[0]!r} version {header[1]!r}, expected {VARIANTS_FORMAT!r} version "
-            f"{VARIANTS_VERSION}: write these two lines first"
-        )
-    variants = tuple(_variant(source, fields) for fields in content.nested_list("variants"))
+    variants = read_fields(VariantsFile, content, source, "correct it").variants
     names = [BASE_NAME, *(variant.name for variant in variants)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -112,26 +112,13 @@ def choose_variants(known: Sequence[Variant], names: Sequence[str] | None) -> tu
     return (BASE, *(variant for variant in known if names is None or variant.name in names))
 
 
-def _variant(source: str, fields: Fields) -> Variant:
-    for name in fields.payload:
-        if name not in _FIELDS:
-            raise unknown_name(f"part of a variant in {source}", str(name), _FIELDS)
-    return Variant(
-        name=fields.text("name"),
-        group=fields.text("group"),
-        text=fields.text("text"),
-        settings=dict(fields.nested("settings").payload) if "settings" in fields.payload else {},
-        stage_depths=fields.numbers("stage_depths") if "stage_depths" in fields.payload else None,
-    )
-
-
 def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise UserError(
-            f"{file} cannot be read ({reason}); expected a {VARIANTS_FORMAT} file: check the path"
+            f"{file} cannot be read ({reason}); expected a toprl-export/variants file: check the path"
         ) from error
 
 

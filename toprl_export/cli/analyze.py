@@ -21,6 +21,7 @@ from toprl_export.cli.command import (
     option,
 )
 from toprl_export.cli.output import command_line, hint_to_continue, print_json
+from toprl_export.fields import to_json
 from toprl_export.trainer import DEFAULT_BUDGETS_KEPT, DEFAULT_METHOD
 
 if TYPE_CHECKING:
@@ -245,6 +246,6 @@ def _report(measure: Callable[[], AnalysisResult], directory: Path, as_json: boo
 
     result.write(directory, draw(result))
     if as_json:
-        print_json(result.to_json())
+        print_json(to_json(result))
     else:
         click.echo(f"{result.summary()}\npicture: {directory / result.name}.png, table: {result.name}.md")

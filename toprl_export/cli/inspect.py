@@ -14,6 +14,7 @@ from toprl_export.cli.command import INPUTS, Command, argument
 from toprl_export.cli.engine_command_line import Reader, load_command_lines
 from toprl_export.cli.output import print_json, table_lines
 from toprl_export.errors import UserError
+from toprl_export.fields import to_json
 
 if TYPE_CHECKING:
     from toprl_export.manifest import EngineEntry
@@ -128,14 +129,14 @@ def _agent(path: Path) -> tuple[dict[str, Any], str]:
         ("command", training.command),
         ("fingerprint", agent.fingerprint),
     ]
-    return record.to_json(), f"{_facts(facts)}\n\n{_describe_plan(record.plan)}"
+    return to_json(record), f"{_facts(facts)}\n\n{_describe_plan(record.plan)}"
 
 
 def _plan(path: Path) -> tuple[dict[str, Any], str]:
-    from toprl_export.files import read_json_versioned
-    from toprl_export.pruning.plan import PLAN_FORMAT, PLAN_VERSION, PruningPlan
+    from toprl_export.fields import read_file
+    from toprl_export.pruning.plan import PruningPlan
 
-    plan = PruningPlan.from_json(read_json_versioned(path, PLAN_FORMAT, PLAN_VERSION))
+    plan = read_file(PruningPlan, path)
     return plan.to_json(), _describe_plan(plan)
 
 
@@ -165,7 +166,7 @@ def _report(path: Path) -> tuple[dict[str, Any], str]:
         )
     gates = [("passed" if gate.passed else "FAILED", gate.sentence) for gate in report.gates]
     parts = [_facts(facts), _table(header, rows), _table(("gate", ""), gates) if gates else "no gates"]
-    return report.to_json(), "\n\n".join(parts)
+    return to_json(report), "\n\n".join(parts)
 
 
 def _describe_plan(plan: PruningPlan) -> str:

@@ -124,7 +124,7 @@ def command(
     )
     passed = report.verdict == "passed"
     if as_json:
-        print_json(report.to_json())
+        print_json(to_json(report))
     else:
         table, _, verdict = describe(report).rpartition("\n")
         click.echo(table)

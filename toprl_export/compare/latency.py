@@ -17,11 +17,11 @@ from toprl_export.evaluation.answering import EncodedBatch
 from toprl_export.evaluation.cells import CellStore
 from toprl_export.evaluation.machine import Device, describe_device
 from toprl_export.evaluation.questions import SPLIT
+from toprl_export.fields import read_fields, to_json
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.reference import Pruning, ReferenceRunner
 from toprl_export.progress import Progress
 from toprl_export.tasks.registry import TASKS
-from toprl_export.typed import from_json, to_json
 
 WARMUP = 3
 """Rounds that are not counted: the first ones pay for allocations and cold caches."""
@@ -114,7 +114,7 @@ def measure_latency(adapter: LVLMAdapter, cell: LatencyCell, store: CellStore) -
     """
     kept = store.load(cell)
     if kept is not None:
-        return from_json(LatencyTable, dict(kept), "the stored latencies")
+        return read_fields(LatencyTable, kept, "the stored latencies", "delete them to have them measured again")
     runner, first = ReferenceRunner(adapter), cell.cells[0]
     task, seed = TASKS.get(first.task), first.setting.seed
     count = min(first.questions, WARMUP + cell.iterations)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from toprl_export.compare.latency import LatencyTable
 from toprl_export.compare.method_cell import MethodKind
 from toprl_export.evaluation.estimates import Estimate
 from toprl_export.evaluation.machine import Provenance
-from toprl_export.files import read_json_versioned, write_json_atomic
+from toprl_export.fields import read_file, to_json
+from toprl_export.files import write_json_atomic
 from toprl_export.tasks.task import Level
-from toprl_export.typed import from_json, to_json
 
-FORMAT = "toprl-export/comparison"
-VERSION = 1
 JSON_FILE = "compare.json"
 
 RivalRole: TypeAlias = Literal["best baseline", "best baseline on average", "random"]
@@ -146,6 +144,8 @@ class Comparison:
         latency: None where it was not measured.
     """
 
+    format: Literal["toprl-export/comparison"] = field(default="toprl-export/comparison", kw_only=True)
+    version: Literal[1] = field(default=1, kw_only=True)
     provenance: Provenance
     tasks: tuple[TaskColumn, ...]
     methods: tuple[MethodRow, ...]
@@ -191,14 +191,10 @@ class Comparison:
         wanted = (method, budget_kept)
         return next((one for one in self.averages if (one.method, one.budget_kept) == wanted), None)
 
-    def to_json(self) -> dict[str, Any]:
-        """The content of ``compare.json``."""
-        return {"format": FORMAT, "version": VERSION, **to_json(self)}
-
 
 def write_comparison(path: Path, comparison: Comparison) -> None:
     """Write ``compare.json``."""
-    write_json_atomic(path, comparison.to_json())
+    write_json_atomic(path, to_json(comparison))
 
 
 def read_comparison(path: Path) -> Comparison:
@@ -207,6 +203,4 @@ def read_comparison(path: Path) -> Comparison:
     Raises:
         UserError: the file is missing, of another format or version, or lacks a field.
     """
-    payload = read_json_versioned(path, FORMAT, VERSION)
-    del payload["format"], payload["version"]
-    return from_json(Comparison, payload, str(path))
+    return read_file(Comparison, path, "repeat the comparison")

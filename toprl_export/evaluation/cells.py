@@ -12,19 +12,17 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from toprl_export.errors import UserError
-from toprl_export.files import read_json_versioned, write_json_atomic
+from toprl_export.fields import read_file, to_json
+from toprl_export.files import write_json_atomic
 from toprl_export.progress import Progress
-
-CELL_FORMAT = "toprl-export/cell"
-CELL_VERSION = 1
 
 Result = Mapping[str, Any]
 """The result of a cell: a JSON object."""
@@ -123,6 +121,16 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True)
+class KeptCell:
+    """A cell's file: what the cell says of itself, and its result."""
+
+    format: Literal["toprl-export/cell"] = field(default="toprl-export/cell", kw_only=True)
+    version: Literal[1] = field(default=1, kw_only=True)
+    identity: dict[str, Any]
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class CellStore:
     """Results on disk: one file for each cell, named by the digest of its identity."""
 
@@ -137,16 +145,14 @@ class CellStore:
         path = self._path(cell)
         if not path.is_file():
             return None
-        payload = read_json_versioned(path, CELL_FORMAT, CELL_VERSION)
-        if payload.get("identity") != _plain(cell.identity) or not isinstance(payload.get("result"), dict):
+        kept = read_file(KeptCell, path, "delete it to have it computed again")
+        if kept.identity != _plain(cell.identity):
             raise UserError(f"{path} does not hold the result of this cell: delete it to have it computed again")
-        found: Result = payload["result"]
-        return found
+        return kept.result
 
     def save(self, cell: Cell, result: Result) -> None:
         """Keep a result; the file appears whole or not at all."""
-        content = {"format": CELL_FORMAT, "version": CELL_VERSION, "identity": _plain(cell.identity), "result": result}
-        write_json_atomic(self._path(cell), content)
+        write_json_atomic(self._path(cell), to_json(KeptCell(_plain(cell.identity), dict(result))))
 
     def _path(self, cell: Cell) -> Path:
         return self.directory / f"{digest(cell)}.json"

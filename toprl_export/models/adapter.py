@@ -117,7 +117,9 @@ class LVLMAdapter(ABC):
         # Where the model was loaded from and by which transformers changes no answer.
         for name in ("_name_or_path", "transformers_version"):
             config.pop(name, None)
-        parts = [config, self.tokenizer.to_str(), asdict(self.image_processor), asdict(self.prompt_format)]
+        # Neither does the version of the format that a prompt is written in.
+        prompt = {name: text for name, text in asdict(self.prompt_format).items() if name not in ("format", "version")}
+        parts = [config, self.tokenizer.to_str(), asdict(self.image_processor), prompt]
         text = json.dumps([*parts, self.end_tokens], sort_keys=True, default=str)
         return hashlib.sha256(f"{self.fingerprint}\n{text}".encode()).hexdigest()
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from toprl_export.errors import UserError, require
-from toprl_export.fields import Fields
+from toprl_export.fields import read_fields, read_file
 from toprl_export.models.registry import FAMILIES, NAMED_MODELS
 from toprl_export.registry import unknown_name
 
@@ -155,7 +156,8 @@ def _tokenizer(transformers: Any, source: str, revision: str | None) -> Any:
             return loaded.backend_tokenizer
         text = file.read_text(encoding="utf-8")
         # The tokenizers library raises bare exceptions, so what commonly breaks is found before it reads the file.
-        Fields(file, json.loads(text)).nested("model")
+        if not isinstance(json.loads(text).get("model"), dict):
+            raise UserError(f"{file} has no object model: give a checkpoint with a complete tokenizer.json")
     return Tokenizer.from_str(text)
 
 
@@ -167,39 +169,49 @@ def _image_processor(transformers: Any, source: str, revision: str | None) -> Im
     name = f"the image processor of model {source}"
     with _readable("image processor", source):
         found = ImageProcessingMixin.get_image_processor_dict(source, revision=revision)[0]
-        settings = Fields(name, found)
         resample = Image.Resampling(found.get("resample", Image.Resampling.BICUBIC)).name.lower()
-    rescale = settings.number("rescale_factor") if "rescale_factor" in found else 1 / 255
-    if found.get("do_pad") or abs(rescale * 255 - 1) > 1e-6:
+        # Hugging Face's file holds much more, some of it null.
+        known = {field.name for field in fields(_ImageSettings)}
+        given = {key: value for key, value in found.items() if key in known and value is not None}
+    settings = read_fields(_ImageSettings, given, name, "give a checkpoint with a complete preprocessor_config.json")
+    if settings.do_pad or abs(settings.rescale_factor * 255 - 1) > 1e-6:
         raise UserError(
             f"model {source} pads its images or scales them by other than 1/255, expected neither: "
             "its family needs an adapter of its own"
         )
-    size = settings.nested("size")
-    by_edge = size.payload.get("shortest_edge") is not None
-    edges = ("shortest_edge", "shortest_edge") if by_edge else ("height", "width")
-    cropped = found.get("do_center_crop", by_edge) and found.get("crop_size") is not None
-    return ImageProcessor.from_json(
-        Fields(
-            name,
-            {
-                "size": [size.whole(edge) for edge in edges],
-                "resize": "shortest-edge" if by_edge else "exact",
-                "crop": _crop_size(settings) if cropped else None,
-                "mean": settings.raw("image_mean"),
-                "std": settings.raw("image_std"),
-                "resample": resample,
-            },
-        )
+    edge = settings.size.get("shortest_edge")
+    crops = edge is not None if settings.do_center_crop is None else settings.do_center_crop
+    return ImageProcessor(
+        size=_pair(settings.size, f"{name}: size") if edge is None else (edge, edge),
+        resize="exact" if edge is None else "shortest-edge",
+        crop=_pair(settings.crop_size, f"{name}: crop_size") if crops and settings.crop_size is not None else None,
+        mean=settings.image_mean,
+        std=settings.image_std,
+        resample=resample,
     )
 
 
-def _crop_size(settings: Fields) -> list[int]:
+@dataclass(frozen=True)
+class _ImageSettings:
+    """What this reads of Hugging Face's ``preprocessor_config.json``."""
+
+    size: dict[str, int | None]
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    crop_size: int | dict[str, int] | None = None
+    do_center_crop: bool | None = None
+    do_pad: bool = False
+    rescale_factor: float = 1 / 255
+
+
+def _pair(sizes: int | Mapping[str, int | None], what: str) -> tuple[int, int]:
     """Height and width, which older checkpoints write as one number."""
-    if not isinstance(settings.raw("crop_size"), dict):
-        return [settings.whole("crop_size")] * 2
-    crop = settings.nested("crop_size")
-    return [crop.whole("height"), crop.whole("width")]
+    if isinstance(sizes, int):
+        return sizes, sizes
+    height, width = sizes.get("height"), sizes.get("width")
+    if height is None or width is None:
+        raise UserError(f"{what} is {dict(sizes)}, expected a height and a width: its family needs an adapter")
+    return height, width
 
 
 def _prompt_format(source: Path, default: PromptFormat) -> PromptFormat:
@@ -207,10 +219,7 @@ def _prompt_format(source: Path, default: PromptFormat) -> PromptFormat:
     from toprl_export.runtime.prompt import PromptFormat
 
     file = source / PROMPT_FILE
-    if not file.is_file():
-        return default
-    with _readable(PROMPT_FILE, str(source)):
-        return PromptFormat.from_json(Fields(file, json.loads(file.read_text(encoding="utf-8"))))
+    return read_file(PromptFormat, file) if file.is_file() else default
 
 
 def _restore_rotary(network: Any) -> None:

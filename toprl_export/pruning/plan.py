@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import total_ordering
 from itertools import pairwise
 from typing import Any, Literal, cast
 
 from toprl_export.errors import UserError
-from toprl_export.fields import Fields
+from toprl_export.fields import fields_to_json
 from toprl_export.pruning.schedule import (
     DEFAULT_DECAY,
     Schedule,
@@ -20,8 +20,6 @@ from toprl_export.pruning.schedule import (
 )
 
 __all__ = [
-    "PLAN_FORMAT",
-    "PLAN_VERSION",
     "PruningPlan",
     "Schedule",
     "Site",
@@ -31,11 +29,9 @@ __all__ = [
     "solve_schedule",
 ]
 
-PLAN_FORMAT = "toprl-export/plan"
-PLAN_VERSION = 1
-_UNSAID_DECAY = 0.6
-"""What a file that states no decay means. Plans from before they had one still read and write alike, which keeps the
-fingerprints of the agents that carry them."""
+_UNSTATED_DECAY = 0.6
+"""The decay of a plan whose file states none, whatever the default may become. Plans from before there was a decay are
+written as they were read, which keeps the fingerprints of the agents that carry them."""
 
 Tower = Literal["vision", "projector", "decoder"]
 _TOWERS = ("vision", "projector", "decoder")
@@ -74,6 +70,18 @@ class Site:
         if tower not in _TOWERS or bool(colon) != (layer.isascii() and layer.isdecimal()):
             raise _site_error(text)
         return cls(cast(Tower, tower), int(layer) if colon else None)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """In files a site is a text."""
+        from pydantic_core import core_schema
+
+        del source, handler
+        return core_schema.no_info_after_validator_function(cls.parse, core_schema.str_schema())
+
+    def to_json(self) -> str:
+        """The text that :meth:`parse` takes."""
+        return str(self)
 
     def __str__(self) -> str:
         return self.tower if self.layer is None else f"{self.tower}:{self.layer}"
@@ -117,11 +125,13 @@ class PruningPlan:
             schedule that does not fit the stages.
     """
 
+    format: Literal["toprl-export/plan"] = field(default="toprl-export/plan", kw_only=True)
+    version: Literal[1] = field(default=1, kw_only=True)
     visual_tokens: int
     decoder_layers: int
     stages: tuple[Stage, ...]
     schedules: tuple[Schedule, ...]
-    decay: float = DEFAULT_DECAY
+    decay: float = _UNSTATED_DECAY
 
     def __post_init__(self) -> None:
         check_decay(self.decay)
@@ -224,39 +234,11 @@ class PruningPlan:
         return tuple(count for count, span in zip(counts, self.groups, strict=True) for _ in span)
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object that :meth:`from_json` reads back."""
-        payload = {
-            "format": PLAN_FORMAT,
-            "version": PLAN_VERSION,
-            "visual_tokens": self.visual_tokens,
-            "decoder_layers": self.decoder_layers,
-            "stages": [{"site": str(stage.site), "scorer": stage.scorer} for stage in self.stages],
-            "schedules": [asdict(entry) | {"keep_counts": list(entry.keep_counts)} for entry in self.schedules],
-        }
-        return payload if self.decay == _UNSAID_DECAY else payload | {"decay": float(self.decay)}
-
-    @classmethod
-    def from_json(cls, payload: Mapping[str, Any]) -> PruningPlan:
-        """Read what :meth:`to_json` wrote.
-
-        Raises:
-            UserError: another format or version, a missing or mistyped field, or an impossible plan.
-        """
-        fields = Fields("the plan", payload)
-        header = (fields.raw("format"), fields.raw("version"))
-        if header != (PLAN_FORMAT, PLAN_VERSION):
-            raise UserError(
-                f"the plan has format {header[0]!r} version {header[1]!r}, expected {PLAN_FORMAT!r} version "
-                f"{PLAN_VERSION}: make it anew or install the release that wrote it"
-            )
-        stages = [Stage(Site.parse(stage.text("site")), stage.text("scorer")) for stage in fields.nested_list("stages")]
-        schedules = [
-            Schedule(entry.whole("budget_kept"), entry.wholes("keep_counts"), entry.number("average_kept"))
-            for entry in fields.nested_list("schedules")
-        ]
-        decay = fields.number("decay") if "decay" in fields.payload else _UNSAID_DECAY
-        sizes = fields.whole("visual_tokens"), fields.whole("decoder_layers")
-        return cls(*sizes, tuple(stages), tuple(schedules), decay)
+        """The plan field by field, the decay where a file must state it; `read_fields` reads it back."""
+        written = fields_to_json(self) | {"decay": float(self.decay)}
+        if self.decay == _UNSTATED_DECAY:
+            del written["decay"]
+        return written
 
 
 def default_stage_layers(decoder_layers: int) -> tuple[int, ...]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from toprl_export.errors import UserError
-from toprl_export.fields import Fields
 
 ImageInput: TypeAlias = "Image.Image | Path | str | NDArray[np.uint8]"
 """A picture: Pillow's, a file's path, or ``uint8 [h, w, 3]``."""
@@ -72,27 +71,6 @@ class ImageProcessor:
         """Height and width of what comes out."""
         return self.crop or self.size
 
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object that :meth:`from_json` takes."""
-        plain = asdict(self)
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
-
-    @classmethod
-    def from_json(cls, fields: Fields) -> ImageProcessor:
-        """The inverse of :meth:`to_json`.
-
-        Raises:
-            UserError: a field is missing or wrong.
-        """
-        return cls(
-            size=_pair(fields.wholes("size")),
-            resize=fields.text("resize"),
-            crop=None if fields.raw("crop") is None else _pair(fields.wholes("crop")),
-            mean=_triple(fields.numbers("mean")),
-            std=_triple(fields.numbers("std")),
-            resample=fields.text("resample"),
-        )
-
     def __call__(self, images: Sequence[ImageInput]) -> NDArray[np.float32]:
         """Pictures to ``float32 [b, 3, h, w]``.
 
@@ -126,18 +104,6 @@ class ImageProcessor:
         height, width = self.crop
         top, left = (picture.height - height) // 2, (picture.width - width) // 2
         return picture.crop((left, top, left + width, top + height))
-
-
-def _pair(values: tuple[int, ...]) -> tuple[int, int]:
-    if len(values) != 2:
-        raise UserError(f"image processor: {values} must be a height and a width: correct it")
-    return values[0], values[1]
-
-
-def _triple(values: tuple[float, ...]) -> tuple[float, float, float]:
-    if len(values) != 3:
-        raise UserError(f"image processor: {values} must be one number for each of red, green and blue: correct it")
-    return values[0], values[1], values[2]
 
 
 def _to_pillow(image: ImageInput) -> Image.Image:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from toprl_export.errors import UserError
-from toprl_export.fields import Fields
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 QUESTION = "{question}"
-PROMPT_FORMAT = "toprl-export/prompt-format"
-PROMPT_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -60,6 +57,8 @@ class PromptFormat:
         pad_token: the token that fills up shorter rows.
     """
 
+    format: Literal["toprl-export/prompt-format"] = field(default="toprl-export/prompt-format", kw_only=True)
+    version: Literal[1] = field(default=1, kw_only=True)
     before_image: str
     after_image: str
     image_token: str
@@ -70,26 +69,6 @@ class PromptFormat:
             raise UserError(f"prompt format: {QUESTION} must stand exactly once, after the image")
         if not self.image_token or self.image_token in self.before_image + self.after_image:
             raise UserError("prompt format: the image token must not be empty or stand in the text around the image")
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object that :meth:`from_json` takes."""
-        return {"format": PROMPT_FORMAT, "version": PROMPT_VERSION, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, fields: Fields) -> PromptFormat:
-        """The inverse of :meth:`to_json`.
-
-        Raises:
-            UserError: another format or version, or a field is missing or wrong.
-        """
-        if (fields.raw("format"), fields.raw("version")) != (PROMPT_FORMAT, PROMPT_VERSION):
-            raise UserError(f"the prompt format is not {PROMPT_FORMAT} of version {PROMPT_VERSION}: write it anew")
-        return cls(
-            before_image=fields.text("before_image"),
-            after_image=fields.text("after_image"),
-            image_token=fields.text("image_token"),
-            pad_token=fields.text("pad_token"),
-        )
 
     def tokenize(
         self, tokenizer: Tokenizer, prompts: Sequence[str], visual_tokens: int, max_length: int | None = None

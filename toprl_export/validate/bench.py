@@ -1,7 +1,8 @@
-"""Everything that validation compares, opened once: the stock model, the scorer in PyTorch and the bundle's engine."""
+"""Everything that validation compares, opened once: the stock model, the scorer in PyTorch, and the bundle's engine."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,15 +18,17 @@ from toprl_export.models.load import load_model
 from toprl_export.models.reference import Pruning, ReferenceRunner
 from toprl_export.pruning.baselines.controls import RandomScorer
 from toprl_export.pruning.scorer import make_scorer
+from toprl_export.runtime.generation import DEFAULT_NEW_TOKENS, prompt_room
 from toprl_export.runtime.session import largest_batch
 from toprl_export.seeding import derive_seed
 from toprl_export.tasks.registry import TASKS
-from toprl_export.validate.answers import Contender, QuestionBatch, question_batches
-from toprl_export.validate.retention import BudgetContenders
+from toprl_export.validate.answers import EncodedQuestions, PrunedRuns, QuestionBatch
+from toprl_export.validate.costs import ENGINE_UNPRUNED, REFERENCE, MeasuredSession
 from toprl_export.validate.stock import StockSession
 
 if TYPE_CHECKING:
     from toprl_export.pruning.scorer import Scorer
+    from toprl_export.runtime.prompt import TokenBatch
     from toprl_export.runtime.session import EngineSession
     from toprl_export.tasks.task import Sample, Task
 
@@ -34,11 +37,11 @@ SPLIT: Final = "held-out"
 
 @dataclass(frozen=True)
 class ValidationOptions:
-    """How much is measured, and on what.
+    """How much is measured, and where.
 
     Attributes:
         limit: held-out questions answered.
-        parity_questions: how many of them are also compared number by number.
+        parity_questions: how many of them have their prefills compared with PyTorch's too.
         batch: questions answered together where time is not measured.
         warmup: rounds of the latency measurement that are not counted.
         iterations: rounds that are.
@@ -46,7 +49,7 @@ class ValidationOptions:
         threads: CPU threads of PyTorch and of the engine alike; None for all cores.
         device: where PyTorch and the engine run, "cpu" or "cuda".
         provider: the engine's name for where it runs; by default the name of ``device``.
-        measure_memory: start one process per contender to measure its peak memory, where all run on the CPU.
+        measure_memory: start one process per session to measure its peak memory, where all run on the CPU.
         seed: of questions, random pruning and bootstrap.
     """
 
@@ -77,18 +80,31 @@ class ValidationOptions:
 
     @property
     def engine_provider(self) -> str:
-        """The provider meant."""
+        """The provider given, else that of the device."""
         return self.provider or self.device
 
     @property
     def thread_count(self) -> int:
-        """The number of threads meant."""
+        """The threads given, else one for each core."""
         return self.threads or usable_cores()
 
 
 @dataclass(frozen=True)
 class Bench:
-    """The contenders and the questions; ``scorer`` is the task's agent, or the baseline that the bundle prunes by."""
+    """What is compared, and on which questions.
+
+    Attributes:
+        bundle: under validation.
+        task: whose held-out questions are answered.
+        scorer: the task's agent, or the baseline that the bundle prunes by, in PyTorch.
+        tokenizer: the bundle's.
+        samples: the questions.
+        runner: the reference model, pruned by ``scorer``.
+        stock: the reference model as Hugging Face runs it, unpruned.
+        engine: what the bundle was built for.
+        pruned: the bundle, opened.
+        unpruned: its unpruned graph, opened.
+    """
 
     bundle: Bundle
     task: Task
@@ -111,24 +127,24 @@ class Bench:
         """The bundle's budgets, largest first."""
         return self.bundle.manifest.budgets_kept
 
-    def contender(self, budget_kept: int) -> Contender:
+    def at_budget(self, budget_kept: int) -> MeasuredSession:
         """The pruned engine at one budget."""
-        return Contender(self.pruned, self.bundle.keep_counts(budget_kept), self.agent_index)
+        return MeasuredSession(self.pruned, self.bundle.keep_counts(budget_kept), self.agent_index)
 
-    def latency_contenders(self) -> dict[str, Contender]:
-        """Everyone whose time is taken: "reference", "engine_unpruned", and the engine by budget ("192")."""
+    def timed_sessions(self) -> dict[str, MeasuredSession]:
+        """All whose cost is measured: "reference", "engine_unpruned", and the engine by budget ("192")."""
         manifest = self.bundle.manifest
         everything = (manifest.model.visual_tokens,) * len(manifest.plan.stages)
-        shared = {"reference": self.stock, "engine_unpruned": self.unpruned}
-        named = {name: Contender(session, everything, self.agent_index) for name, session in shared.items()}
-        return named | {str(budget): self.contender(budget) for budget in self.budgets_kept}
+        shared = {REFERENCE: self.stock, ENGINE_UNPRUNED: self.unpruned}
+        named = {name: MeasuredSession(session, everything, self.agent_index) for name, session in shared.items()}
+        return named | {str(budget): self.at_budget(budget) for budget in self.budgets_kept}
 
-    def accuracy_contenders(self, seed: int) -> dict[int, BudgetContenders]:
-        """For each budget the engine, its scorer in PyTorch and random pruning at the same keep counts."""
+    def pruned_runs(self, seed: int) -> dict[int, PrunedRuns]:
+        """For each budget the engine, its scorer in PyTorch, and random pruning with the same keep counts."""
         plan = self.bundle.manifest.plan
         return {
-            budget: BudgetContenders(
-                self.contender(budget),
+            budget: PrunedRuns(
+                self.at_budget(budget),
                 Pruning.from_plan(plan, budget, self.scorer),
                 Pruning.from_plan(plan, budget, RandomScorer(derive_seed(seed, "random-pruning", budget))),
             )
@@ -136,14 +152,39 @@ class Bench:
         }
 
     def throughput_batches(self, options: ValidationOptions) -> tuple[int, ...]:
-        """The batches asked for that the questions fill and the engine takes."""
+        """The requested batches that the questions fill and the engine takes."""
         largest = largest_batch(self.pruned, len(self.samples))
         return tuple(size for size in options.throughput_batches if size <= largest)
 
     def batches(self, size: int, limit: int | None = None) -> list[QuestionBatch]:
-        """The questions, or the first ``limit`` of them, in batches of ``size`` or what the engine takes at once."""
-        size = largest_batch(self.pruned, size)
-        return list(question_batches(self.samples[:limit], self.bundle.manifest, self.tokenizer, size))
+        """The questions, or the first ``limit`` of them, in batches of ``size`` or what the engine takes at once.
+
+        Raises:
+            UserError: a question leaves no room for its answer.
+        """
+        size, samples = largest_batch(self.pruned, size), self.samples[:limit]
+        return [self._batch(samples[start : start + size]) for start in range(0, len(samples), size)]
+
+    def encode(self, batch: QuestionBatch) -> EncodedQuestions:
+        """Show the images of a batch to the reference's vision tower and to the engine's."""
+        saliency = self.scorer.needs.saliency
+        return EncodedQuestions.encode(batch, self.stock, self.pruned, self.runner, saliency)
+
+    def tokens(self, questions: Sequence[str]) -> TokenBatch:
+        """Prompts as ``toprl-export run`` takes them.
+
+        Raises:
+            UserError: one leaves no room for its answer.
+        """
+        manifest = self.bundle.manifest
+        visual, longest = manifest.model.visual_tokens, manifest.model.max_length
+        room = prompt_room(longest, visual, DEFAULT_NEW_TOKENS)
+        return manifest.prompt.tokenize(self.tokenizer, questions, visual, room)
+
+    def _batch(self, samples: Sequence[Sample]) -> QuestionBatch:
+        pixels = self.bundle.manifest.image_processor([sample.image for sample in samples])
+        questions = tuple(sample.question for sample in samples)
+        return QuestionBatch(pixels, self.tokens(questions), questions, tuple(sample.answer for sample in samples))
 
 
 def open_bench(directory: Path, task_name: str | None, options: ValidationOptions) -> Bench:

@@ -1,4 +1,4 @@
-"""Gates: the demands a bundle must meet, and which of them it met."""
+"""Gates: the limits that a bundle's figures must keep, and whether they do."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from toprl_export.errors import UserError
+from toprl_export.manifest import Verdict
 from toprl_export.registry import unknown_name
-from toprl_export.validate.report import BudgetReport, Comparison, Gate, Verdict
+from toprl_export.validate.report import BudgetReport, Comparison, Gate
 
 SPEEDUPS = ("total_vs_reference", "prefill_vs_reference", "prefill_vs_engine_unpruned", "realised_share")
-"""What ``--min-speedup`` can be about; the first is meant when none is named."""
+"""The figures that ``--min-speedup`` can name; without a name it is about the first."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,14 @@ class BudgetLimits:
 
 @dataclass(frozen=True)
 class GateLimits:
-    """What is demanded. None, or an empty value, demands nothing.
+    """The limits; None, or an empty value, sets none.
 
-    ``max_logit_error`` is about the error with forced selection: which tokens are kept is ``min_overlap``'s matter.
+    Attributes:
+        min_retention: least share of the reference's accuracy.
+        min_speedup: least ratios of times, by the names in ``SPEEDUPS``.
+        max_logit_error: largest logit error with forced selection; the selection itself is what ``min_overlap`` limits.
+        min_overlap: least share of kept tokens on which engine and PyTorch agree, at every stage.
+        must_beat_random: the accuracy's gain over random pruning must be above 0 with 95% confidence.
     """
 
     min_retention: BudgetLimits = field(default_factory=lambda: BudgetLimits(everywhere=0.9))
@@ -62,7 +68,7 @@ class GateLimits:
                 raise unknown_name("speedup", name, SPEEDUPS)
 
     def check_budgets(self, budgets: Sequence[int]) -> None:
-        """Refuse a limit at a budget the bundle does not have.
+        """Refuse a limit at a budget that the bundle lacks.
 
         Raises:
             UserError: lists the bundle's budgets.

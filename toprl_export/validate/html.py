@@ -104,7 +104,7 @@ def _accuracy(report: Report) -> str:
 
 
 def _latency(report: Report) -> str:
-    medians, spreads = (_contenders(report, name) for name in ("latency_ms", "latency_iqr_ms"))
+    medians, spreads = (_timed_sessions(report, name) for name in ("latency_ms", "latency_iqr_ms"))
     names, times = [name for name, _ in medians], [one for _, one in medians]
     tokens = report.settings.generated_tokens
     series = [
@@ -122,8 +122,8 @@ def _latency(report: Report) -> str:
     return f"<p>Medians of interleaved rounds, batch 1, {tokens} tokens.</p><figure>{chart}</figure>{table}"
 
 
-def _contenders(report: Report, field: str) -> list[tuple[str, Latency]]:
-    """Every contender once: all were measured in the same rounds, so budgets share the unpruned two."""
+def _timed_sessions(report: Report, field: str) -> list[tuple[str, Latency]]:
+    """Every session once: all were measured in the same rounds, so the budgets share the two unpruned ones."""
     shared: LatencyComparison = getattr(report.budgets[0], field)
     pruned = [(f"engine, {budget.budget_kept} kept", getattr(budget, field).engine) for budget in report.budgets]
     return [("PyTorch, unpruned", shared.reference), ("engine, unpruned", shared.engine_unpruned), *pruned]
@@ -204,11 +204,11 @@ def _method(report: Report) -> str:
         "reference and random pruning run the same model in PyTorch with the tokens gathered at each stage.",
         f"All four answer the same {settings.questions} questions ({settings.split}) by generating text. Intervals of "
         "an accuracy are Wilson's; retention and the gap to random have paired bootstrap intervals.",
-        f"Times: {settings.warmup} rounds of warm-up, {settings.iterations} rounds in which every contender answers "
+        f"Times: {settings.warmup} rounds of warm-up, {settings.iterations} rounds in which all answer "
         f"the same question in turn ({settings.prompt_tokens} prompt tokens, {settings.generated_tokens} generated), "
         f"{device.threads} CPU threads each. Speedups are ratios of the medians.",
-        "Peak memory, told where all run on the CPU, is the highest resident size of a fresh process that loads one "
-        "contender and answers one request, its libraries included.",
+        "Peak memory, measured where all run on the CPU, is the highest resident size of a fresh process, libraries "
+        "included, that loads one model or engine and answers one request.",
         "Logit errors are the largest absolute difference of the prefill's last-position logits.",
     ]
     facts = {
@@ -226,7 +226,7 @@ def _method(report: Report) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Cells are HTML; one that starts with ``<td`` brings its own element."""
+    """Cells are HTML; one that starts with ``<td`` is the whole element."""
     top = "".join(f"<th{' class=text' if name == 'Gate' else ''}>{escape(name)}</th>" for name in head)
     body = []
     for row in rows:

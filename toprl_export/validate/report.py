@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
+from xml.etree import ElementTree
 
 from toprl_export.evaluation.machine import Device
-from toprl_export.files import read_json_versioned, write_json_atomic
-from toprl_export.typed import from_json, to_json
+from toprl_export.fields import read_file, to_json
+from toprl_export.files import write_json_atomic
+from toprl_export.manifest import Verdict
 
-FORMAT = "toprl-export/report"
-VERSION = 1
 REPORT_FILE = "report.json"
 HTML_FILE = "report.html"
 JUNIT_FILE = "junit.xml"
 
-Verdict: TypeAlias = Literal["passed", "failed"]
 Comparison: TypeAlias = Literal[">=", "<=", ">"]
 Interval: TypeAlias = tuple[float, float]
 
@@ -107,7 +106,7 @@ class Throughput:
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """Peak resident bytes of a fresh process that loads one contender and answers one request."""
+    """Peak resident bytes of a fresh process that loads one session and answers one request."""
 
     reference: int
     engine_unpruned: int
@@ -154,7 +153,7 @@ class BudgetReport:
 
 @dataclass(frozen=True)
 class Gate:
-    """One demand at one budget, and whether it was met."""
+    """One limit at one budget, and whether the figure keeps it."""
 
     name: str
     budget_kept: int
@@ -186,7 +185,7 @@ class Subject:
 
     @property
     def pruned_by(self) -> str:
-        """Who chooses the tokens, in words."""
+        """What chooses the tokens, in words."""
         return f"{self.method} {'baseline' if self.agent_fingerprint is None else 'agent'}"
 
 
@@ -207,6 +206,8 @@ class Settings:
 class Report:
     """The outcome of validating one bundle on one task."""
 
+    format: Literal["toprl-export/report"] = field(default="toprl-export/report", kw_only=True)
+    version: Literal[1] = field(default=1, kw_only=True)
     verdict: Verdict
     task: str
     metric: str
@@ -227,14 +228,10 @@ class Report:
         """Whether every gate of one budget was met."""
         return all(gate.passed for gate in self.gates_of(budget_kept))
 
-    def to_json(self) -> dict[str, Any]:
-        """The content of ``report.json``."""
-        return {"format": FORMAT, "version": VERSION, **to_json(self)}
-
 
 def write_report(path: Path, report: Report) -> None:
     """Write ``report.json``."""
-    write_json_atomic(path, report.to_json())
+    write_json_atomic(path, to_json(report))
 
 
 def read_report(path: Path) -> Report:
@@ -243,6 +240,19 @@ def read_report(path: Path) -> Report:
     Raises:
         UserError: the file is missing, of another format or version, or lacks a field.
     """
-    payload = read_json_versioned(path, FORMAT, VERSION)
-    del payload["format"], payload["version"]
-    return from_json(Report, payload, str(path))
+    return read_file(Report, path, "validate again")
+
+
+def junit_xml(report: Report) -> str:
+    """The gates as JUnit XML, which CI systems show: one test case per gate; a gate that was not met is a failure."""
+    failures = sum(not gate.passed for gate in report.gates)
+    counts = {"tests": str(len(report.gates)), "failures": str(failures), "errors": "0"}
+    suites = ElementTree.Element("testsuites", counts)
+    suite = ElementTree.SubElement(suites, "testsuite", {"name": f"toprl-export validate {report.task}", **counts})
+    for gate in report.gates:
+        classname = f"{report.task}.kept-{gate.budget_kept}"
+        case = ElementTree.SubElement(suite, "testcase", {"classname": classname, "name": gate.name})
+        if not gate.passed:
+            ElementTree.SubElement(case, "failure", {"message": gate.sentence})
+    ElementTree.indent(suites)
+    return ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"

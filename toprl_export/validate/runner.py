@@ -2,44 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from toprl_export.bundle import stamp_validation
 from toprl_export.errors import UserError
-from toprl_export.files import (
-    check_replaceable,
-    read_json_versioned,
-    sha256_of,
-    staged_directory,
-    write_text_atomic,
-)
+from toprl_export.evaluation.machine import describe_device, installed_versions
+from toprl_export.fields import read_header
+from toprl_export.files import check_replaceable, sha256_of, staged_directory, write_text_atomic
 from toprl_export.progress import Progress
-from toprl_export.validate.assemble import Measured, assemble
-from toprl_export.validate.bench import Bench, ValidationOptions, open_bench
-from toprl_export.validate.gates import GateLimits
+from toprl_export.pruning.actor import Actor
+from toprl_export.pruning.flops import plan_flops
+from toprl_export.runtime.generation import DEFAULT_NEW_TOKENS
+from toprl_export.runtime.session import largest_batch
+from toprl_export.validate.answers import Answers, EncodedQuestions, PrefillParity, Retention, judge_answers
+from toprl_export.validate.bench import SPLIT, Bench, ValidationOptions, open_bench
+from toprl_export.validate.costs import (
+    ENGINE_UNPRUNED,
+    GENERATED_TOKENS,
+    REFERENCE,
+    Timings,
+    Workload,
+    measure_latency,
+    measure_throughput,
+    peak_memory,
+)
+from toprl_export.validate.gates import GateLimits, evaluate_gates, verdict_of
 from toprl_export.validate.html import render_html
-from toprl_export.validate.junit import junit_xml
-from toprl_export.validate.latency import Timings, Workload, measure_latency, measure_throughput
-from toprl_export.validate.memory import peak_memory
-from toprl_export.validate.parity import measure_parity
 from toprl_export.validate.report import (
-    FORMAT,
     HTML_FILE,
     JUNIT_FILE,
     REPORT_FILE,
-    VERSION,
+    BudgetReport,
+    Flops,
+    Latency,
+    LatencyComparison,
     Parity,
+    PeakMemory,
     Report,
+    Settings,
+    Speedup,
+    Subject,
+    Throughput,
+    junit_xml,
     write_report,
 )
-from toprl_export.validate.retention import Answers, BudgetContenders, collect_answers, judge_answers
 
 PARITY_BATCH = 3
-"""Another batch size than the answers', so that parity does not hang on one."""
+"""Another batch size than that of the answers, so that parity does not depend on one."""
 THROUGHPUT_ROUNDS = 5
 
 
@@ -70,7 +86,7 @@ def validate(
     options, limits = options or ValidationOptions(), limits or GateLimits()
     target = report_dir or default_report_dir(bundle)
     _check_takes_report(target)
-    with _torch_threads(options.thread_count), _fp32_without_tf32(), _memory_missed():
+    with _torch_threads(options.thread_count), _fp32_without_tf32(), _out_of_memory_in_one_line():
         bench = open_bench(bundle, task, options)
         limits.check_budgets(bench.budgets_kept)
         measured = _measure(bench, options)
@@ -105,72 +121,195 @@ def _check_takes_report(target: Path) -> None:
     if not entries:
         return
     try:
-        read_json_versioned(target / REPORT_FILE, FORMAT, VERSION)
+        read_header(Report, target / REPORT_FILE)
     except UserError as error:
         raise UserError(
             f"{target} holds no earlier report of ours, so it is left alone ({error}): choose another directory"
         ) from error
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What was measured, by budget or by the names of `Bench.timed_sessions`; ``memory`` may be empty."""
+
+    retention: dict[int, Retention]
+    parity: dict[int, Parity]
+    timings: dict[str, Timings]
+    throughput: dict[str, tuple[float, ...]]
+    memory: dict[str, int]
+
+
 def _measure(bench: Bench, options: ValidationOptions) -> Measured:
-    budgets = bench.accuracy_contenders(options.seed)
-    with Progress("answers", len(bench.samples), "question") as bar:
-        stock = bench.latency_contenders()["reference"]
-        batches = bench.batches(options.batch)
-        answers = collect_answers(stock, bench.tokenizer, bench.runner, budgets, batches, bar.update)
-    parity = {}
-    with Progress("parity", len(budgets), "budget") as bar:
-        for budget in budgets:
-            parity[budget] = _parity(bench, options, budgets[budget], answers, budget)
-            bar.update()
+    answers, parity = _answer(bench, options)
     timings, throughput = _time(bench, options)
-    return Measured(
-        {k: judge_answers(bench.task, bench.tokenizer, answers, k, options.seed) for k in budgets},
-        parity,
-        timings,
-        throughput,
-        _memory(bench, options),
-    )
+    retention = {k: judge_answers(bench.task, bench.tokenizer, answers, k, options.seed) for k in bench.budgets_kept}
+    return Measured(retention, parity, timings, throughput, _memory(bench, options))
 
 
-def _parity(bench: Bench, options: ValidationOptions, ways: BudgetContenders, answers: Answers, budget: int) -> Parity:
-    count = options.parity_questions
-    return measure_parity(
-        ways.engine,
-        bench.runner,
-        ways.pruned_reference,
-        bench.batches(PARITY_BATCH, count),
-        answers.engine[budget][:count],
-        answers.pruned_reference[budget][:count],
-    )
+def _answer(bench: Bench, options: ValidationOptions) -> tuple[Answers, dict[int, Parity]]:
+    """Answer every question, and compare the prefills of the first ``parity_questions``."""
+    runs, stock = bench.pruned_runs(options.seed), bench.timed_sessions()[REFERENCE]
+    answers, parity, compared = Answers(), {budget: PrefillParity() for budget in runs}, options.parity_questions
+    with Progress("answers", len(bench.samples), "question") as bar:
+        for batch in bench.batches(options.batch):
+            encoded = bench.encode(batch)
+            left = max(compared - len(answers.expected), 0)
+            answers.add(encoded, batch.answers, stock, runs, bench.runner, DEFAULT_NEW_TOKENS)
+            for part in _parts(bench, encoded, batch.questions[:left]):
+                for budget, prefills in parity.items():
+                    prefills.add(part, runs[budget], bench.runner)
+            bar.update(len(batch.answers))
+    agreement = {
+        budget: prefills.summarise(answers.engine[budget][:compared], answers.pruned_reference[budget][:compared])
+        for budget, prefills in parity.items()
+    }
+    return answers, agreement
+
+
+def _parts(bench: Bench, encoded: EncodedQuestions, questions: Sequence[str]) -> Iterator[EncodedQuestions]:
+    """The questions, which are the first of a batch, in batches of their own."""
+    size = largest_batch(bench.pruned, PARITY_BATCH)
+    for start in range(0, len(questions), size):
+        yield encoded.part(start, bench.tokens(questions[start : start + size]))
 
 
 def _time(bench: Bench, options: ValidationOptions) -> tuple[dict[str, Timings], dict[str, tuple[float, ...]]]:
-    contenders = bench.latency_contenders()
+    sessions = bench.timed_sessions()
     first = bench.batches(1, 1)[0]
     with Progress("latency", options.warmup + options.iterations, "round") as bar:
         workload = Workload(first.pixels, first.tokens)
-        timings = measure_latency(contenders, workload, options.warmup, options.iterations, bar.update)
+        timings = measure_latency(sessions, workload, options.warmup, options.iterations, bar.update)
     batches = [bench.batches(size, size)[0] for size in bench.throughput_batches(options)]
     with Progress("throughput", len(batches) * (THROUGHPUT_ROUNDS + 1)) as bar:
         workloads = [Workload(batch.pixels, batch.tokens) for batch in batches]
-        throughput = measure_throughput(contenders, workloads, THROUGHPUT_ROUNDS, bar.update)
+        throughput = measure_throughput(sessions, workloads, THROUGHPUT_ROUNDS, bar.update)
     return timings, throughput
 
 
 def _memory(bench: Bench, options: ValidationOptions) -> dict[str, int]:
-    """Peak bytes by the names of `Bench.latency_contenders`; empty when it is not to be measured, or not of a CPU."""
+    """Peak bytes by the names of `Bench.timed_sessions`; empty when it is not to be measured, or not on a CPU."""
     if not options.measure_memory or options.device != "cpu":
         return {}
     peaks = {}
-    contenders = bench.latency_contenders()
-    with Progress("memory", len(contenders), "contender") as bar:
-        for name, contender in contenders.items():
+    sessions = bench.timed_sessions()
+    with Progress("memory", len(sessions), "process") as bar:
+        for name, session in sessions.items():
             kind = "engine" if name.isdecimal() else name
             question = bench.samples[0].question
-            peaks[name] = peak_memory(bench.bundle.dir, kind, contender.keep_counts, question, options.thread_count)
+            peaks[name] = peak_memory(bench.bundle.dir, kind, session.keep_counts, question, options.thread_count)
             bar.update()
     return peaks
+
+
+def assemble(bench: Bench, options: ValidationOptions, measured: Measured, limits: GateLimits, command: str) -> Report:
+    """The report of what was measured, held against the gates; ``command`` is the command line."""
+    graph_unpruned = _graph_flops(bench, None)
+    budgets = tuple(_budget_report(bench, options, measured, budget, graph_unpruned) for budget in bench.budgets_kept)
+    gates = tuple(gate for budget in budgets for gate in evaluate_gates(budget, limits))
+    return Report(
+        verdict=verdict_of(gates),
+        task=bench.task.name,
+        metric=bench.task.metric,
+        subject=_subject(bench),
+        gates=gates,
+        budgets=budgets,
+        settings=Settings(
+            split=SPLIT,
+            questions=len(bench.samples),
+            parity_questions=min(options.parity_questions, len(bench.samples)),
+            warmup=options.warmup,
+            iterations=options.iterations,
+            generated_tokens=GENERATED_TOKENS,
+            prompt_tokens=_prompt_tokens(bench),
+        ),
+        device=describe_device(options.device, options.thread_count),
+        versions=installed_versions(),
+        seed=options.seed,
+        command=command,
+    )
+
+
+def _budget_report(
+    bench: Bench, options: ValidationOptions, measured: Measured, budget: int, graph_unpruned: int | None
+) -> BudgetReport:
+    plan, name = bench.bundle.manifest.plan, str(budget)
+    schedule = plan.schedule(budget)
+    retention, flops, memory = measured.retention[budget], _flops(bench, budget, graph_unpruned), measured.memory
+    medians = {one: timings.median for one, timings in measured.timings.items()}
+    spreads = {one: timings.interquartile_range for one, timings in measured.timings.items()}
+    throughput = (measured.throughput[one] for one in (REFERENCE, ENGINE_UNPRUNED, name))
+    return BudgetReport(
+        budget_kept=budget,
+        visual_tokens=plan.visual_tokens,
+        keep_counts=schedule.keep_counts,
+        average_kept=schedule.average_kept,
+        accuracy=retention.accuracy,
+        retention=retention.retention,
+        retention_ci95=retention.retention_ci95,
+        engine_minus_random_ci95=retention.engine_minus_random_ci95,
+        parity=measured.parity[budget],
+        latency_ms=_comparison(medians, name),
+        latency_iqr_ms=_comparison(spreads, name),
+        speedup=_speedup(_comparison(medians, name), flops),
+        throughput=tuple(map(Throughput, bench.throughput_batches(options), *throughput)),
+        peak_memory_bytes=PeakMemory(memory[REFERENCE], memory[ENGINE_UNPRUNED], memory[name]) if memory else None,
+        flops=flops,
+    )
+
+
+def _comparison(figures: dict[str, Latency], budget: str) -> LatencyComparison:
+    return LatencyComparison(figures[REFERENCE], figures[ENGINE_UNPRUNED], figures[budget])
+
+
+def _speedup(latency: LatencyComparison, flops: Flops) -> Speedup:
+    pruned = latency.engine
+    against_engine = latency.engine_unpruned.prefill / pruned.prefill
+    return Speedup(
+        prefill_vs_reference=latency.reference.prefill / pruned.prefill,
+        prefill_vs_engine_unpruned=against_engine,
+        total_vs_reference=latency.reference.total / pruned.total,
+        realised_share=against_engine / flops.ratio,
+    )
+
+
+def _flops(bench: Bench, budget: int, graph_unpruned: int | None) -> Flops:
+    manifest, scorer = bench.bundle.manifest, bench.scorer
+    schedule, shape = manifest.plan.schedule(budget), manifest.model.shape
+    sizes = manifest.plan, schedule, shape.hidden, shape.intermediate
+    if isinstance(scorer, Actor):
+        actor = scorer.config
+        formula = plan_flops(*sizes, actor.hidden_size, actor.condition, actor.residual)
+    else:
+        formula = plan_flops(*sizes, actor_hidden=None)
+    graph = _graph_flops(bench, schedule.keep_counts)
+    return Flops(formula.pruned + formula.actor, formula.unpruned, graph, graph_unpruned)
+
+
+def _graph_flops(bench: Bench, keep_counts: tuple[int, ...] | None) -> int | None:
+    """Those of one prefill in the built graph; None as keep counts for the unpruned graph."""
+    return bench.engine.graph_flops(bench.bundle, 1, _prompt_tokens(bench), keep_counts)
+
+
+def _subject(bench: Bench) -> Subject:
+    manifest = bench.bundle.manifest
+    entry = None if manifest.baseline else bench.bundle.agent(bench.task.name)
+    # Without the stamps of earlier validations: the digest names what was measured.
+    content = json.dumps(replace(manifest, validations=()).to_json(), sort_keys=True)
+    return Subject(
+        bundle=str(bench.bundle.dir),
+        manifest_sha256=hashlib.sha256(content.encode()).hexdigest(),
+        engine=manifest.engine.name,
+        precision=manifest.engine.precision,
+        model=manifest.model.id,
+        model_fingerprint=manifest.model.fingerprint,
+        agent_fingerprint=entry.fingerprint if entry else None,
+        method=entry.method if entry else str(manifest.baseline),
+    )
+
+
+def _prompt_tokens(bench: Bench) -> int:
+    """Tokens of the first question's prompt, which is the one whose time is taken."""
+    return int(bench.batches(1, 1)[0].tokens.input_ids.shape[1])
 
 
 @contextmanager
@@ -197,12 +336,12 @@ def _fp32_without_tf32() -> Iterator[None]:
 
 
 @contextmanager
-def _memory_missed() -> Iterator[None]:
-    """Make one line of PyTorch's want of device memory; engines have lines of their own."""
+def _out_of_memory_in_one_line() -> Iterator[None]:
+    """Make PyTorch's running out of device memory one line; engines have lines of their own."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise UserError(
             "the GPU has too little memory for the reference model in PyTorch beside the bundle's engine, pruned and "
-            "unpruned: stop what else uses it, or take one with more"
+            "unpruned: stop what else uses it, or use one with more memory"
         ) from error

@@ -6,15 +6,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from toprl_export.files import read_json_versioned, write_json_atomic
-from toprl_export.typed import from_json, to_json
+from toprl_export.fields import fields_to_json, read_fields, read_header
+from toprl_export.files import write_json_atomic
 
-REPORT_FORMAT = "toprl-export/trt-build"
-REPORT_VERSION = 2
 REPORT_NAME = "build_report.json"
 KINDS = ("attention native", "attention plugin", "top-k", "gather", "other")
 """What a layer is for, as far as the report tells them apart."""
@@ -106,6 +104,8 @@ class BuildReport:
         graphs: by name.
     """
 
+    format: Literal["toprl-export/trt-build"] = field(default="toprl-export/trt-build", kw_only=True)
+    version: Literal[1] = field(default=1, kw_only=True)
     binding: str
     precision: str
     attention: str
@@ -115,23 +115,11 @@ class BuildReport:
     graphs: dict[str, GraphBuild]
 
     def to_json(self) -> dict[str, Any]:
-        """The content of ``build_report.json``."""
-        content: dict[str, Any] = {"format": REPORT_FORMAT, "version": REPORT_VERSION, **to_json(self)}
+        """The content of ``build_report.json``: the fields, and the layers counted by kind for those who read it."""
+        content = fields_to_json(self)
         for name, graph in self.graphs.items():
             content["graphs"][name] |= {"network_kinds": graph.kinds, "engine_kinds": graph.engine_kinds}
         return content
-
-    @classmethod
-    def from_json(cls, source: Path, payload: dict[str, Any]) -> BuildReport:
-        """The inverse of :meth:`to_json`; ``source`` names the file in messages.
-
-        Raises:
-            UserError: a field is missing, unknown or of another type.
-        """
-        content = {name: value for name, value in payload.items() if name not in ("format", "version")}
-        if isinstance(content.get("graphs"), dict):
-            content["graphs"] = {name: _without_counts(graph) for name, graph in content["graphs"].items()}
-        return from_json(cls, content, str(source))
 
 
 def write_build_report(directory: Path, report: BuildReport) -> None:
@@ -145,13 +133,16 @@ def read_build_report(path: Path) -> BuildReport:
     Raises:
         UserError: it is missing, of another format or version, or a field is wrong.
     """
-    return BuildReport.from_json(path, read_json_versioned(path, REPORT_FORMAT, REPORT_VERSION))
+    payload = read_header(BuildReport, path)
+    for graph in _objects(payload.get("graphs")):
+        for counted in ("network_kinds", "engine_kinds"):
+            graph.pop(counted, None)
+    return read_fields(BuildReport, payload, path, "build again")
 
 
-def _without_counts(graph: Any) -> Any:
-    """What `GraphBuild` keeps; the counts of layers follow from the rest."""
-    counts = ("network_kinds", "engine_kinds")
-    return {name: value for name, value in graph.items() if name not in counts} if isinstance(graph, dict) else graph
+def _objects(graphs: object) -> list[dict[str, Any]]:
+    """The graphs of a file not yet checked, those that are objects."""
+    return [graph for graph in graphs.values() if isinstance(graph, dict)] if isinstance(graphs, dict) else []
 
 
 def _count(layers: tuple[LayerEntry, ...]) -> dict[str, int]:

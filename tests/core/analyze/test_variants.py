@@ -50,7 +50,8 @@ def test_a_file_of_ones_own(tmp_path: Path):
     [
         (": [", "is not valid YAML"),
         ("[]", "expected an object"),
-        ("variants: []", "has format None version None"),
+        ("variants: []", "lacks format"),
+        (HEAD.replace("1", "2") + "  []", "version is 2, expected 1"),
         (HEAD + "  - {name: a, group: g}", "lacks variants\\[0\\].text"),
         (HEAD + "  - {name: A b, group: g, text: t}", "no usable name"),
         (HEAD + "  - {name: a, group: g, text: t, setings: {}}", "did you mean 'settings'"),

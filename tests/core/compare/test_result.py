@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.comparison import made_up_comparison
-from toprl_export.compare.result import FORMAT, read_comparison, write_comparison
+from toprl_export.compare.result import read_comparison, write_comparison
 from toprl_export.errors import UserError
+from toprl_export.fields import to_json
 
 
 @pytest.mark.parametrize("latency", [True, False])
@@ -21,11 +22,11 @@ def test_a_comparison_comes_back_from_its_file(tmp_path: Path, latency: bool) ->
 
 def test_a_file_of_another_kind_version_or_shape_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "compare.json"
-    payload = made_up_comparison().to_json()
+    payload = to_json(made_up_comparison())
     for change, expected in (
-        ({"format": "other"}, f"expected '{FORMAT}'"),
+        ({"format": "other"}, "expected 'toprl-export/comparison'"),
         ({"version": 99}, "this release reads version 1"),
-        ({"budgets_kept": ["12"]}, r"budgets_kept\[0\] is '12', expected int"),
+        ({"budgets_kept": ["12"]}, r"budgets_kept\[0\] is '12', expected a whole number"),
     ):
         path.write_text(json.dumps(payload | change))
         with pytest.raises(UserError, match=expected):

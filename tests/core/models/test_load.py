@@ -83,9 +83,12 @@ def _pickled(directory: Path) -> None:
         (_without("image_mean"), "lacks image_mean"),
         (lambda d: (d / "tokenizer.json").unlink(), "the tokenizer of model"),
         (lambda d: (d / "tokenizer.json").write_text("{"), "the tokenizer of model"),
-        (lambda d: (d / "tokenizer.json").write_text("{}"), "lacks model"),
-        (lambda d: (d / "prompt_format.json").write_text("{"), "the prompt_format.json of model"),
-        (lambda d: (d / "prompt_format.json").write_text("{}"), "lacks format"),
+        (lambda d: (d / "tokenizer.json").write_text("{}"), "has no object model"),
+        (lambda d: (d / "prompt_format.json").write_text("{"), "prompt_format.json is not valid JSON"),
+        (
+            lambda d: (d / "prompt_format.json").write_text("{}"),
+            "has format None, expected 'toprl-export/prompt-format'",
+        ),
     ],
 )
 def test_broken_checkpoints_are_one_line(copied: Path, change: Callable[[Path], None], expected: str):

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toprl_export.errors import UserError
+from toprl_export.fields import read_fields
 from toprl_export.pruning.plan import (
     PruningPlan,
     Schedule,
@@ -18,6 +19,10 @@ from toprl_export.pruning.plan import (
 )
 
 PLAN = make_plan(576, 8, (0, 2, 5), "actor", (192, 64))
+
+
+def read_plan(payload):
+    return read_fields(PruningPlan, payload, "the plan")
 
 
 def refused(message: str):
@@ -77,7 +82,7 @@ def test_tokens_per_layer_average_what_the_schedule_states(n, layers, data):
         tokens = plan.tokens_per_layer(schedule)
         assert len(tokens) == layers
         assert sum(tokens) / layers == pytest.approx(schedule.average_kept)
-    assert PruningPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert read_plan(json.loads(json.dumps(plan.to_json()))) == plan
 
 
 def test_the_file_says_what_it_is():
@@ -90,10 +95,10 @@ def test_another_budget_falls_as_the_plan_does():
     plan = make_plan(576, 8, (0, 2, 5), "actor", (64,), decay=0.5)
     assert plan.schedule_or_solved(64) is plan.schedules[0]
     assert plan.schedule_or_solved(32).keep_counts == (59, 31, 15)  # near halving, spending all 256 token-layers
-    read = PruningPlan.from_json(json.loads(json.dumps(plan.to_json())))
+    read = read_plan(json.loads(json.dumps(plan.to_json())))
     assert read.schedule_or_solved(32) == plan.schedule_or_solved(32)
     silent = {name: value for name, value in plan.to_json().items() if name != "decay"}  # as older files are
-    old = PruningPlan.from_json(silent)
+    old = read_plan(silent)
     assert old.schedule_or_solved(32) == solve_schedule(576, 8, (0, 2, 5), 32, 0.6)
     assert old.to_json() == silent
     assert json.dumps(replace(plan, decay=1).to_json()) == json.dumps(replace(plan, decay=1.0).to_json())
@@ -102,7 +107,7 @@ def test_another_budget_falls_as_the_plan_does():
 def test_sites_outside_the_decoder_are_kept_but_not_run():
     stages = (Stage(Site.parse("vision:3"), "x"), Stage(Site.parse("projector"), "x"), *PLAN.stages[1:2])
     plan = PruningPlan(576, 8, stages, (Schedule(64, (300, 200, 10), 64.0),))
-    assert PruningPlan.from_json(plan.to_json()) == plan
+    assert read_plan(plan.to_json()) == plan
     message = "this release prunes at decoder sites only, but the plan has vision:3: use sites like decoder:2"
     for use in (lambda: plan.stage_layers, lambda: plan.groups, lambda: plan.tokens_per_layer(plan.schedules[0])):
         with refused(message):
@@ -118,42 +123,41 @@ def changed(**fields):
     [
         (
             changed(version=2),
-            "the plan has format 'toprl-export/plan' version 2, expected 'toprl-export/plan' version 1: make it anew "
-            "or install the release that wrote it",
+            "the plan: version is 2, expected 1: write the file anew",
         ),
         (
             [1],
-            "the plan: the content is [1], expected an object: make the file anew",
+            "the plan: the content is [1], expected an object: write the file anew",
         ),
         (
             changed(visual_tokens="many"),
-            "the plan: visual_tokens is 'many', expected a whole number: make the file anew",
+            "the plan: visual_tokens is 'many', expected a whole number: write the file anew",
         ),
         (
             changed(stages=[{"site": "decoder:0"}]),
-            "the plan lacks stages[0].scorer: make the file anew",
+            "the plan lacks stages[0].scorer: write the file anew",
         ),
         (
             {name: value for name, value in PLAN.to_json().items() if name != "schedules"},
-            "the plan lacks schedules: make the file anew",
+            "the plan lacks schedules: write the file anew",
         ),
         (
             changed(decay="steep"),
-            "the plan: decay is 'steep', expected a number: make the file anew",
+            "the plan: decay is 'steep', expected a number: write the file anew",
         ),
         (
             changed(decay=0),
-            "decay is 0.0, expected a number above 0 and at most 1: correct it",
+            "the plan: decay is 0.0, expected a number above 0 and at most 1: correct it",
         ),
         (
             changed(decoder_layers=4),
-            "the stage layers are 0, 2, 5, expected at least one, ascending within 0 to 3: correct them",
+            "the plan: the stage layers are 0, 2, 5, expected at least one, ascending within 0 to 3: correct them",
         ),
     ],
 )
 def test_a_damaged_plan_is_refused(payload, message):
     with refused(message):
-        PruningPlan.from_json(payload)
+        read_plan(payload)
 
 
 def test_an_impossible_plan_is_refused():

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from toprl_export.errors import UserError
-from toprl_export.fields import Fields
+from toprl_export.fields import read_fields, to_json
 from toprl_export.runtime.preprocess import ImageProcessor
 
 MINI = ImageProcessor((192, 192), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -115,7 +115,7 @@ def test_no_image():
 
 @pytest.mark.parametrize("processor", [MINI, CLIP])
 def test_round_trip(processor: ImageProcessor):
-    assert ImageProcessor.from_json(Fields("x", processor.to_json())) == processor
+    assert read_fields(ImageProcessor, to_json(processor), "x") == processor
 
 
 @pytest.mark.parametrize(
@@ -124,9 +124,9 @@ def test_round_trip(processor: ImageProcessor):
         ({"resize": "pad"}, "resize 'pad'"),
         ({"resample": "magic"}, "'magic'"),
         ({"size": [0, 4]}, "at least 1"),
-        ({"size": [4]}, "a height and a width"),
+        ({"size": [4]}, "x lacks size[1]"),
         ({"std": [1, 0, 1]}, "above 0"),
-        ({"mean": [1, 0]}, "red, green and blue"),
+        ({"mean": [1, 0, 1, 0]}, "mean is [1, 0, 1, 0], expected at most 3 items"),
         ({"mean": ["a", 0, 0]}, "mean[0] is 'a'"),
         ({"crop": [500, 4]}, "larger than the size"),
         ({"resize": "shortest-edge"}, "needs one length and a crop"),
@@ -134,5 +134,5 @@ def test_round_trip(processor: ImageProcessor):
 )
 def test_impossible_settings(changes: dict, expected: str):
     with pytest.raises(UserError) as caught:
-        ImageProcessor.from_json(Fields("x", {**MINI.to_json(), **changes}))
+        read_fields(ImageProcessor, {**to_json(MINI), **changes}, "x")
     assert expected in str(caught.value)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from toprl_export.errors import UserError
-from toprl_export.fields import Fields
+from toprl_export.fields import read_fields, to_json
 from toprl_export.models.mini.architecture import BEGIN, IMAGE, PAD, WORDS, build_tokenizer
 from toprl_export.runtime.prompt import PromptFormat
 
@@ -95,13 +95,13 @@ def test_a_tokenizer_without_the_image_token():
 
 
 def test_round_trip():
-    assert PromptFormat.from_json(Fields("x", MINI.to_json())) == MINI
+    assert read_fields(PromptFormat, to_json(MINI), "x") == MINI
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"version": 2}, "version 1"),
+        ({"version": 2}, "version is 2, expected 1"),
         ({"after_image": "no question"}, "exactly once"),
         ({"before_image": "<image>"}, "image token must not"),
         ({"pad_token": 3}, "pad_token is 3, expected a text"),
@@ -109,4 +109,4 @@ def test_round_trip():
 )
 def test_impossible_formats(changes: dict, expected: str):
     with pytest.raises(UserError, match=expected):
-        PromptFormat.from_json(Fields("x", {**MINI.to_json(), **changes}))
+        read_fields(PromptFormat, {**to_json(MINI), **changes}, "x")

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 
 from toprl_export.errors import UserError
-from toprl_export.validate import bench as bench_module
 from toprl_export.validate.bench import Bench, ValidationOptions
 
 
@@ -30,7 +29,9 @@ def test_batches_are_no_larger_than_the_engine_takes(monkeypatch, session, sizes
     samples = tuple(range(20))
     nothing = SimpleNamespace(manifest=None)
     bench = Bench(nothing, None, None, None, samples, None, None, None, SimpleNamespace(**session), None)
-    monkeypatch.setattr(bench_module, "question_batches", lambda samples, manifest, tokenizer, size: [size])
+    monkeypatch.setattr(Bench, "_batch", lambda self, samples: len(samples))
     options = ValidationOptions()
     assert bench.throughput_batches(options) == sizes
-    assert bench.batches(options.batch) == [batch]
+    assert bench.batches(options.batch)[0] == batch
+    assert sum(bench.batches(options.batch)) == 20
+    assert sum(bench.batches(options.batch, 7)) == 7

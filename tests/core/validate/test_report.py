@@ -1,18 +1,20 @@
-"""report.json: its contract, the round trip, and files that are none."""
+"""report.json: its contract, the round trip, and files that are none. junit.xml: a test case per gate."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from tests.core.validate.conftest import budget_report
 from toprl_export.cli.validate import describe
 from toprl_export.errors import UserError
+from toprl_export.fields import to_json
 from toprl_export.validate.html import render_html
-from toprl_export.validate.report import Report, read_report, write_report
+from toprl_export.validate.report import Report, junit_xml, read_report, write_report
 
 
 def test_round_trip(tmp_path: Path, report: Report):
@@ -80,19 +82,41 @@ def damage(payload: dict, change: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("lacking", r"budgets\[0\] holds .* expected .*retention"),
-        ("unknown", "surprise"),
-        ("mistyped", "total_vs_reference is 'fast', expected float"),
-        ("verdict", "verdict is 'maybe'"),
-        ("interval", "ci95"),
-        ("boolean", "budget_kept is True, expected int"),
+        ("lacking", r"report\.json lacks budgets\[0\]\.retention: validate again"),
+        ("unknown", r"has the unknown field budgets\[0\]\.surprise"),
+        ("mistyped", r"budgets\[0\]\.speedup\.total_vs_reference is 'fast', expected a number"),
+        ("verdict", "verdict is 'maybe', expected 'passed' or 'failed'"),
+        ("interval", r"lacks budgets\[0\]\.accuracy\.engine\.ci95\[1\]"),
+        ("boolean", "budget_kept is True, expected a whole number"),
         ("version", "version 2"),
     ],
 )
 def test_wrong_files_are_refused(tmp_path: Path, report: Report, change: str, message: str):
-    payload = report.to_json()
+    payload = to_json(report)
     damage(payload, change)
     path = tmp_path / "report.json"
     path.write_text(json.dumps(payload))
     with pytest.raises(UserError, match=message):
         read_report(path)
+
+
+def test_gates_become_cases(report: Report):
+    suite = ElementTree.fromstring(junit_xml(report)).find("testsuite")
+    assert suite is not None
+    assert len(suite.findall("testcase")) == len(report.gates) == int(suite.attrib["tests"]) == 6
+    assert suite.attrib["failures"] == "0"
+    assert suite.find("testcase/failure") is None
+
+
+def test_failures_are_counted_and_told(failed_report: Report):
+    suites = ElementTree.fromstring(junit_xml(failed_report))
+    failed = [case for case in suites.iter("testcase") if case.find("failure") is not None]
+    assert suites.attrib["failures"] == "1"
+    assert [case.attrib["classname"] for case in failed] == ["mini-colour.kept-64"]
+    assert "0.5, wanted <= 0.001" in failed[0].find("failure").attrib["message"]  # type: ignore[union-attr]  # found above
+
+
+def test_names_are_escaped(report: Report):
+    odd = replace(report.gates[0], name='<"&>')
+    read = ElementTree.fromstring(junit_xml(replace(report, gates=(odd,))))
+    assert read.find("testsuite/testcase").attrib["name"] == '<"&>'  # type: ignore[union-attr]  # it has one case

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
 
 from tests.support import torch_engine
-from tests.support.tiny_bundle import TASK, tiny_bundle
-from tests.support.tiny_llava import tiny_adapter
-from toprl_export.bundle import load_bundle
+from tests.support.tiny_bundle import TASK, picture, tiny_bundle
+from tests.support.tiny_llava import QUESTIONS, tiny_adapter
+from toprl_export.api import load
+from toprl_export.bundle import load_bundle, write_manifest
 from toprl_export.cli.main import main
+from toprl_export.errors import UserError
+from toprl_export.models.reference import ReferenceRunner
 from toprl_export.pruning.flops import decoder_flops
-from toprl_export.validate import bench, latency, runner
+from toprl_export.validate import bench, costs, runner
 from toprl_export.validate.bench import ValidationOptions
 from toprl_export.validate.report import read_report
 from toprl_export.validate.runner import validate
+from toprl_export.validate.stock import StockSession
 
 QUICK = ["--limit", "4", "--warmup", "0", "--iterations", "2", "--threads", "1"]
 
@@ -29,7 +35,7 @@ QUICK = ["--limit", "4", "--warmup", "0", "--iterations", "2", "--threads", "1"]
 def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Measured in fewer rounds."""
     monkeypatch.setattr(runner, "THROUGHPUT_ROUNDS", 1)
-    monkeypatch.setattr(latency, "GENERATED_TOKENS", 3)
+    monkeypatch.setattr(costs, "GENERATED_TOKENS", 3)
     return tiny_bundle(tmp_path, monkeypatch)
 
 
@@ -100,7 +106,7 @@ def test_a_wrong_engine_fails(bundle: Path, break_engine, fault: torch_engine.Fa
 @pytest.fixture
 def baseline_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     monkeypatch.setattr(runner, "THROUGHPUT_ROUNDS", 1)
-    monkeypatch.setattr(latency, "GENERATED_TOKENS", 3)
+    monkeypatch.setattr(costs, "GENERATED_TOKENS", 3)
     return lambda name: tiny_bundle(tmp_path, monkeypatch, name)
 
 
@@ -127,6 +133,62 @@ def test_a_baselines_bundle_is_held_against_its_scorer_in_pytorch(baseline_bundl
     break_engine("selection")
     wrong = validate(bundle, TASK, options=QUICK_OPTIONS)
     assert all(max(budget.parity.kept_overlap_per_stage) < 0.95 for budget in wrong.budgets)
+
+
+def counting(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, count: Callable[..., object]) -> list:
+    """Every call of a method from now on, as ``count`` sees its arguments."""
+    calls, original = [], getattr(owner, method)
+
+    def counted(self, *arguments):
+        calls.append(count(*arguments))
+        return original(self, *arguments)
+
+    monkeypatch.setattr(owner, method, counted)
+    return calls
+
+
+@pytest.mark.usefixtures("no_memory")
+@pytest.mark.parametrize(("name", "looks"), [("fastv-p", 0), ("visionzip", 4)])
+def test_images_are_encoded_once_and_the_unpruned_graph_counted_once(
+    baseline_bundle, monkeypatch: pytest.MonkeyPatch, name: str, looks: int
+):
+    """Whatever the number of budgets, and for answers and parity together."""
+    bundle = baseline_bundle(name)
+    engine = counting(monkeypatch, torch_engine.TorchSession, "encode_image", len)
+    stock = counting(monkeypatch, StockSession, "encode_image", len)
+    reference = counting(monkeypatch, ReferenceRunner, "encode_image", len)
+    saliency = counting(monkeypatch, ReferenceRunner, "saliency", len)
+    flops = counting(monkeypatch, torch_engine.TorchEngine, "graph_flops", lambda *arguments: arguments[-1])
+    monkeypatch.setattr(runner, "_time", lambda opened, options: untimed(opened))
+    report = validate(bundle, options=replace(QUICK_OPTIONS, limit=4))
+    assert len(report.budgets) == 2
+    assert (sum(engine), sum(stock), sum(reference), sum(saliency)) == (4, 4, 0, looks)
+    assert flops.count(None) == 1 and len(flops) == 3
+
+
+def untimed(opened: bench.Bench) -> tuple[dict, dict]:
+    timings = costs.Timings(np.ones((1, 4)))
+    names = opened.timed_sessions()
+    return dict.fromkeys(names, timings), dict.fromkeys(names, ())
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_a_question_without_room_for_its_answer_is_refused_as_run_refuses_it(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    manifest = load_bundle(bundle).manifest
+    tokens = len(manifest.prompt.tokenize(tiny_adapter().tokenizer, [QUESTIONS[0]], 25).input_ids[0])
+    for length, message in (
+        (tokens + 15, "shorten it or ask for fewer new tokens"),
+        (40, "leave no room for a prompt"),
+    ):
+        model = replace(manifest.model, max_length=length)
+        write_manifest(bundle, replace(manifest, model=model))
+        assert main(["validate", str(bundle), *QUICK]) == 2
+        told = capsys.readouterr().err
+        with pytest.raises(UserError) as refused:
+            load(bundle).generate(picture(0), QUESTIONS[0])
+        assert message in told and str(refused.value) in told
 
 
 @pytest.mark.usefixtures("no_memory")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,53 +13,45 @@ from safetensors.torch import save
 from torch import Tensor
 
 from toprl_export.errors import UserError
-from toprl_export.fields import Fields
+from toprl_export.fields import read_fields, to_json
 from toprl_export.files import write_bytes_atomic
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 _METADATA_KEY = "toprl_export"
 
 
-@dataclass(frozen=True)
-class CheckpointFormat:
-    """A learner's format, by ``name`` and ``version``: files of another are refused."""
+def write_checkpoint(path: Path, header: DataclassInstance, tensors: Mapping[str, Tensor]) -> None:
+    """Write everything to ``path`` at once, so that it holds this state or the one before, never parts of both.
 
-    name: str
-    version: int
+    Args:
+        path: the file.
+        header: what belongs to no tensor, with the learner's ``format`` and ``version``.
+        tensors: on any device.
 
-    def write(self, path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Write everything to ``path`` at once, so that it holds this state or the one before, never parts of both.
+    Raises:
+        UserError: it cannot be written.
+    """
+    metadata = json.dumps(to_json(header), allow_nan=False)
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_bytes_atomic(path, save(stored, {_METADATA_KEY: metadata}))
 
-        Args:
-            path: the file.
-            header: what belongs to no tensor, a JSON object.
-            tensors: on any device.
 
-        Raises:
-            UserError: it cannot be written.
-        """
-        metadata = json.dumps({"format": self.name, "version": self.version, **header}, allow_nan=False)
-        stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        write_bytes_atomic(path, save(stored, {_METADATA_KEY: metadata}))
+def read_checkpoint_header(kind: type[T], path: Path) -> T:
+    """What `write_checkpoint` took as the header, of the dataclass ``kind``.
 
-    def read_header(self, path: Path) -> Fields:
-        """What `write` took as the header.
-
-        Raises:
-            UserError: the file is damaged, or of another format or version.
-        """
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {}).get(_METADATA_KEY, "null"))
-        except (OSError, SafetensorError, ValueError) as error:
-            raise damaged(path, error) from error
-        fields = Fields(path, header)
-        found = (fields.text("format"), fields.whole("version"))
-        if found != (self.name, self.version):
-            raise UserError(
-                f"{path} has format {found[0]!r} version {found[1]}, expected {self.name!r} version {self.version}: "
-                "delete it to train anew"
-            )
-        return fields
+    Raises:
+        UserError: the file is damaged, or of another format or version.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get(_METADATA_KEY, "null"))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise damaged(path, error) from error
+    return read_fields(kind, header, path, "delete it to train anew")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

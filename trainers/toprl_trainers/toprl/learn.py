@@ -17,14 +17,16 @@ from toprl_trainers.rl.checkpoint import (
     damaged,
     load_optimizer,
     optimizer_tensors,
+    read_checkpoint_header,
     read_tensors,
     with_prefix,
     without_prefix,
+    write_checkpoint,
 )
 from toprl_trainers.rl.gumbel import temperature_at
 from toprl_trainers.toprl.curves import curve_row, progress_line
 from toprl_trainers.toprl.data import BlockSource, looks_at_question
-from toprl_trainers.toprl.run import CHECKPOINT, Run
+from toprl_trainers.toprl.run import CheckpointHeader, Run
 from toprl_trainers.toprl.update import ImageDraws, Rollouts, SamplingPolicy, collect, ppo_update
 from toprl_trainers.toprl.warm_start import warm_start
 
@@ -73,14 +75,8 @@ class TrainingState:
         Raises:
             UserError: it cannot be written.
         """
-        header = {
-            "digest": digest,
-            "thresholds": self.thresholds,
-            "seconds": self.seconds,
-            # Sums over tensors depend on how many threads add them up, so a resumed run takes as many.
-            "threads": torch.get_num_threads(),
-        }
-        CHECKPOINT.write(path, header, self._tensors())
+        header = CheckpointHeader(digest, self.thresholds, self.seconds, torch.get_num_threads())
+        write_checkpoint(path, header, self._tensors())
 
     def load(self, path: Path) -> None:
         """Take over what `save` wrote for networks of the same sizes.
@@ -88,7 +84,7 @@ class TrainingState:
         Raises:
             UserError: the file does not hold them.
         """
-        header, tensors = CHECKPOINT.read_header(path), read_tensors(path)
+        header, tensors = read_checkpoint_header(CheckpointHeader, path), read_tensors(path)
         try:
             self.actor.load_state_dict(without_prefix("actor", tensors))
             self.critic.load_state_dict(without_prefix("critic", tensors))
@@ -96,9 +92,7 @@ class TrainingState:
             self.curves = tensors["curves"].tolist()
         except (SafetensorError, RuntimeError, KeyError) as error:
             raise damaged(path, error) from error
-        thresholds = header.raw("thresholds")
-        self.thresholds = None if thresholds is None else header.numbers("thresholds")
-        self.seconds = header.number("seconds")
+        self.thresholds, self.seconds = header.thresholds, header.seconds
 
     def _tensors(self) -> dict[str, Tensor]:
         return {

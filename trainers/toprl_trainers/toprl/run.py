@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -14,24 +14,50 @@ import torch
 
 from toprl_export.agent import AGENT_FILE
 from toprl_export.errors import UserError
-from toprl_export.fields import Fields
-from toprl_export.files import check_replaceable, read_json_versioned
+from toprl_export.fields import read_file
+from toprl_export.files import check_replaceable
 from toprl_export.pruning.actor import ActorConfig
 from toprl_export.pruning.plan import PruningPlan, make_plan
 from toprl_export.pruning.schedule import Schedule, lowest_budget, solve_schedule
 from toprl_export.tasks.task import Task
 from toprl_export.trainer import TrainRequest
 from toprl_trainers.recipes import Recipe, load_recipe
-from toprl_trainers.rl.checkpoint import CheckpointFormat
+from toprl_trainers.rl.checkpoint import read_checkpoint_header
 from toprl_trainers.rl.processes import SINGLE_PROCESS, Processes
 from toprl_trainers.toprl.config import TOPRLConfig
 from toprl_trainers.toprl.curves import with_learned_budget
 
 METHOD = "toprl"
-RUN_FORMAT = "toprl-export/toprl-run"
-RUN_VERSION = 1
 RUN_FILE = "training.json"
-CHECKPOINT = CheckpointFormat("toprl-export/toprl-training", 1)
+
+
+@dataclass(frozen=True)
+class CheckpointHeader:
+    """What a checkpoint says about its run.
+
+    Attributes:
+        digest: of the run's settings.
+        thresholds: the fixed ones; None where each image has its own.
+        seconds: spent so far.
+        threads: CPU threads of PyTorch; sums depend on how many add them up, so a resumed run takes as many.
+    """
+
+    format: Literal["toprl-export/toprl-training"] = field(default="toprl-export/toprl-training", kw_only=True)
+    version: Literal[1] = field(default=1, kw_only=True)
+    digest: str
+    thresholds: tuple[float, ...] | None
+    seconds: float
+    threads: int
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """``training.json``: the settings that an agent was trained with, and their digest."""
+
+    format: Literal["toprl-export/toprl-run"] = field(default="toprl-export/toprl-run", kw_only=True)
+    version: Literal[1] = field(default=1, kw_only=True)
+    digest: str
+    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -123,9 +149,10 @@ class Run:
         """Where the run's state is kept until the agent is there: a hidden sibling of the agent's directory."""
         return self.directory.with_name(f".{self.directory.name}.training.safetensors")
 
-    def to_json(self) -> dict[str, Any]:
-        """What ``training.json`` holds."""
-        return {"format": RUN_FORMAT, "version": RUN_VERSION, "digest": self.digest, "settings": self.settings}
+    @property
+    def record(self) -> FinishedRun:
+        """What ``training.json`` holds once the agent is there."""
+        return FinishedRun(self.digest, self.settings)
 
     def finished(self) -> bool:
         """Whether the output directory holds the agent of exactly these settings.
@@ -137,7 +164,7 @@ class Run:
         if not (path.is_file() and (self.directory / AGENT_FILE).is_file()):
             return False
         try:
-            return Fields(path, read_json_versioned(path, RUN_FORMAT, RUN_VERSION)).text("digest") == self.digest
+            return read_file(FinishedRun, path, "add --overwrite to train anew").digest == self.digest
         except UserError:
             if not self.request.overwrite:
                 raise
@@ -166,7 +193,7 @@ class Run:
             return False
         may_discard = self.request.overwrite and not self.request.resume
         try:
-            same = CHECKPOINT.read_header(self.checkpoint).text("digest") == self.digest
+            same = read_checkpoint_header(CheckpointHeader, self.checkpoint).digest == self.digest
         except UserError:
             if not may_discard:
                 raise

@@ -10,14 +10,16 @@ import torch
 
 from toprl_export.agent import AGENT_FILE, Agent, AgentRecord, TrainingRecord, save_agent
 from toprl_export.errors import require
+from toprl_export.fields import to_json
 from toprl_export.files import staged_directory, write_bytes_atomic, write_json_atomic, write_text_atomic
 from toprl_export.trainer import TrainOutcome, TrainRequest
+from toprl_trainers.rl.checkpoint import read_checkpoint_header
 from toprl_trainers.rl.processes import SINGLE_PROCESS, Processes, launched_processes
 from toprl_trainers.toprl.card import BudgetFigures, card_markdown, validate_agent
 from toprl_trainers.toprl.curves import curves_csv, curves_png
 from toprl_trainers.toprl.data import BlockSource
 from toprl_trainers.toprl.learn import TrainingState, learn
-from toprl_trainers.toprl.run import CHECKPOINT, METHOD, RUN_FILE, Run, package_version
+from toprl_trainers.toprl.run import METHOD, RUN_FILE, CheckpointHeader, Run, package_version
 
 RECORDED_PACKAGES = ("toprl-export", "torch", "transformers", "numpy")
 
@@ -66,7 +68,7 @@ def _prepared(run: Run) -> tuple[bool, TrainOutcome | None]:
 def _train(run: Run, resumes: bool) -> TrainOutcome:
     processes, threads = run.processes, run.request.threads
     if resumes and not threads:
-        threads = CHECKPOINT.read_header(run.checkpoint).whole("threads")
+        threads = read_checkpoint_header(CheckpointHeader, run.checkpoint).threads
     with cpu_threads(threads):
         with processes.collective_errors():
             state = _state(run, resumes)
@@ -125,7 +127,7 @@ def write_agent(run: Run, state: TrainingState, figures: Sequence[BudgetFigures]
     record = _record(run, state)
     stages = len(run.plan.stages)
     with staged_directory(run.directory, run.request.overwrite, AGENT_FILE) as staging:
-        write_json_atomic(staging / RUN_FILE, run.to_json())
+        write_json_atomic(staging / RUN_FILE, to_json(run.record))
         write_text_atomic(staging / "card.md", card_markdown(record, run.config, figures))
         write_text_atomic(staging / "curves.csv", curves_csv(state.curves, stages))
         write_bytes_atomic(staging / "curves.png", curves_png(state.curves, stages, f"TOP-RL on {record.task}"))

@@ -8,6 +8,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
+from toprl_export.fields import to_json
 from toprl_export.files import staged_directory
 from toprl_export.models.load import PROMPT_FILE
 from toprl_export.models.mini.architecture import BEGIN, END, IMAGE, PAD, UNKNOWN, build_tokenizer, mini_config
@@ -54,7 +55,7 @@ def write_checkpoint(tensors: Path, directory: Path) -> None:
         build_tokenizer().save(str(staged / "tokenizer.json"))
         _write(staged / "preprocessor_config.json", processor)
         _write(staged / "tokenizer_config.json", special)
-        _write(staged / PROMPT_FILE, PROMPT.to_json())
+        _write(staged / PROMPT_FILE, to_json(PROMPT))
 
 
 def _write(path: Path, payload: object) -> None:
