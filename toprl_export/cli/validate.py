@@ -10,6 +10,7 @@ import click
 from toprl_export.cli import options
 from toprl_export.cli.command import INPUTS, MACHINE, MEASUREMENT, OUTPUT, Command, argument, option
 from toprl_export.cli.output import command_line, print_json, table_lines
+from toprl_export.fields import to_json
 
 if TYPE_CHECKING:
     from toprl_export.validate.report import Accuracy, BudgetReport, Report
