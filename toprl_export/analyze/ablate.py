@@ -264,6 +264,7 @@ def _rows(
     seed: int,
 ) -> tuple[AblationRow, ...]:
     """The table's rows, from ``unpruned`` by task and ``correct`` by variant, task and seed."""
+    # Question by question over the seeds, so that the bootstrap resamples questions, not agents.
     means = {
         task: {
             variant.name: np.mean([correct[variant.name, task, one] for one in plan.seeds], axis=0)

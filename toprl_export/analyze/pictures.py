@@ -135,6 +135,7 @@ def draw_transfer(found: Transfer) -> bytes:
     shares = np.array(
         [[_share(column.entries[row]) for column in found.columns] for row in range(len(found.trained_for))]
     )
+    # The colour scale starts at a half, or lower where an agent is worse than that.
     floor = min(0.5, float(shares.min()))
     image = axes.imshow(np.minimum(shares, 1), cmap=HEAT, vmin=floor, vmax=1, aspect="auto")
     for row, column in np.ndindex(shares.shape):
@@ -225,6 +226,7 @@ def draw_ablation(found: Ablation) -> bytes:
 def _label_variants(axes: Axes, found: Ablation) -> None:
     rows = found.rows[1:]
     axes.set_yticks(range(len(rows)), [f"{row.group}: {row.text}" for row in rows])
+    # The first variant at the top.
     axes.set_ylim(len(rows) - 0.5, -0.5)
     for at in range(1, len(rows)):
         if rows[at].group != rows[at - 1].group:

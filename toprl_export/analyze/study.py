@@ -123,6 +123,7 @@ class OneCut:
         """See `PruningMethod.pruning`."""
         del adapter
         if self.kept == 0:
+            # `select` keeps at least one token.
             return NothingKept((self.layer,), (0,), UniformScorer())
         return Pruning((self.layer,), (self.kept,), FastVScorer())
 
@@ -244,6 +245,7 @@ class Study:
             UserError: a task or the model is unknown.
             MissingExtraError: a named task's data is not installed.
         """
+        # Perception before reasoning, as the alphabet has it.
         tasks = tuple(sorted(choose_tasks(scope.tasks, ()), key=lambda task: task.level))
         return cls(scope, adapter or load_model(scope.model, device=torch_device(scope.device)), tasks)
 

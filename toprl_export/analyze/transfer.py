@@ -156,6 +156,7 @@ def measure_transfer(study: Study, agents: Sequence[ComparedAgent], budget_kept:
     columns = []
     for at, task in enumerate(study.tasks):
         by_agent = found[at * len(methods) : (at + 1) * len(methods)]
+        # Question by question over the seeds, so that the bootstrap resamples questions, not agents.
         pooled = {
             name: np.mean([correct for one, correct in zip(agents, by_agent, strict=True) if one.task == name], axis=0)
             for name in tasks

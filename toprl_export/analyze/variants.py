@@ -221,6 +221,7 @@ def write_recipe(directory: Path, variant: Variant, base: str, method: str, deco
         method: the learner.
         decoder_layers: of the model.
     """
+    # The recipe is written to another directory, where a relative path would not be found.
     is_file = "/" in base or base.endswith(RECIPE_SUFFIXES)
     content = {
         "method": method,

@@ -65,6 +65,7 @@ class Findings:
             )  # [seeds, n]
             for place, seeds in by_place.items()
         }
+        # Once for all estimates, so that every comparison on a task is by the same resamples.
         self.resampled = {task: self._resample(task, seed) for task in self.tasks}
 
     def _resample(self, task: str, seed: int) -> Resampled:

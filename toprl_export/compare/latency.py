@@ -120,6 +120,7 @@ def measure_latency(adapter: LVLMAdapter, cell: LatencyCell, store: CellStore) -
     count = min(first.questions, WARMUP + cell.iterations)
     questions = [EncodedBatch(runner, [task.sample(SPLIT, seed, index)]) for index in range(count)]
     methods = {(one.method, one.budget_kept): cell_pruning(one, adapter)(questions[0].samples) for one in cell.cells}
+    # The first question's samples stand for all: without the oracle no pruning depends on them.
     with _torch_threads(cell.device.threads):
         rounds = time_prefills(runner, methods, questions, cell.iterations)
     reference = rounds[first.method, first.budget_kept]

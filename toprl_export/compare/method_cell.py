@@ -180,6 +180,7 @@ class _EncodedTask:
                 continue
             drawn = [task.sample(SPLIT, seed, index) for index in range(start, min(start + BATCH, questions))]
             batch = EncodedBatch(self._runner, drawn)
+            # Images are counted too: the vision tower's attention may still be computed from them.
             self._bytes += batch.visual.nbytes + sum(sample.image.nbytes for sample in drawn)
             if self._bytes <= ENCODED_BYTES:
                 self._kept.append(batch)
@@ -197,6 +198,7 @@ def cell_pruning(cell: MethodCell, adapter: LVLMAdapter) -> PruningOf:
     if cell.kind == "oracle":
         return lambda samples: Pruning(cell.stage_layers, cell.keep_counts, _oracle(samples, adapter.device))
     pruning = Pruning(cell.stage_layers, cell.keep_counts, _scorer(cell).to(adapter.device))
+    # Everything but the oracle scores all batches by one scorer.
     return lambda _: pruning
 
 

@@ -66,6 +66,7 @@ def pareto_png(comparison: Comparison) -> bytes:
     panels = figure.subplots(1, 2 if timed else 1, sharey=True, squeeze=False)[0]
     for axes in panels:
         _prepare(axes)
+    # Wide lines come last: agents lie above the baselines.
     for line in sorted(lines, key=lambda one: styles[one.name].width):
         _draw(panels[0], line.kept, line, styles[line.name])
         if timed and line.latency:
@@ -91,6 +92,7 @@ def method_lines(comparison: Comparison) -> list[Line]:
         if not points:
             continue
         table = comparison.latency
+        # A line of latencies with gaps would mislead: all its points, or none.
         timed = [table.find(method.name, one.budget_kept) for one in points] if table else []
         times = [one.prefill_ms for one in timed if one is not None]
         found.append(
@@ -159,6 +161,7 @@ def _draw(axes: Axes, places: tuple[float, ...], line: Line, style: _Style) -> N
 def _label_tokens(axes: Axes, comparison: Comparison) -> None:
     n = comparison.visual_tokens
     axes.plot([n], [100], color=_GREY, marker="o", markersize=7, clip_on=False)
+    # Budgets usually halve from one to the next.
     axes.set_xscale("log", base=2)
     ticks = sorted({*comparison.budgets_kept, n})
     axes.set_xticks(ticks, [f"{budget}\n{budget / n:.0%}" for budget in ticks])

@@ -148,6 +148,7 @@ def assemble(prepared: Prepared, correct: Sequence[Correctness], latency: Latenc
     columns = [TaskColumn(task.name, task.level, task.count) for task in prepared.tasks]
     return Comparison(
         provenance=Provenance.today(adapter, request.seed, request.command),
+        # Perception before reasoning, as the alphabet has it.
         tasks=tuple(sorted(columns, key=lambda column: column.level)),
         methods=_methods(prepared),
         budgets_kept=request.budgets,

@@ -58,6 +58,7 @@ def main_table(comparison: Comparison) -> str:
     for budget in comparison.budgets_kept:
         rows.append([f"**{budget} tokens kept on average ({budget / n:.1%})**", *blank])
         rows += [_main_row(comparison, method, budget, notes) for method in comparison.pruned]
+    # In the order in which the table mentions them.
     footnotes = "".join(f"{mark} {reason}\n\n" for reason, mark in notes.items())
     return markdown_table(["", *_levels(comparison), ""], rows) + ("\n" + footnotes if footnotes else "")
 
@@ -78,6 +79,7 @@ def _main_row(comparison: Comparison, method: MethodRow, budget: int, notes: dic
         if entry is None:
             cells.append(_GAP + _mark(comparison, method.name, column.name, budget, notes))
             continue
+        # Equal figures are bold together; they are compared unrounded.
         best = _best_accuracy(comparison, column.name, budget)
         cells.append(_figure(entry.accuracy.value, entry.retention.value, competes and entry.accuracy.value == best))
     average = comparison.average(method.name, budget)

@@ -80,7 +80,7 @@ class EncodedBatch:
         self._max_new_tokens = max_new_tokens
         self.samples = tuple(samples)
         self.tokens = adapter.prompt_format.tokenize(adapter.tokenizer, questions, adapter.visual_tokens, room)
-        self.visual = runner.encode_image(adapter.image_processor([sample.image for sample in samples]))
+        self.visual = runner.encode_image(adapter.image_processor([sample.image for sample in samples]))  # [b, n, d]
 
     @cached_property
     def saliency(self) -> Tensor:

@@ -72,6 +72,7 @@ def reached_modules(worker: str, package: Path) -> dict[str, Path]:
         seen.add((name, with_lazy))
         found[name] = file
         waiting += [(other, True) for other in _named_modules(ast.parse(file.read_bytes()), with_lazy, package)]
+        # A package that is imported by name later counts in full then: hence ``seen`` tells the two apart.
         waiting.append((name.rpartition(".")[0], False))
     return found
 
@@ -187,6 +188,7 @@ def compute_cells(
     missing = {digest(cell): cell for cell in cells if results[digest(cell)] is None}
     with (
         Progress(what, len(missing), "cell") as bar,
+        # On an error or Ctrl-C too: with the generator its processes end.
         closing(in_parallel(list(missing.values()), open_worker, jobs)) as done,
     ):
         for cell, result in done:
@@ -219,6 +221,7 @@ def in_parallel(
     if jobs == 1 or len(items) <= 1:
         yield from _in_this_process(items, open_worker)
         return
+    # The pool does not name its processes; they are those that are not there before it.
     others = set(active_children())
     pool = ProcessPoolExecutor(min(jobs, len(items)), get_context("spawn"), _begin_process)
     finished = False
@@ -233,6 +236,7 @@ def in_parallel(
             "repeat the command with fewer --jobs"
         ) from error
     finally:
+        # Items may take hours, so what is unfinished is ended, not waited for.
         pool.shutdown(wait=finished, cancel_futures=True)
         if not finished:
             for process in set(active_children()) - others:
@@ -254,6 +258,7 @@ def _in_this_process(
 def _one_torch_thread() -> Iterator[None]:
     import torch
 
+    # Another number of threads splits sums differently and rounds them differently.
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -63,6 +63,7 @@ def find_agents(patterns: Sequence[str]) -> tuple[ComparedAgent, ...]:
         label, place = _label(pattern)
         for directory in _directories(place):
             agent = load_agent(directory)
+            # By place, so that patterns may overlap.
             found[directory.resolve()] = ComparedAgent(_checked(label or agent.record.method), directory, agent)
     agents = sorted(found.values(), key=lambda one: (one.method, one.task, one.seed))
     for one, other in pairwise(agents):
@@ -115,6 +116,7 @@ def check_agents(agents: Sequence[ComparedAgent], adapter: LVLMAdapter, tasks: C
 def _label(pattern: str) -> tuple[str | None, str]:
     """The method's name, if the pattern gives one, and the directory or glob."""
     name, equals, place = pattern.partition("=")
+    # A directory's own name may hold an equals sign.
     if not equals or Path(pattern).exists():
         return None, pattern
     return name, place
@@ -136,6 +138,7 @@ def _checked(method: str) -> str:
 
 
 def _directories(place: str) -> list[Path]:
+    # A directory's own name may hold brackets, too.
     if not _WILDCARDS.search(place) or Path(place).exists():
         return [Path(place)]
     matched = [Path(path) for path in sorted(glob.glob(place, recursive=True))]

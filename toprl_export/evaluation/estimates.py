@@ -101,5 +101,6 @@ def mean_ratio(tasks: Sequence[Resampled], name: str, other: str) -> Estimate:
 
 
 def _estimate(value: float, draws: NDArray[np.float64]) -> Estimate:
+    # Percentile bootstrap: the interval holds the middle 95% of the resampled figures.
     low, high = np.percentile(draws, (2.5, 97.5))
     return Estimate(value, (float(low), float(high)))

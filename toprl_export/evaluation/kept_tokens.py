@@ -92,6 +92,7 @@ def kept_by_bundle(
     Raises:
         UserError: the bundle does not verify, has no such task or budget, or the question is too long.
     """
+    # No torch: a bundle is looked at where only its engine is installed.
     from tokenizers import Tokenizer
 
     from toprl_export.bundle import load_bundle

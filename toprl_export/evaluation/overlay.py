@@ -30,6 +30,7 @@ def patch_grid(height: int, width: int, visual_tokens: int) -> tuple[int, int]:
     Raises:
         UserError: the tokens do not lie on a grid of square patches.
     """
+    # n patches of side² pixels cover the image.
     side = math.sqrt(height * width / visual_tokens)
     rows, columns = round(height / side), round(width / side)
     if rows * columns != visual_tokens or rows * width != columns * height:
@@ -53,6 +54,7 @@ def dim_dropped(image: NDArray[np.uint8], kept: NDArray[np.int64], visual_tokens
     row = np.arange(height) * rows // height
     column = np.arange(width) * columns // width
     shown = alive.reshape(rows, columns)[row[:, None], column[None, :], None]  # [h, w, 1]
+    # Luma by ITU-R BT.601.
     grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     pale = (grey * (1 - DIM) + 255 * DIM)[..., None]  # [h, w, 1]
     return np.where(shown, image, np.rint(pale).astype(np.uint8))

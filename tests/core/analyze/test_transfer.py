@@ -49,7 +49,7 @@ def test_each_entry_is_the_mean_of_its_agents(open_study: Callable[..., Study], 
         assert column.own.difference == Estimate(0.0, (0.0, 0.0))
 
 
-def test_agents_of_tasks_that_are_not_asked_are_left_out(
+def test_agents_of_other_tasks_are_left_out(
     open_study: Callable[..., Study], agents: tuple[ComparedAgent, ...], monkeypatch: pytest.MonkeyPatch
 ):
     answered: list[object] = []
@@ -84,7 +84,7 @@ def column(task: str, *differences: tuple[float, float, float]) -> TransferColum
     return TransferColumn(task, "perception", 100, Estimate(0.9, (0.8, 1.0)), tuple(entries))
 
 
-def test_the_verdict_counts_columns_whose_diagonal_nobody_beats(open_study: Callable[..., Study]):
+def test_the_verdict_counts_columns_whose_diagonal_is_beaten_by_no_agent(open_study: Callable[..., Study]):
     own = (0.0, 0.0, 0.0)
     best = column("a", own, (-0.1, -0.2, -0.05), (0.0, -0.1, 0.1))
     within = column("b", (0.02, -0.01, 0.05), own, (-0.2, -0.3, -0.1))

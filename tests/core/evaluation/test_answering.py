@@ -40,7 +40,7 @@ def runner() -> CountingRunner:
     return CountingRunner(tiny_adapter())
 
 
-def samples(count: int) -> list[Sample]:
+def make_samples(count: int) -> list[Sample]:
     generator = np.random.default_rng(0)
     shape = (count, IMAGE_PIXELS, IMAGE_PIXELS, 3)
     images = generator.integers(0, 256, shape, dtype=np.uint8)
@@ -51,9 +51,9 @@ def by_uniform(_: Sequence[Sample]) -> Pruning:
     return Pruning(STAGES, COUNTS, make_scorer("uniform"))
 
 
-def one_at_a_time(runner: ReferenceRunner, asked: Sequence[Sample], pruning: Pruning | None) -> list[str]:
+def one_at_a_time(runner: ReferenceRunner, samples: Sequence[Sample], pruning: Pruning | None) -> list[str]:
     adapter, answers = runner.adapter, []
-    for sample in asked:
+    for sample in samples:
         tokens = adapter.prompt_format.tokenize(adapter.tokenizer, [sample.question], adapter.visual_tokens)
         visual = runner.encode_image(adapter.image_processor([sample.image]))
         answers.append(adapter.tokenizer.decode(runner.generate(tokens, visual, 16, pruning).tokens[0]))
@@ -61,28 +61,28 @@ def one_at_a_time(runner: ReferenceRunner, asked: Sequence[Sample], pruning: Pru
 
 
 def test_batches_answer_as_one_question_at_a_time(runner: CountingRunner) -> None:
-    asked = samples(7)
-    pruned = answer_samples(runner, asked, by_uniform, batch=3)
-    full = answer_samples(runner, asked, lambda _: None, batch=3)
-    assert pruned == one_at_a_time(runner, asked, by_uniform(asked))
-    assert full == one_at_a_time(runner, asked, None)
+    samples = make_samples(7)
+    pruned = answer_samples(runner, samples, by_uniform, batch=3)
+    full = answer_samples(runner, samples, lambda _: None, batch=3)
+    assert pruned == one_at_a_time(runner, samples, by_uniform(samples))
+    assert full == one_at_a_time(runner, samples, None)
     assert pruned != full  # or the comparison would show nothing
 
 
 def test_every_batch_is_asked_for_its_pruning_in_order(runner: CountingRunner) -> None:
-    asked, seen, done = samples(5), [], []
+    samples, seen, done = make_samples(5), [], []
 
     def pruning_of(batch: Sequence[Sample]) -> None:
         seen.append([sample.image_key for sample in batch])
 
-    answer_samples(runner, asked, pruning_of, batch=2, max_new_tokens=1, progress=done.append)
+    answer_samples(runner, samples, pruning_of, batch=2, max_new_tokens=1, progress=done.append)
     assert seen == [["0", "1"], ["2", "3"], ["4"]]
     assert done == [2, 2, 1]
-    assert [len(batch) for batch in sample_batches(asked, 2)] == [2, 2, 1]
+    assert [len(batch) for batch in sample_batches(samples, 2)] == [2, 2, 1]
 
 
 def test_pruning_may_know_its_batch(runner: CountingRunner) -> None:
-    asked = samples(4)
+    samples = make_samples(4)
 
     def oracle(batch: Sequence[Sample]) -> Pruning:
         evidence = torch.zeros(len(batch), 25, dtype=torch.bool)
@@ -90,19 +90,19 @@ def test_pruning_may_know_its_batch(runner: CountingRunner) -> None:
             evidence[row, int(sample.image_key) :] = True
         return Pruning((0,), (21,), OracleScorer(evidence))
 
-    whole, halves = (answer_samples(runner, asked, oracle, batch=size) for size in (4, 2))
+    whole, halves = (answer_samples(runner, samples, oracle, batch=size) for size in (4, 2))
     assert whole == halves
 
 
 def test_images_are_encoded_once_for_several_answers(runner: CountingRunner) -> None:
-    batch = EncodedBatch(runner, samples(3))
+    batch = EncodedBatch(runner, make_samples(3))
     answers = [batch.answer(None), batch.answer(by_uniform(batch.samples)), batch.answer(None)]
     assert runner.encoded == 1
     assert answers[0] == answers[2] != answers[1]
 
 
 def test_the_towers_attention_is_computed_where_it_is_needed_and_once(runner: CountingRunner) -> None:
-    batch = EncodedBatch(runner, samples(3))
+    batch = EncodedBatch(runner, make_samples(3))
     batch.answer(None)
     batch.answer(by_uniform(batch.samples))
     assert runner.attended == 0
@@ -114,7 +114,7 @@ def test_the_towers_attention_is_computed_where_it_is_needed_and_once(runner: Co
 
 
 def test_a_question_without_room_for_its_answer_is_one_line(runner: CountingRunner) -> None:
-    sample = samples(1)[0]
+    sample = make_samples(1)[0]
     long = Sample(sample.image, "is there a star? " * 60, "", None, "long")
     with pytest.raises(UserError, match="at most 240 fit"):
         answer_samples(runner, [long], lambda _: None)

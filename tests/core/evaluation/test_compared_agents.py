@@ -76,7 +76,7 @@ def test_agents_made_otherwise_are_no_seeds_of_one_method(agents: Path, adapter:
     assert len(find_agents([f"{agents}/seed-[01]/mini-exist", f"wide={other}"])) == 3
 
 
-def test_agents_of_a_task_that_is_not_asked_are_refused(agents: Path, adapter: LVLMAdapter) -> None:
+def test_agents_of_a_task_that_is_not_compared_are_refused(agents: Path, adapter: LVLMAdapter) -> None:
     found = find_agents([f"{agents}/seed-0/*"])
     with pytest.raises(UserError, match="for mini-count, which is not among the tasks"):
         check_agents(found, adapter, ["mini-exist"])

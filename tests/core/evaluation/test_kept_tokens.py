@@ -52,8 +52,8 @@ def test_the_command_draws_either(bundle: Path, tmp_path: Path, capsys: pytest.C
     assert np.array_equal(Image.open(tmp_path / "bundle.png"), Image.open(tmp_path / "a.png"))
     assert "decoder:0" in capsys.readouterr().out
     Image.fromarray(np.zeros((50, 70, 3), np.uint8)).save(tmp_path / "in.png")
-    asked = ["--image", str(tmp_path / "in.png"), "--prompt", "how many circles are there?"]
-    assert main(["visualize", "--bundle", str(bundle), *asked, "--output", str(tmp_path / "own.png")]) == 0
+    question = ["--image", str(tmp_path / "in.png"), "--prompt", "how many circles are there?"]
+    assert main(["visualize", "--bundle", str(bundle), *question, "--output", str(tmp_path / "own.png")]) == 0
 
 
 def test_all_tokens_can_be_kept(bundle: Path, tmp_path: Path):
@@ -90,10 +90,10 @@ def test_a_baselines_bundle_keeps_what_its_scorer_keeps_in_pytorch(
     directory = tiny_bundle(tmp_path, monkeypatch, baseline)
     adapter, plan = ingredients()[0], load_bundle(directory).manifest.plan
     kept = kept_by_bundle(directory, TaskQuestion(None, 3, 0), None, 6, None)
-    asked = TaskQuestion(None, 3, 0).resolve("tiny-echo")
-    assert kept.question == asked.question
-    runner, pixels = ReferenceRunner(adapter), adapter.image_processor([asked.image])
-    tokens = adapter.prompt_format.tokenize(adapter.tokenizer, [asked.question], adapter.visual_tokens)
+    question = TaskQuestion(None, 3, 0).resolve("tiny-echo")
+    assert kept.question == question.question
+    runner, pixels = ReferenceRunner(adapter), adapter.image_processor([question.image])
+    tokens = adapter.prompt_format.tokenize(adapter.tokenizer, [question.question], adapter.visual_tokens)
     pruning = Pruning.from_plan(plan, 6, make_scorer(baseline))
     expected = runner.prefill(tokens, runner.encode_image(pixels), pruning, saliency=runner.saliency(pixels)).kept
     assert [one.tolist() for one in kept.kept] == [one[0].tolist() for one in expected]
