@@ -1,4 +1,4 @@
-"""From a picture to ``pixel_values``, with Pillow and NumPy alone."""
+"""From an image to ``pixel_values``, with Pillow and NumPy alone: what serves a bundle needs no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from toprl_export.errors import UserError
 
 ImageInput: TypeAlias = "Image.Image | Path | str | NDArray[np.uint8]"
-"""A picture: Pillow's, a file's path, or ``uint8 [h, w, 3]``."""
+"""An image: Pillow's, a file's path, or ``uint8 [h, w, 3]``."""
 
 RESIZE_MODES = ("exact", "shortest-edge")
 RESAMPLING = {
@@ -27,7 +27,7 @@ RESAMPLING = {
 
 @dataclass(frozen=True)
 class ImageProcessor:
-    """How a model wants its pictures: resize, centre crop, scale to 0..1, normalise per channel.
+    """How a model takes its images: resize, centre crop, scale to 0..1, normalise per channel.
 
     >>> processor = ImageProcessor(size=(336, 336), resize="shortest-edge", crop=(336, 336))
     >>> pixels = processor([Image.new("RGB", (640, 480), "white")])
@@ -36,7 +36,7 @@ class ImageProcessor:
 
     Attributes:
         size: height and width to resize to; for "shortest-edge" both are that edge's length.
-        resize: "exact" (to ``size`` whatever the aspect) or "shortest-edge" (the aspect stays).
+        resize: "exact" (to ``size`` whatever the aspect ratio) or "shortest-edge" (the aspect ratio stays).
         crop: height and width of the centre crop, or None.
         mean: subtracted per channel, in units of 0..1.
         std: divided by per channel.
@@ -60,7 +60,7 @@ class ImageProcessor:
         if any(min(pair) < 1 for pair in sizes):
             raise UserError(f"image processor: sizes {sizes} must each be a height and a width of at least 1")
         if self.resize == "shortest-edge" and (self.crop is None or self.size[0] != self.size[1]):
-            raise UserError("image processor: shortest-edge needs one length and a crop, or pictures differ in shape")
+            raise UserError("image processor: shortest-edge needs one length and a crop, or images differ in shape")
         if self.crop is not None and (self.crop[0] > self.size[0] or self.crop[1] > self.size[1]):
             raise UserError(f"image processor: the crop {self.crop} is larger than the size {self.size}")
         if min(self.std) <= 0:
@@ -68,14 +68,14 @@ class ImageProcessor:
 
     @property
     def output_size(self) -> tuple[int, int]:
-        """Height and width of what comes out."""
+        """Height and width of ``pixel_values``."""
         return self.crop or self.size
 
     def __call__(self, images: Sequence[ImageInput]) -> NDArray[np.float32]:
-        """Pictures to ``float32 [b, 3, h, w]``.
+        """Images to ``float32 [b, 3, h, w]``.
 
         Raises:
-            UserError: there is none, or one of them is not a picture.
+            UserError: there is none, or one of them is not an image.
         """
         if not images:
             raise UserError("no image was given: give at least one")
@@ -90,7 +90,7 @@ class ImageProcessor:
     def _resize(self, picture: Image.Image) -> Image.Image:
         height, width = self.size
         if self.resize == "shortest-edge":
-            # The longer edge is rounded down, as Hugging Face's processors do.
+            # The longer edge is truncated, not rounded, as Hugging Face's processors do.
             short, long = sorted(picture.size)
             longer = int(width * long / short)
             width, height = (width, longer) if picture.width <= picture.height else (longer, height)

@@ -19,14 +19,16 @@ QUESTION = "{question}"
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """A tokenised batch; all ``int64``, every row left-padded to the same length s.
+    """A tokenised batch; all ``int64``, every batch row left-padded to the same length s.
+
+    Left, so that the last token of every row stands at the same place, where prefill reads the logits.
 
     Attributes:
         input_ids: ``[b, s]``; n image tokens stand where the image is.
         attention_mask: ``[b, s]``: 0 at pads.
         position_ids: ``[b, s]``, counted from each row's first real token; 0 at pads.
-        visual_index: ``[b, n]``: where in the row the visual tokens stand, ascending.
-        text_index: ``[b, s-n]``: where the others stand (pads too), ascending.
+        visual_index: ``[b, n]``: the prompt slots (columns of ``input_ids``) of the visual tokens, ascending.
+        text_index: ``[b, s-n]``: the prompt slots of the others, pads included, ascending.
     """
 
     input_ids: NDArray[np.int64]
@@ -37,12 +39,12 @@ class TokenBatch:
 
     @property
     def batch(self) -> int:
-        """b, the number of rows."""
+        """b, the number of prompts."""
         return int(self.input_ids.shape[0])
 
     @property
     def next_position(self) -> NDArray[np.int64]:
-        """``[b]``: the position id of the first token to be generated."""
+        """``[b]``: the position id of the first token to be generated, counted before any pruning."""
         return self.position_ids[:, -1] + 1
 
 
@@ -77,9 +79,9 @@ class PromptFormat:
 
         Args:
             tokenizer: the model's.
-            prompts: one question a row.
-            visual_tokens: n, the image tokens of every row.
-            max_length: the most tokens a row may have, the visual ones included.
+            prompts: one question per batch row.
+            visual_tokens: n, the image tokens of every prompt.
+            max_length: the most tokens a prompt may have, the visual ones included.
 
         Raises:
             UserError: there is no question, one is empty, too long or contains the image token, or the
@@ -125,7 +127,7 @@ def _pad(rows: Sequence[Sequence[int]], image_id: int, pad_id: int) -> TokenBatc
     length = max(map(len, rows))
     input_ids = np.array([[pad_id] * (length - len(row)) + list(row) for row in rows], dtype=np.int64)  # [b, s]
     real = np.arange(length) >= length - np.array([[len(row)] for row in rows])
-    visual = (input_ids == image_id) & real
+    visual = (input_ids == image_id) & real  # a pad may have the image token's id
     count = len(rows)
     return TokenBatch(
         input_ids=input_ids,

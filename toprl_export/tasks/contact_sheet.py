@@ -1,4 +1,4 @@
-"""A picture of a task: several samples with question and answer, the evidence outlined."""
+"""A contact sheet of a task: several samples with question and answer, the evidence outlined."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from toprl_export.tasks.task import MAX_GROUP_QUESTIONS, Question, QuestionGroup
 PICTURE_PIXELS = 40
 _FOLDERS: dict[Split, str] = {"train": "train", "held-out": "test"}
 _LIGHTEST_SHAPE = 200
+"""Upper end of a shape's darkest channel; backdrops are lighter in all three."""
 
 
 class EasyVQA:
@@ -70,7 +71,7 @@ class EasyVQA:
         Args:
             index: of the published image.
             rng: draws place and background; None fixes them by the index, as evaluation wants them.
-            pixels: height and width of the picture on the canvas, a multiple of the patch's.
+            pixels: height and width of the picture on the canvas, a multiple of the patch size.
         """
         if rng is None:
             rng = numpy_rng(0, "easy-vqa", self.split, index)
@@ -127,7 +128,7 @@ class EasyVQATask(Task):
         return f"{self.name}/{split}/{image_index}"
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=8)  # every sample of a draw looks its number up here
 def _order(seed: int, split: Split, what: str, length: int) -> NDArray[np.int64]:
     return numpy_rng(seed, "easy-vqa", split, what).permutation(length)
 

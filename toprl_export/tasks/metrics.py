@@ -117,18 +117,18 @@ def retention_interval(
         pruned_correct: 0 or 1 for each question, ``[n]``.
         full_correct: the same of the unpruned model, in the same order.
         seed: of the resampling.
-        resamples: how often the questions are drawn with replacement; draws in which the unpruned model has nothing
-            right have no retention and are left out.
+        resamples: how often the questions are drawn with replacement; draws in which the unpruned model answers none
+            correctly have no retention and are left out.
 
     Raises:
-        UserError: the unpruned model has nothing right.
+        UserError: the unpruned model answered no question correctly.
         ValueError: the two are not 0 or 1 for the same, at least one, questions.
     """
     counts = _paired_counts(pruned_correct, full_correct)
     both, only_pruned, only_full, _ = counts
     if both + only_full == 0:
         raise UserError(
-            f"the unpruned model answered none of {counts.sum()} questions rightly, so retention is undefined: "
+            f"the unpruned model answered none of {counts.sum()} questions correctly, so retention is undefined: "
             "choose a task that the model can do, or a higher --limit"
         )
     drawn = _resample(counts, seed, resamples)
@@ -166,7 +166,10 @@ def _paired_counts(one: ArrayLike, other: ArrayLike) -> NDArray[np.int64]:
 
 
 def _resample(counts: NDArray[np.int64], seed: int, resamples: int) -> NDArray[np.int64]:
-    """The counts in questions drawn with replacement, ``int64 [resamples, 4]``: exactly a multinomial draw."""
+    """The counts in questions drawn with replacement, ``int64 [resamples, 4]``.
+
+    Questions with the same pair of outcomes are alike, so drawing them one by one is exactly a multinomial draw.
+    """
     return numpy_rng(seed, "paired-bootstrap").multinomial(counts.sum(), counts / counts.sum(), size=resamples)
 
 

@@ -56,7 +56,7 @@ def ask_count(scene: Scene, rng: np.random.Generator) -> Question | None:
     """How many of one shape, zero to four."""
     shape = str(rng.choice(SHAPES))
     count = sum(item.kind == shape for item in scene.objects)
-    if count > MAX_COUNT or (count == 0 and rng.random() < 0.6):
+    if count > MAX_COUNT or (count == 0 and rng.random() < 0.6):  # a scene shows at most two of the four shapes
         return None
     return Question(f"how many {shape}s are there?", str(count))
 
@@ -83,7 +83,7 @@ Ask = Callable[[Scene, np.random.Generator], "Question | None"]
 
 
 class Asker(NamedTuple):
-    """A task's scenes and questions, and the kinds of objects that its answers rest on."""
+    """How a task makes scenes and questions, and the kinds of objects that its answers depend on."""
 
     sample_scene: SampleScene
     ask: Ask
@@ -124,7 +124,7 @@ class MiniTask(Task):
     balanced_answers: tuple[str, ...] = ()
 
     def question_count(self, split: Split) -> None:
-        """Without end."""
+        """None: questions are made on demand."""
 
     def sample(self, split: Split, seed: int, index: int) -> Sample:
         """See :meth:`Task.sample`."""
@@ -157,6 +157,7 @@ class MiniTask(Task):
         return len(chosen) < MAX_GROUP_QUESTIONS and sum(one.answer == question.answer for one in chosen) < share
 
     def _draw(self, rng: np.random.Generator) -> tuple[Scene, Question]:
+        # Rejection sampling: the answer is drawn first, so that scenes that seldom allow it do not make it rare.
         asker = ASKERS[self.name]
         wanted = str(rng.choice(self.balanced_answers)) if self.balanced_answers else None
         while True:

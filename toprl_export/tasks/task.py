@@ -21,6 +21,7 @@ Level = Literal["perception", "reasoning"]
 Metric = Literal["accuracy", "accuracy+f1"]
 
 MAX_GROUP_QUESTIONS = 4
+"""The most questions that training asks of one image, which is encoded once for all of them."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Task(ABC):
 
     Args:
         name: what ``--task`` takes.
-        level: whether looking suffices, or what was seen must be put together.
+        level: perception, where seeing suffices, or reasoning, where what is seen must be combined.
         description: one line.
         module: the optional top-level package that the data comes from.
         metric: ``accuracy``, or ``accuracy+f1`` for yes/no questions, whose F1 is reported too.
@@ -79,7 +80,7 @@ class Task(ABC):
 
     @abstractmethod
     def question_count(self, split: Split) -> int | None:
-        """How many questions ``split`` has; None where they are made on demand without end."""
+        """How many questions ``split`` has; None where they are made on demand."""
 
     def image_count(self, split: Split) -> int | None:
         """How many images ``split`` has before question groups show them again; None where they are made on demand."""
@@ -92,13 +93,13 @@ class Task(ABC):
 
     @abstractmethod
     def question_group(self, split: Split, seed: int, index: int) -> QuestionGroup:
-        """Question group ``index`` of the draw by ``seed``; ``index`` has no upper end."""
+        """Question group ``index`` of the draw by ``seed``; ``index`` has no upper bound."""
 
     def samples(self, split: Split, seed: int, limit: int | None = None) -> Iterator[Sample]:
         """The first ``limit`` samples of the draw by ``seed``, made one by one.
 
-        Without a limit, or with one above :meth:`question_count`, all there are: without end for a task that makes its
-        questions on demand.
+        Without a limit, or with one above :meth:`question_count`, all there are: endlessly many for a task that makes
+        its questions on demand.
 
         Raises:
             UserError: the split is unknown.
@@ -110,7 +111,7 @@ class Task(ABC):
         return (self.sample(split, seed, index) for index in (range(min(ends)) if ends else count()))
 
     def question_groups(self, split: Split, seed: int, images: int | None = None) -> Iterator[QuestionGroup]:
-        """The first ``images`` question groups of the draw by ``seed``, made one by one; without end for None.
+        """The first ``images`` question groups of the draw by ``seed``, made one by one; endlessly many for None.
 
         Raises:
             UserError: the split is unknown.
@@ -120,7 +121,7 @@ class Task(ABC):
         return (self.question_group(split, seed, index) for index in (count() if images is None else range(images)))
 
     def missing(self) -> MissingExtraError | None:
-        """The error of a task whose data's package is not installed, else None."""
+        """The error to raise if the data's package is not installed, else None."""
         return MissingExtraError(self.module, EXTRA_OF_MODULE[self.module]) if find_spec(self.module) is None else None
 
     def score(self, prediction: str, answer: str) -> float:

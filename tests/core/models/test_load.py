@@ -123,5 +123,5 @@ def test_a_gpu_that_is_not_there(gpus: int, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(UserError, match="'gpu' is unknown to torch"):
         load_model("mini", device="gpu")
     if not gpus:
-        with pytest.raises(UserError, match="device cuda was asked for"):
+        with pytest.raises(UserError, match="device cuda was requested"):
             load_model("mini", device="cuda")

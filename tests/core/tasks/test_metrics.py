@@ -148,7 +148,7 @@ def test_intervals_repeat_by_seed_and_are_exact_without_disagreement():
 
 
 def test_retention_of_a_model_that_knows_nothing_is_one_clear_line():
-    with pytest.raises(UserError, match="answered none of 3 questions rightly"):
+    with pytest.raises(UserError, match="answered none of 3 questions correctly"):
         retention_interval([1, 0, 1], [0, 0, 0])
 
 

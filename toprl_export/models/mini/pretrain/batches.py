@@ -37,8 +37,8 @@ KINDS = (*DIGITS, *SHAPES, "rectangle")
 PALETTE = (*COLOURS, "black", "gray", "teal", "brown")
 BACKGROUND_CLASS = len(KINDS)
 IGNORED = -100
-# The word that a question turns on is at most so many tokens before "assistant:" ends.
 HINTED_TOKENS = 6
+"""The word that decides a question is at most this many tokens before the end of "assistant:"."""
 QUESTIONS_PER_NUMBER_SCENE = {"mini-read": 1, "mini-count": 2}
 QUESTIONS_AMONG_DIGITS = {"mini-exist": 3, "mini-count": 4}
 AMONG_DIGITS = 0.3
@@ -92,7 +92,7 @@ class PackedBatch:
 class Example:
     """One image, its labelled patches and its questions with their task's index.
 
-    Easy-vqa's patches are not ``known``, but its questions may tell the kind and colour that the evidence shows.
+    What easy-vqa's patches show is not ``known``, but the answers may give the kind and colour of the evidence.
     """
 
     image: NDArray[np.uint8]
@@ -101,8 +101,8 @@ class Example:
     known: bool
     questions: tuple[tuple[int, Question], ...]
 
-    def told(self, words: Sequence[str]) -> str | None:
-        """The answer that is one of ``words``, if a question has it."""
+    def answer_among(self, words: Sequence[str]) -> str | None:
+        """The first answer that is one of ``words``, or None."""
         return next((question.answer for _, question in self.questions if question.answer in words), None)
 
 
@@ -173,7 +173,7 @@ def patch_batch(examples: Sequence[Example]) -> PatchBatch:
     kinds = np.full((len(examples), GRID, GRID), IGNORED, dtype=np.int64)
     colours = np.full((len(examples), GRID, GRID), IGNORED, dtype=np.int64)
     for row, example in enumerate(examples):
-        kind, colour = (None, None) if example.known else (example.told(KINDS), example.told(PALETTE))
+        kind, colour = (None, None) if example.known else (example.answer_among(KINDS), example.answer_among(PALETTE))
         if example.known or (kind and colour):
             kinds[row] = BACKGROUND_CLASS
         if kind and colour:

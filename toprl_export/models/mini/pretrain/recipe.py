@@ -50,14 +50,24 @@ BALANCED = QuestionMix()
 
 @dataclass(frozen=True)
 class Phase:
-    """``steps`` optimizer steps; each shows one of ``kept`` visual tokens (background dropped at random).
+    """One phase of training.
 
-    Without ``kept`` the phase is about mosaics alone.
-
-    ``numbers`` and ``easy_vqa`` are the shares of images that show a number or come from easy-vqa; ``mix`` says what is
-    asked about the others; ``picture_pixels`` is how wide easy-vqa's pictures are; ``places``:
-    projected patches must tell their row and column; ``clutter``: scenes are as crowded as the tasks' own;
-    ``mosaics``: so many are shown besides in each step, as in the first phase.
+    Attributes:
+        name: of the phase and its file.
+        steps: optimizer steps.
+        images: of one step.
+        kept: each step keeps one of these numbers of visual tokens, the background dropped at random; without any, the
+            phase trains the vision tower on mosaics alone.
+        peak: learning rate after the warm-up.
+        final: learning rate at the end.
+        vision_rate: the vision tower's learning rate as a multiple of the others'.
+        numbers: share of images that show a number.
+        easy_vqa: share of images that come from easy-vqa.
+        picture_pixels: height and width of easy-vqa's pictures on the canvas.
+        mix: the questions about all other images.
+        places: an auxiliary loss makes projected patches predict their row and column.
+        clutter: scenes are as crowded as the tasks' own.
+        mosaics: mosaics added to each step, as in the first phase.
     """
 
     name: str
@@ -99,7 +109,7 @@ class PretrainRecipe:
 
 
 class ExampleStream:
-    """Endless examples of one split; every one from its own seed, so that a phase can be repeated alone."""
+    """An endless stream of examples of one split, seeded by the phase's name, so that a phase can be repeated alone."""
 
     def __init__(self, seed: int, name: str, split: Split) -> None:
         self._rng = numpy_rng(seed, "pretrain", name, split)
@@ -194,7 +204,7 @@ def _load(model: nn.Module, heads: nn.Module, path: Path) -> None:
 
 
 def run_phase(model: LlavaForConditionalGeneration, heads: PatchHeads, phase: Phase, seed: int) -> None:
-    """Optimise for ``phase.steps`` steps and print held-out accuracy now and then."""
+    """Optimise for ``phase.steps`` steps; every ``REPORT_EVERY`` print loss and held-out accuracy."""
     stream, held_out = ExampleStream(seed, phase.name, "train"), ExampleStream(seed, phase.name, "held-out")
     generator = torch_generator(seed, "pretrain", phase.name)
     optimizing = optimizers(model, heads, phase.vision_rate)
@@ -255,7 +265,7 @@ def held_out_accuracy(
     stream: ExampleStream,
     generator: torch.Generator,
 ) -> str:
-    """Patch accuracy and, where questions are asked, the share of right answers per task, on held-out images."""
+    """Patch accuracy and, in phases with questions, the accuracy of each task, on held-out images."""
     with torch.autocast("cpu", torch.bfloat16):
         if not phase.kept:
             patches = patch_batch(stream.mosaics(phase.images))
