@@ -19,8 +19,7 @@ import sys
 from pathlib import Path
 import numpy as np
 import onnxruntime
-from toprl_engines.ort.providers import Target
-from toprl_engines.ort.session import Graph
+from toprl_engines.ort.session import Graph, Target
 
 def private_bytes():
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())

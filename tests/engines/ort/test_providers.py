@@ -14,20 +14,19 @@ import pytest
 
 from tests.support.onnx_bundle import grouped_bundle, staged_bundle
 from toprl_engines.ort import providers
+from toprl_engines.ort import session as session_module
 from toprl_engines.ort.engine import ONNXRuntimeEngine
 from toprl_engines.ort.providers import (
     PROVIDERS,
     RTX_PACKAGE,
-    Target,
     cache_dir,
     choose_provider,
     installed_providers,
-    open_session,
     provider_chain,
     provider_settings,
 )
+from toprl_engines.ort.session import Target, open_session
 from toprl_export.bundle import Bundle
-from toprl_export.cli import doctor
 from toprl_export.engine import SessionOptions
 from toprl_export.errors import UserError
 
@@ -99,11 +98,6 @@ def test_each_provider_is_backed_by_what_can_run_the_rest_and_cuda_computes_fp32
         "NvTensorRTRTXExecutionProvider",
         "CPUExecutionProvider",
     ]
-
-
-def test_doctor_knows_the_same_names():
-    assert {full: name for name, full in PROVIDERS.items()} == doctor.PROVIDERS
-    assert doctor.RTX_PLUGIN.replace("-", "_") == RTX_PACKAGE
 
 
 @pytest.fixture
@@ -204,11 +198,11 @@ def test_nvidias_plugin_is_registered_once_and_given_its_options(monkeypatch, li
             return [gpu]
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
-    providers._register_plugin.cache_clear()
+    session_module._register_plugin.cache_clear()
     for _ in range(2):
         _, used = open_session("graph.onnx", Options, Target("tensorrt-rtx", True, {"nv_runtime_cache_path": "p"}))
         assert used == "tensorrt-rtx"
-    providers._register_plugin.cache_clear()
+    session_module._register_plugin.cache_clear()
     assert registered == [("NvTensorRTRTXExecutionProvider", "x.so")]
     assert added == [([gpu], {"nv_runtime_cache_path": "p"})] * 2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -104,3 +105,26 @@ def test_two_threads_give_the_same_answer(session):
     threaded = ONNXRuntimeEngine().open(built.bundle, SessionOptions(threads=2, provider="cpu"))
     request = built.request((13, 9, 4))
     assert np.abs(threaded.prefill(request).logits - session.prefill(request).logits).max() < 1e-4
+
+
+def test_a_closed_session_is_refused_and_may_be_closed_again():
+    built = staged_bundle()
+    session = built.open()
+    request = built.request((13, 9, 4))
+    cache = session.prefill(request).cache
+    session.close()
+    session.close()
+    for use in (
+        lambda: session.encode_image(tiny_pixels(1).numpy()),
+        lambda: session.prefill(request),
+        lambda: session.decode(cache, np.array([5, 6])),
+    ):
+        with pytest.raises(UserError, match="this session is closed: open the bundle again"):
+            use()
+
+
+def test_a_closed_session_holds_no_graph():
+    session = staged_bundle().open()
+    graphs = [weakref.ref(graph) for graph in (session._vision, session._prefill, session._decode)]
+    session.close()
+    assert all(graph() is None for graph in graphs)

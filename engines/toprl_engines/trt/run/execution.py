@@ -68,6 +68,10 @@ class VariableGraph:
             self._context.bind(tensor.name, addresses[tensor.name])
         self._context.enqueue(self._device.stream)
 
+    def close(self) -> None:
+        """Give the buffers back."""
+        self._block.release()
+
     def fetch(self, name: str) -> NDArray[Any]:
         """Queue the copy of an output that has a buffer here; it is there once the device has been waited for."""
         found = np.empty(self.shape(name), dtype=self._engine.tensors[name].dtype)
@@ -128,6 +132,11 @@ class Decoder:
         self._device.synchronize()
         found = self._logits[: cache.batch * self._vocabulary].reshape(cache.batch, self._vocabulary)
         return found.astype(np.float32)
+
+    def close(self) -> None:
+        """Give the buffers and the captured graphs back."""
+        self._steps.clear()
+        self._buffers.release()
 
     def _step(self, cache: CacheLayout) -> _Step:
         key = (cache.batch, *cache.slots, *cache.memory.caches)

@@ -264,12 +264,11 @@ class TensorRTSession:
         self._closed = True
         self._device.synchronize()
         self._resident = None
-        # Captured graphs go with the decoder, and so before the contexts that they run.
-        del self._decoder, self._vision, self._prefill
-        for store in self._stores:
-            store.close()
-        self._stores.clear()
+        for owner in (self._decoder, self._vision, self._prefill, *self._stores):
+            owner.close()
         self._activations.release()
+        # With them go the engines, whose memory is TensorRT's own.
+        del self._decoder, self._vision, self._prefill
 
     def _check_open(self) -> None:
         if self._closed:

@@ -17,6 +17,7 @@ from tests.support.tiny_llava import tiny_pixels, tiny_tokens
 from tests.support.trt_bundle import PlanLimits, open_plans, plans_of
 from toprl_engines.trt.run import session as session_module
 from toprl_engines.trt.run.memory import CacheStore
+from toprl_export.errors import UserError
 from toprl_export.runtime.generation import GenerationRequest, generate
 
 STEPS = 9
@@ -245,3 +246,24 @@ def test_images_encoded_last_are_not_copied_up_again(staged, device):
     assert uploaded(images) > visual
     with pytest.raises(ValueError, match="read-only"):
         images.visual[:] = 0
+
+
+def test_closing_gives_all_memory_back_whoever_holds_a_cache(staged, device):
+    """The caches of both stores are in use: those for the budgets, and those for more tokens than any budget keeps."""
+    built = staged_bundle()
+    requests = [built.request(counts) for counts in ((13, 9, 4), (25, 25, 25))]
+    caches = [staged.prefill(request).cache for request in requests for _ in range(2)]
+    for _ in range(3):
+        staged.decode(caches[0], np.array([5, 6]))
+    staged.close()
+    staged.close()
+    assert not device.blocks
+    for use in (
+        lambda: staged.encode_image(tiny_pixels(1).numpy()),
+        lambda: staged.prefill(requests[0]),
+        lambda: staged.decode(caches[0], np.array([5, 6])),
+    ):
+        with pytest.raises(UserError, match="this session is closed: open the bundle again"):
+            use()
+    caches.clear()
+    assert not device.blocks
