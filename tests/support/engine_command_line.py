@@ -21,6 +21,7 @@ class FakeOptions:
 
     tiles: int = 4
     fused: bool = False
+    wide: bool = False
 
     def __post_init__(self) -> None:
         if self.tiles % 2:
@@ -32,7 +33,7 @@ class FakeOptions:
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {"tiles": self.tiles, "fused": self.fused}
+        return {"tiles": self.tiles, "fused": self.fused, "wide": self.wide}
 
 
 class ConfigurableFakeEngine(FakeEngine):
@@ -59,6 +60,7 @@ class FakeCommandLine:
     build_options = (
         click.Option(["--tiles"], type=int, metavar="N", help="how many tiles (default: 4)"),
         click.Option(["--fused/--no-fused"], default=None, help="whether tiles are fused"),
+        click.Option(["--wide"], is_flag=True, default=None, help="make tiles wide"),
     )
     providers = ("here", "there")
 

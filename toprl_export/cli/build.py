@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from toprl_export.engine import EngineOptions
 
 _log = logging.getLogger(__name__)
-_BROUGHT = f"{__name__}.engines"
+_ENGINES_KEY = f"{__name__}.engines"
 
 
 class BuildCommand(Command):
@@ -34,20 +34,20 @@ class BuildCommand(Command):
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """The command's own parameters, then those of the engines."""
-        brought = [option for engine in _brought(ctx).values() for option in engine.build_options]
-        return [*super().get_params(ctx), *brought]
+        of_engines = [option for engine in _engine_command_lines(ctx).values() for option in engine.build_options]
+        return [*super().get_params(ctx), *of_engines]
 
     def section_of(self, param: click.Parameter, ctx: click.Context) -> str:
         """The engine's heading for its own options."""
-        titles = [engine.title for engine in _brought(ctx).values() if param in engine.build_options]
+        titles = [engine.title for engine in _engine_command_lines(ctx).values() if param in engine.build_options]
         return titles[0] if titles else super().section_of(param, ctx)
 
 
-def _brought(ctx: click.Context) -> dict[str, EngineCommandLine]:
+def _engine_command_lines(ctx: click.Context) -> dict[str, EngineCommandLine]:
     """What the installed engines bring by their names; loaded once a run, for click knows options by identity."""
-    if _BROUGHT not in ctx.meta:
-        ctx.meta[_BROUGHT] = load_command_lines().loaded
-    found: dict[str, EngineCommandLine] = ctx.meta[_BROUGHT]
+    if _ENGINES_KEY not in ctx.meta:
+        ctx.meta[_ENGINES_KEY] = load_command_lines().loaded
+    found: dict[str, EngineCommandLine] = ctx.meta[_ENGINES_KEY]
     return found
 
 
@@ -161,7 +161,7 @@ def command(
         check_replaceable(directory.resolve(), overwrite, marker=MANIFEST_NAME)
     if dry_run:
         found = {"status": "up-to-date" if current else "dry-run", **preview(prepared, directory)}
-        _say(as_json, found, _preview_text(found, _brought(ctx).get(engine)))
+        _say(as_json, found, _preview_text(found, _engine_command_lines(ctx).get(engine)))
         return
     if current:
         _say(as_json, outcome(current, "up-to-date"), f"up to date: {current.dir}")
@@ -181,16 +181,17 @@ def _options_of(ctx: click.Context, engine: str, values: Mapping[str, Any]) -> E
 
     if engine not in ENGINES:
         raise unknown_name("engine", engine, ENGINES.names())
-    brought = _brought(ctx)
-    for other, its in brought.items():
-        given = [one.opts[0] for one in its.build_options if _is_given(ctx, one)]
+    installed = _engine_command_lines(ctx)
+    for other, its in installed.items():
+        given = [option.opts[0] for option in its.build_options if _is_given(ctx, option)]
         if given and other != engine:
             raise UserError(
                 f"the engine {engine!r} does not know {', '.join(given)}: leave that out, or use --engine {other}"
             )
-    if engine not in brought:
+    if engine not in installed:
         return None
-    return brought[engine].options({str(one.name): values[str(one.name)] for one in brought[engine].build_options})
+    names = [str(option.name) for option in installed[engine].build_options]
+    return installed[engine].options({name: values[name] for name in names})
 
 
 def _is_given(ctx: click.Context, option: click.Option) -> bool:

@@ -38,10 +38,9 @@ def read_defaults(path: Path, options: Mapping[str, click.Option]) -> dict[str, 
             defaults[str(option.name)] = _typed(path, option, name, value)
         elif not isinstance(value, bool):
             raise UserError(f"--config {path}: {name} is {value!r}, expected true or false")
-        elif f"--{name}" in option.opts:
-            defaults[str(option.name)] = value
-        elif value:  # `no-resume: true` is `resume: false`; `no-resume: false` says nothing
-            defaults[str(option.name)] = False
+        elif value or (f"--{name}" in option.opts and option.secondary_opts):
+            # `no-resume: true` is `resume: false`; false says nothing of a switch that has no opposite.
+            defaults[str(option.name)] = value and f"--{name}" in option.opts
     return defaults
 
 

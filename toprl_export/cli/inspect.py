@@ -109,8 +109,8 @@ def _bundle(path: Path) -> tuple[dict[str, Any], str]:
 
 def _engine_details(engine: EngineEntry) -> list[tuple[str, str]]:
     """What only the engine knows about the bundle, in its own words; nothing where the engine is not installed."""
-    brought = load_command_lines().loaded.get(engine.name)
-    return brought.describe_details(engine.details) if brought and engine.details else []
+    command_line = load_command_lines().loaded.get(engine.name)
+    return command_line.describe_details(engine.details) if command_line and engine.details else []
 
 
 def _agent(path: Path) -> tuple[dict[str, Any], str]:

@@ -89,6 +89,8 @@ def test_options_may_stand_in_a_configuration_file(arguments: list[str], capsys:
     assert ConfigurableFakeEngine.told == FakeOptions(tiles=8, fused=True)
     assert main([*arguments, "--config", "build.yaml", "--engine", "fake"]) == 2
     assert "does not know --tiles, --fused" in capsys.readouterr().err
+    Path("build.yaml").write_text("wide: false\n")  # which is as if the line were not there
+    assert main([*arguments, "--config", "build.yaml", "--engine", "fake", "--output-dir", "other"]) == 0
 
 
 def test_help_has_a_section_for_every_engine(capsys: pytest.CaptureFixture[str]):
