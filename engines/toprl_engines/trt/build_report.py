@@ -105,7 +105,7 @@ class BuildReport:
     """
 
     format: Literal["toprl-export/trt-build"] = field(default="toprl-export/trt-build", kw_only=True)
-    version: Literal[1] = field(default=1, kw_only=True)
+    version: Literal[2] = field(default=2, kw_only=True)
     binding: str
     precision: str
     attention: str

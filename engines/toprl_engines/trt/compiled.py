@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from packaging.version import Version
-from toprl_export.typed import from_json, to_json
 
 from toprl_engines.trt.binding import Binding
 from toprl_engines.trt.options import ATTENTIONS
 from toprl_export.errors import UserError
+from toprl_export.fields import read_fields, to_json
 
 PORTABLE_SMS = ("8.0", "8.6", "8.9")
 """Compute capabilities that a plan of TensorRT for RTX runs on unless others were chosen, beside the newer ones."""
@@ -87,7 +87,7 @@ class Compiled:
         Raises:
             UserError: a field is missing, unknown or of another type.
         """
-        return from_json(cls, details, "manifest.json: engine.details")
+        return read_fields(cls, details, "manifest.json: engine.details", "build the bundle again")
 
 
 _MAJOR, _MINOR = 75, 76

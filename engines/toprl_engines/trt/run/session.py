@@ -264,8 +264,10 @@ class TensorRTSession:
         self._closed = True
         self._device.synchronize()
         self._resident = None
-        for owner in (self._decoder, self._vision, self._prefill, *self._stores):
-            owner.close()
+        for engine in (self._decoder, self._vision, self._prefill):
+            engine.close()
+        for store in self._stores:
+            store.close()
         self._activations.release()
         # With them go the engines, whose memory is TensorRT's own.
         del self._decoder, self._vision, self._prefill
