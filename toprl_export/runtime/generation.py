@@ -1,4 +1,7 @@
-"""Greedy answers from an engine session: a batch at a time, streamed word by word, every part timed."""
+"""Greedy answers from an engine session: a batch at a time, streamed word by word, every part timed.
+
+How long an answer may be, and what room that leaves for the prompt, is said here alone.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +24,26 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 T = TypeVar("T")
-_LAST_WORD = re.compile(r"\s+\S*$")
+
 DEFAULT_NEW_TOKENS = 16
-"""The longest answer where no other length is requested."""
+"""The longest answer unless told otherwise, in tokens."""
+
+_LAST_WORD = re.compile(r"\s+\S*$")
 
 
-def prompt_room(max_length: int, visual_tokens: int, max_new_tokens: int) -> int:
-    """The most tokens that a prompt may have, its visual ones included, so that the answer still fits.
+def prompt_room(max_length: int, visual_tokens: int, max_new_tokens: int = DEFAULT_NEW_TOKENS) -> int:
+    """The most tokens that a prompt may have, the visual ones included, so that its answer still fits.
+
+    >>> prompt_room(max_length=1024, visual_tokens=576)
+    1008
+
+    Args:
+        max_length: positions that the model has, those of the answer included.
+        visual_tokens: n, the visual tokens of one image.
+        max_new_tokens: the longest answer.
 
     Raises:
-        UserError: that leaves nothing beside the visual tokens.
+        UserError: not even one text token would fit.
     """
     room = max_length - max_new_tokens
     if room <= visual_tokens:
