@@ -24,7 +24,7 @@ from toprl_trainers.toprl.update import Rollouts, StageRecord, UpdateFigures, co
 
 PAPER = TOPRLConfig.from_mapping(load_recipe("toprl-paper", "toprl", "mini-count").settings)
 
-# Rollouts A, B, C of one image over T = 3 stages. A and C answer right, B does not; L_t/L after each stage:
+# Rollouts A, B, C of one image over T = 3 stages. A and C answer correctly, B does not; L_t/L after each stage:
 QUALITY = torch.tensor([1.0, 0.0, 1.0])
 KEPT = torch.tensor([[0.75, 0.5, 0.25], [0.5, 0.25, 0.25], [1.0, 0.5, 0.5]])
 VALUES = torch.tensor([[0.5, 0.5, 0.5], [0.2, 0.1, 0.0], [0.5, 0.5, 0.5]])
@@ -94,7 +94,7 @@ def test_log_probabilities_by_hand():
 
 
 class Actor(nn.Module):
-    """Scores 1.5 and -0.5 for the two tokens of whatever image."""
+    """Scores 1.5 and -0.5 for the two tokens of any image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -240,11 +240,11 @@ def test_a_step_with_an_entropy_bonus_by_hand(alive: list[list[bool]], moved: tu
 
 
 IMAGE = 6
-"""Whose colour the tiny model tells when it sees it, and guesses wrongly when not."""
+"""Whose colour the tiny model answers correctly when it sees it, and wrongly when not."""
 
 
 class FixedMasks:
-    """A policy of two stages whose rollouts A and B keep what is said, and a critic that says 0.5, then 0.25."""
+    """A policy of two stages whose rollouts A and B keep given tokens, and a critic of values 0.5, then 0.25."""
 
     needs = ScorerNeeds()
     counts = (15, 8)
@@ -265,7 +265,7 @@ class FixedMasks:
 
 
 def test_a_batch_of_rollouts_by_hand(weights: Path):
-    """From masks to what PPO learns from: A keeps 20, then 10 of 25 tokens, with the one that tells the answer; B keeps
+    """From masks to what PPO learns from: A keeps 20, then 10 of 25 tokens, with the one that holds the answer; B keeps
     15, then 5, without it.
 
     α = (0.95, 1): A is paid 1 − 0.95 · 0.8 = 0.24 and 1 − 0.4 = 0.6, B −0.95 · 0.6 = −0.57 and −0.2. Second stage: A's
