@@ -4,8 +4,8 @@
 
 A rollout is one mask of one image, all of the image's questions answered. The trainer's figure is that of its own code:
 images × masks in one batch, all questions of an image in one row, the unpruned model's answers and the images'
-embeddings made once and used as often as the recipe comes back to them. The loop treats one image, one question and one
-mask at a time through Hugging Face's own forward, batch 1: unpruned, then pruned by dropping the same tokens before the
+embeddings computed once and used as often as the recipe uses them. The loop treats one image, one question and one mask
+at a time through Hugging Face's own forward, batch 1: unpruned, then pruned by dropping the same tokens before the
 same layers. It replays the trainer's masks, so it has neither scores to compute nor draws to make, and its answers'
 log-probabilities must be the trainer's. Its second form keeps what can be kept: the images' features and the unpruned
 answers.
@@ -91,7 +91,7 @@ class StockLoop:
 
     @contextmanager
     def _dropping(self, visual: Tensor, length: int, kept: Kept | None) -> Iterator[None]:
-        """Let the stock layers drop tokens: hooks that shorten what enters each layer from the first stage on."""
+        """Let Hugging Face's layers drop tokens: hooks that shorten what enters each layer from the first stage on."""
         place = torch.arange(length, device=visual.device)
 
         def hook(index: int) -> Callable[..., Any]:
@@ -104,7 +104,7 @@ class StockLoop:
                     stays = ~torch.isin(place, visual) | torch.isin(place, survivors)
                     hidden, place = hidden[:, stays], place[stays]
                 if len(place) < length:
-                    # Without padding the stock mask is none at all, or causal over the whole sequence.
+                    # Without padding Hugging Face's mask is None, or causal over the whole sequence.
                     named["position_embeddings"] = tuple(part[:, place] for part in named["position_embeddings"])
                     mask = named.get("attention_mask")
                     named["attention_mask"] = None if mask is None else mask[..., place, :][..., place]
@@ -134,7 +134,7 @@ class Bench:
             run.actor_config, config.learning_rate, run.request.seed, self._adapter.device
         )
         self.visits = max(1, config.updates * config.images_per_update // config.images)
-        """How often the recipe comes back to an image."""
+        """How often the recipe uses an image."""
 
     def round(self, number: int) -> Round:
         """Measure once.
@@ -199,12 +199,12 @@ class Bench:
         """Per image, mask and question the answer's log-probability unpruned (from ``known`` if given) and pruned."""
         group = self._run.config.rollouts_per_image
         found = []
-        for number, asked in enumerate(questions):
+        for number, of_image in enumerate(questions):
             image = images[number : number + 1]
             per_mask = []
             for kept in masks[number * group : (number + 1) * group]:
                 per_question = []
-                for place, question in enumerate(asked):
+                for place, question in enumerate(of_image):
                     full = known[number][place] if known else self._loop.answer(image, question, None)
                     per_question.append((full, self._loop.answer(image, question, kept)))
                 per_mask.append(per_question)

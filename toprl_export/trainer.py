@@ -1,4 +1,4 @@
-"""Training an agent: what a learner is asked, what it answers, and the public `train`."""
+"""Training an agent: a learner's request and outcome, and the public `train`."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ class TrainRequest:
     Attributes:
         adapter: the frozen reference model.
         task: what to train for.
-        budgets_kept: average visual tokens kept, one schedule each in the agent's plan; rollouts aim at the first, if
-            the recipe names no other.
-        output_dir: where the agent goes; it appears there whole or not at all.
+        budgets_kept: average visual tokens kept, one schedule each in the agent's plan; rollouts aim at the first,
+            unless the recipe sets another.
+        output_dir: the agent's directory, written whole or not at all.
         seed: of everything random.
         recipe: a recipe's name or the path of a YAML file; None for the method's own.
         updates: overrides the recipe's number of updates.
         images: overrides the recipe's number of training images.
-        condition: overrides what the recipe lets the policy see of the question.
+        condition: overrides whether the recipe shows the policy the question ("text") or not ("none").
         threads: CPU threads; None for torch's choice, or for those of the run that is resumed.
         resume: True requires an interrupted run, False starts anew, None resumes one of the same settings if any.
-        overwrite: replace an earlier agent, and forget an interrupted run of other settings.
-        dry_run: check and say what would be done, write nothing.
-        command: what the agent's record tells about how it was made.
+        overwrite: replace an earlier agent, and discard an interrupted run of other settings.
+        dry_run: check and describe what would be done, write nothing.
+        command: the command line, for the agent's record.
     """
 
     adapter: LVLMAdapter
@@ -56,7 +56,7 @@ class TrainRequest:
     command: str = "python"
 
     def __post_init__(self) -> None:
-        """Refuse budgets that are not there, or twice there."""
+        """Refuse budgets that are missing or repeated."""
         if not self.budgets_kept or len(set(self.budgets_kept)) != len(self.budgets_kept):
             listed = ", ".join(map(str, self.budgets_kept)) or "none"
             raise UserError(f"the budgets kept are {listed}, expected at least one, each once: such as 192,64")
@@ -64,7 +64,7 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class TrainOutcome:
-    """``status``, the agent's directory (for a dry run, where it would be) and ``summary``, lines for people."""
+    """``status``, the agent's directory (for a dry run, where it would be) and ``summary``, lines to be printed."""
 
     status: Literal["trained", "up-to-date", "dry-run"]
     directory: Path
@@ -105,7 +105,7 @@ def train(
     dry_run: bool = False,
     command: str | None = None,
 ) -> TrainOutcome:
-    """Train an agent that prunes ``model`` for ``task``; see `TrainRequest` for what is not said here.
+    """Train an agent that prunes ``model`` for ``task``; see `TrainRequest` for details.
 
     Args:
         model: a name, path or hub id, or an adapter already loaded.
@@ -115,15 +115,15 @@ def train(
         budgets_kept: average visual tokens kept.
         output_dir: None for ``agents/TASK``.
         seed: of everything random.
-        updates: instead of the recipe's.
-        images: instead of the recipe's.
+        updates: instead of the recipe's number of PPO updates.
+        images: instead of the recipe's number of training images.
         condition: instead of the recipe's.
         threads: CPU threads.
         device: where the model runs: "cpu", "cuda", "cuda:N", or "auto" for a GPU where there is one.
-        resume: what to do about an interrupted run.
+        resume: True requires an interrupted run, False starts anew, None resumes one of the same settings if any.
         overwrite: replace an earlier agent.
         dry_run: write nothing.
-        command: for the record.
+        command: the command line, for the agent's record.
 
     Raises:
         UserError: a name is unknown, a value impossible, or the output directory holds something else.

@@ -67,7 +67,7 @@ class Run:
         return self.machine.get("why no gpu", "there is no GPU") if missing else ""
 
     def check(self, name: str) -> None:
-        """Run one check, or say why not, and write the report anew."""
+        """Run one check, or record why not, and write the report anew."""
         settings = self.settings
         left = (settings.seconds - (time.monotonic() - self.started)) / GRACE
         planned = self.checks[name].seconds * (CPU_FACTOR if settings.device == "cpu" else 1)

@@ -1,7 +1,7 @@
 """What decodes one batch: Hugging Face's own decoder or our walk, pruned or not, by some attention implementation.
 
 Implementations have names that transformers knows. Those that take no mask are for prompts that begin with the image,
-where what the walk's mask says is plain causality: tokens stand in their order, kept ones too, and none is padded.
+where what the walk's mask says is plain causality: tokens are in their order, kept ones too, and none is padding.
 """
 
 from __future__ import annotations
@@ -169,8 +169,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class HuggingFaceDecoder:
-    """Hugging Face's decoder with a ``DynamicCache``. It is given no mask: SDPA is told only that attention is causal,
-    which leaves PyTorch its fastest kernels."""
+    """Hugging Face's decoder with a ``DynamicCache``, and no mask: plain causality leaves SDPA its fastest kernels."""
 
     model: BenchModel
     implementation: str

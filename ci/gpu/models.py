@@ -83,7 +83,7 @@ class BenchModel:
 
     @property
     def text_config(self) -> Any:
-        """The decoder's configuration, which also says by which attention it runs."""
+        """The decoder's configuration, which also names its attention implementation."""
         return self.network.model.language_model.config
 
     def pixels(self, batch: int) -> Tensor:

@@ -87,7 +87,7 @@ class Goal:
         chosen = (max if pick_largest else min)(measured, key=lambda case: case.figures[self.figure])
         value = chosen.figures[self.figure]
         met = value >= self.limit if self.sign == ">=" else value <= self.limit
-        # The worst of some cases says nothing about the one that brought the process down.
+        # The worst of the recorded cases says nothing about the one that crashed the process.
         whole = self.over == "best" or check.status == "finished"
         found = f"{value:.4g} ({chosen.name}; {len(measured)} cases"
         found += f", {left_out} not run)" if left_out else ")"

@@ -27,12 +27,12 @@ MAX_NAMED = 4
 
 @dataclass(frozen=True)
 class Case:
-    """One thing measured or tried.
+    """One measurement or trial.
 
     Attributes:
         table: cases of one table have the same figures.
         name: what distinguishes it within its table.
-        status: "failed" where it raised or a figure is beyond what is right.
+        status: "failed" where it raised or a figure is beyond its limit.
         why: one line; empty when it is ok.
         figures: by name, which ends in its unit; finite numbers.
 
@@ -48,7 +48,7 @@ class Case:
 
     def __post_init__(self) -> None:
         if self.status != "ok" and not self.why:
-            raise UserError(f"case {self.name!r} is {self.status}, but does not say why")
+            raise UserError(f"case {self.name!r} is {self.status}, but gives no reason")
         wrong = [name for name, value in self.figures.items() if not math.isfinite(value)]
         if wrong:
             raise UserError(f"case {self.name!r} has no finite {wrong[0]}: {self.figures[wrong[0]]}")
@@ -77,7 +77,7 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One goal, what it asks for, what was found, and whether that is enough."""
+    """One goal, its limit (``needed``), what was found, and whether that meets it."""
 
     goal: str
     needed: str
@@ -113,7 +113,7 @@ class GpuReport:
 
     @property
     def broken(self) -> bool:
-        """Whether something ran and was wrong: a check or a case failed, or a goal was missed."""
+        """Whether something ran and went wrong: a check or a case failed, or a goal was missed."""
         return (
             any(check.status in ("failed", "out of time") for check in self.checks)
             or any(case.status == "failed" for check in self.checks for case in check.cases)

@@ -95,12 +95,12 @@ def test_weights_are_the_same_numbers_in_fp32(bench):
 
 @torch.inference_mode()
 def test_stock_and_walk_decode_the_same_tokens(bench):
-    asked = prompt(bench)
+    prompts = prompt(bench)
     logits = []
     stocks = (HuggingFaceDecoder(bench.model, MASKED), HuggingFaceDecoder(bench.model, CAUSAL))
     for candidate in (*stocks, WalkDecoder(bench.model, CAUSAL), WalkDecoder(bench.model, MASKED)):
-        filled = candidate.prefill(asked)
-        state, found, position = candidate.start(filled), filled.logits, asked.last_position
+        filled = candidate.prefill(prompts)
+        state, found, position = candidate.start(filled), filled.logits, prompts.last_position
         for _ in range(3):
             position = position + 1
             found, state = candidate.step(state, found.argmax(-1, keepdim=True), position)
@@ -111,12 +111,12 @@ def test_stock_and_walk_decode_the_same_tokens(bench):
 
 @torch.inference_mode()
 def test_a_walk_that_is_not_causal_or_misplaced_is_told_apart(bench):
-    asked, model = prompt(bench), bench.model
+    prompts, model = prompt(bench), bench.model
     with pytest.raises(WrongResult, match="the logits differ"):
-        unpruned_error(model, NOT_CAUSAL, asked)
-    doubled = TokenTensors(**(vars(asked.tokens) | {"position_ids": asked.tokens.position_ids * 2}))
-    moved = WalkDecoder(model, CAUSAL).prefill(Prompt(doubled, asked.visual)).logits
-    assert relative_error(moved, WalkDecoder(model, CAUSAL).prefill(asked).logits) > 1e-2
+        unpruned_error(model, NOT_CAUSAL, prompts)
+    doubled = TokenTensors(**(vars(prompts.tokens) | {"position_ids": prompts.tokens.position_ids * 2}))
+    moved = WalkDecoder(model, CAUSAL).prefill(Prompt(doubled, prompts.visual)).logits
+    assert relative_error(moved, WalkDecoder(model, CAUSAL).prefill(prompts).logits) > 1e-2
 
 
 @torch.inference_mode()
@@ -138,15 +138,15 @@ def test_a_pruned_walk_by_a_wrong_way_is_told_apart(bench):
 
 @torch.inference_mode()
 def test_a_pruned_walk_keeps_the_budget_and_replays_its_choice(bench):
-    asked, text = prompt(bench), bench.model.shape.text
+    prompts, text = prompt(bench), bench.model.shape.text
     pruning = random_pruning(bench.model, 20)
-    pruned = WalkDecoder(bench.model, CAUSAL, pruning).prefill(asked)
+    pruned = WalkDecoder(bench.model, CAUSAL, pruning).prefill(prompts)
     kept_per_layer = [keys.shape[2] - text for keys in pruned.keys]
     assert sum(kept_per_layer) / len(kept_per_layer) == pytest.approx(20, abs=0.5)
     assert tuple(stage.shape[1] for stage in pruned.kept) == pruning.keep_counts
-    again = WalkDecoder(bench.model, MASKED, pruning, replay=pruned.kept).prefill(asked)
+    again = WalkDecoder(bench.model, MASKED, pruning, replay=pruned.kept).prefill(prompts)
     assert relative_error(again.logits, pruned.logits) < 1e-5
-    assert pruned.cache_bytes < WalkDecoder(bench.model, CAUSAL).prefill(asked).cache_bytes
+    assert pruned.cache_bytes < WalkDecoder(bench.model, CAUSAL).prefill(prompts).cache_bytes
 
 
 @torch.inference_mode()
@@ -155,11 +155,11 @@ def test_a_contender_that_fails_is_recorded_and_the_race_goes_on(bench, tmp_path
         def prefill(self, prompt):
             raise RuntimeError("CUDA error: it broke")
 
-    asked = prompt(bench, 1)
+    prompts = prompt(bench, 1)
     racing = replace(bench, context=context(tmp_path))
     candidates = {"unpruned, walk": WalkDecoder(bench.model, CAUSAL), "20 kept, broken": Broken(bench.model, CAUSAL)}
     pixels = bench.model.pixels(1)
-    racing._race("first token", 1, candidates, lambda candidate: racing._first_token(asked, pixels, candidate))
+    racing._race("first token", 1, candidates, lambda candidate: racing._first_token(prompts, pixels, candidate))
     broken, fine = read_cases(racing.context.cases)
     assert (broken.name, broken.status) == ("batch 1, 20 kept, broken", "failed")
     assert "CUDA error" in broken.why
@@ -184,9 +184,9 @@ def test_a_race_that_ends_after_the_deadline_is_recorded(bench, tmp_path, monkey
         monkeypatch.setattr(Context, "seconds_left", -1.0)
         return {"unpruned, walk": [2.0, 2.0]}
 
-    asked, pixels = prompt(bench, 1), bench.model.pixels(1)
+    prompts, pixels = prompt(bench, 1), bench.model.pixels(1)
     walk = {"unpruned, walk": WalkDecoder(bench.model, CAUSAL)}
-    racing._race("first token", 1, walk, lambda candidate: racing._first_token(asked, pixels, candidate))
+    racing._race("first token", 1, walk, lambda candidate: racing._first_token(prompts, pixels, candidate))
     assert [case.figures["ms"] for case in read_cases(racing.context.cases)] == [2.0]
 
 

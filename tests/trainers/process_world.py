@@ -33,8 +33,8 @@ def wanted(
     weights: Path, folder: Path, per_update: int, updates: int = 3, threshold: str = "per-image", **changes: object
 ) -> TrainRequest:
     """A run whose minibatches are so small that some hold images of one process only."""
-    asked = request(weights, folder, updates, **changes)
-    recipe = Path(str(asked.recipe))
+    planned = request(weights, folder, updates, **changes)
+    recipe = Path(str(planned.recipe))
     content = yaml.safe_load(recipe.read_text())
     content["settings"] |= {
         "images": IMAGES,
@@ -44,15 +44,15 @@ def wanted(
         "threshold": threshold,
     }
     recipe.write_text(yaml.safe_dump(content))
-    return asked
+    return planned
 
 
-def learned(asked: TrainRequest, processes: Processes = SINGLE_PROCESS) -> dict[str, torch.Tensor]:
+def learned(planned: TrainRequest, processes: Processes = SINGLE_PROCESS) -> dict[str, torch.Tensor]:
     """Actor, critic and curves after the updates."""
-    run = Run.of(asked, processes)
-    state = TrainingState.fresh(run.actor_config, run.config.learning_rate, asked.seed, asked.adapter.device)
+    run = Run.of(planned, processes)
+    state = TrainingState.fresh(run.actor_config, run.config.learning_rate, planned.seed, planned.adapter.device)
     per_block = processes.count * run.config.images_per_update
-    learn(run, state, BlockSource(asked.adapter, TASK, asked.seed, 0, IMAGES, per_block, processes=processes))
+    learn(run, state, BlockSource(planned.adapter, TASK, planned.seed, 0, IMAGES, per_block, processes=processes))
     tensors = {f"actor.{name}": tensor.clone() for name, tensor in state.actor.state_dict().items()}
     tensors |= {f"critic.{name}": tensor.clone() for name, tensor in state.critic.state_dict().items()}
     return {**tensors, "curves": torch.tensor(state.curves, dtype=torch.float64)}
@@ -74,7 +74,7 @@ def start(folder: Path, weights: Path) -> list[int | None]:
 
 
 def member(index: int, port: int, folder: Path, weights: Path) -> None:
-    """One of the processes: sets what a launcher sets, then does one thing after the other."""
+    """One of the processes: sets the environment that a launcher sets, then runs one case after the other."""
     os.environ.update(
         RANK=str(index),
         LOCAL_RANK=str(index),
@@ -101,7 +101,7 @@ def member(index: int, port: int, folder: Path, weights: Path) -> None:
     _fail(processes, folder, weights)
     if index == 1:
         os._exit(9)
-    told(folder / "lost-0.txt", lambda: processes.all_reduce(torch.ones(1)))
+    note(folder / "lost-0.txt", lambda: processes.all_reduce(torch.ones(1)))
 
 
 def _write_agents(processes: Processes, folder: Path, weights: Path) -> None:
@@ -113,8 +113,8 @@ def _write_agents(processes: Processes, folder: Path, weights: Path) -> None:
     torch.distributed.barrier()
 
     def run(name: str) -> None:
-        asked = wanted(weights, folder / f"run-{index}", 4, updates=4, output_dir=folder / name / "agent")
-        outcome = trainer.train(asked)
+        planned = wanted(weights, folder / f"run-{index}", 4, updates=4, output_dir=folder / name / "agent")
+        outcome = trainer.train(planned)
         (folder / f"summary-{name}-{index}.txt").write_text(outcome.summary)
 
     run("whole")
@@ -122,11 +122,11 @@ def _write_agents(processes: Processes, folder: Path, weights: Path) -> None:
 
     def full_disk(self: TrainingState, path: Path, digest: str) -> None:
         real(self, path, digest)
-        raise UserError("no space left on the disk, says the test")
+        raise UserError("no space left on the disk, raised by the test")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainingState, "save", full_disk)
-        told(folder / f"full-{index}.txt", lambda: run("broken"))
+        note(folder / f"full-{index}.txt", lambda: run("broken"))
     run("broken")
 
 
@@ -134,18 +134,18 @@ def _fail(processes: Processes, folder: Path, weights: Path) -> None:
     index = processes.index
 
     def refuse(*_: object) -> None:
-        raise UserError("NaN reward, says the test")
+        raise UserError("NaN reward, raised by the test")
 
     with pytest.MonkeyPatch.context() as patch:
         if index == 1:
             patch.setattr("toprl_trainers.toprl.update.stage_rewards", refuse)
-        told(folder / f"reward-{index}.txt", lambda: learned(wanted(weights, folder / f"run-{index}", 4), processes))
+        note(folder / f"reward-{index}.txt", lambda: learned(wanted(weights, folder / f"run-{index}", 4), processes))
     other = wanted(weights, folder / f"run-{index}", 4, seed=index, output_dir=folder / "never")
-    told(folder / f"other-{index}.txt", lambda: TOPRLTrainer(processes).train(other))
+    note(folder / f"other-{index}.txt", lambda: TOPRLTrainer(processes).train(other))
 
 
-def told(file: Path, action) -> None:
-    """Write how ``action`` ended."""
+def note(file: Path, action) -> None:
+    """Write to ``file`` how ``action`` ended."""
     try:
         action()
         file.write_text("well")

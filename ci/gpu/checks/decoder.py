@@ -81,7 +81,7 @@ def check_llava_next_kernel(context: Context) -> None:
 
 
 def _check(context: Context, shape: Shape, budgets: Mapping[int, Sequence[str]], batches: Sequence[int]) -> None:
-    """Small shapes keep the same shares of their tokens, at least two."""
+    """Small shapes keep the same fractions of their tokens, at least two."""
     if context.quick:
         full, shape = shape.visual_tokens, small(shape)
         budgets = {max(2, budget * shape.visual_tokens // full): attention for budget, attention in budgets.items()}
@@ -121,8 +121,8 @@ def check_agreement(context: Context, model: BenchModel, budget: int, implementa
     exact, missing = model.in_fp32(), register_implementations(model.dtype)
     image = model.encode(model.pixels(1))
     image_first, text_first = (Prompt(model.tokens(1, first), image) for first in (0, model.shape.text // 2))
-    stock = {"image first": (image_first, CAUSAL), "text, image, text": (text_first, MASKED)}
-    for name, (prompt, implementation) in stock.items():
+    cases = {"image first": (image_first, CAUSAL), "text, image, text": (text_first, MASKED)}
+    for name, (prompt, implementation) in cases.items():
         case = partial(unpruned_error, exact, implementation, prompt)
         context.measure("agreement", f"walk, unpruned, {NAMES[implementation]}, {name}", case)
     context.measure("control", "no causality", partial(control, exact, image_first))

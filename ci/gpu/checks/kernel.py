@@ -99,7 +99,7 @@ class Sizes:
 
 
 def random_problem(sizes: Sizes, dtype: torch.dtype, device: str, seed: int) -> Problem:
-    """Normal numbers, nothing masked."""
+    """Standard normal inputs, nothing masked."""
     generator = torch_generator(seed, "attention", device=device)
 
     def draw(heads: int, length: int) -> Tensor:
@@ -148,7 +148,7 @@ def _mask(kind: str, made: Problem, generator: torch.Generator) -> Tensor | None
 
 
 def _strided(x: Tensor) -> Tensor:
-    """The same numbers as projections leave them: heads next to each other in every row."""
+    """The same numbers in the layout of a projection's output: heads next to each other in every row."""
     return x.transpose(1, 2).contiguous().transpose(1, 2)
 
 
@@ -216,7 +216,7 @@ def our_kernel() -> Attend:
     def attend(problem: Problem) -> Tensor:
         query, key, value = problem.query, problem.key, problem.value
         if query.device.type == "cpu" and query.dtype == torch.bfloat16:
-            raise NotRun("Triton's interpreter multiplies bfloat16 as if it were whole numbers")
+            raise NotRun("Triton's interpreter multiplies bfloat16 as if it were integers")
         return function(query, key, value, problem.mask, scale=problem.scale, causal=problem.causal)
 
     return attend

@@ -16,13 +16,13 @@ def test_three_stages_by_hand():
     torch.testing.assert_close(returns, torch.tensor([[1.95625, 1.125, 2.0]]))
 
 
-def test_full_trace_gives_discounted_returns():
+def test_lambda_one_gives_discounted_returns():
     rewards, values = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[7.0, -1.0, 4.0]])
     _, returns = advantages_and_returns(rewards, values, discount=0.5, gae_lambda=1.0)
     torch.testing.assert_close(returns, torch.tensor([[1 + 0.5 * 2 + 0.25 * 3, 2 + 0.5 * 3, 3.0]]))
 
 
-def test_no_trace_gives_temporal_differences():
+def test_lambda_zero_gives_one_step_td_errors():
     rewards, values = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 4.0]])
     advantages, _ = advantages_and_returns(rewards, values, discount=0.5, gae_lambda=0.0)
     torch.testing.assert_close(advantages, torch.tensor([[1 + 2.0 - 0.5, 2 - 4.0]]))

@@ -11,9 +11,9 @@ from toprl_trainers.rl.processes import SINGLE_PROCESS, Processes, Shard, launch
 
 def test_shards_cover_everything_once():
     for count in (1, 2, 3, 5):
-        parts = [Processes(index, count).shard(13) for index in range(count)]
-        assert [thing for part in parts for thing in part] == list(range(13))
-        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        shards = [Processes(index, count).shard(13) for index in range(count)]
+        assert [item for shard in shards for item in shard] == list(range(13))
+        assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
 
 def test_without_a_launcher_there_is_a_single_process():

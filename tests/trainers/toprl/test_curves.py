@@ -1,4 +1,4 @@
-"""The budget that a policy found by itself, from its training curves."""
+"""The budget that a policy settled on, from its training curves."""
 
 from __future__ import annotations
 

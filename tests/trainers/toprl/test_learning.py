@@ -76,6 +76,6 @@ def test_unpruned_scores_are_those_of_keeping_everything(weights: Path, tmp_path
     run = Run.of(request(weights, tmp_path))
     source = BlockSource(run.request.adapter, TASK, 5, 0, 16, 8)
     everything = Pruning((0, 2), (25, 25), RandomScorer(0))
-    right = correct_answers(run.request.adapter, source, everything)
-    assert right == torch.cat([block.full_correct for block in source]).tolist()
-    assert sum(right) > 24  # of 32: the fitted head does the task
+    correct = correct_answers(run.request.adapter, source, everything)
+    assert correct == torch.cat([block.full_correct for block in source]).tolist()
+    assert sum(correct) > 24  # of 32: the fitted head does the task

@@ -24,7 +24,7 @@ from toprl_trainers.toprl.update import Rollouts, StageRecord, UpdateFigures, co
 
 PAPER = TOPRLConfig.from_mapping(load_recipe("toprl-paper", "toprl", "mini-count").settings)
 
-# Rollouts A, B, C of one image over T = 3 stages. A and C answer right, B does not; L_t/L after each stage:
+# Rollouts A, B, C of one image over T = 3 stages. A and C answer correctly, B does not; L_t/L after each stage:
 QUALITY = torch.tensor([1.0, 0.0, 1.0])
 KEPT = torch.tensor([[0.75, 0.5, 0.25], [0.5, 0.25, 0.25], [1.0, 0.5, 0.5]])
 VALUES = torch.tensor([[0.5, 0.5, 0.5], [0.2, 0.1, 0.0], [0.5, 0.5, 0.5]])
@@ -94,7 +94,7 @@ def test_log_probabilities_by_hand():
 
 
 class Actor(nn.Module):
-    """Scores 1.5 and -0.5 for the two tokens of whatever image."""
+    """Scores 1.5 and -0.5 for the two tokens of any image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -199,12 +199,52 @@ def test_losses_of_ppo_over_two_stages_by_hand():
     torch.testing.assert_close(moved, torch.tensor([-1.0, 1.0]) * PAPER.learning_rate, rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("alive", "moved"),
+    [(ALL, (-0.01503857, 0.11503857)), ([[True, False], [True, True]], (-0.01361764, 0.01645951))],
+    ids=["all alive", "one dropped before"],
+)
+def test_a_step_with_an_entropy_bonus_by_hand(alive: list[list[bool]], moved: tuple[float, float]):
+    """τ = 0.5 and a bonus of 0.1; gradient descent of rate 1, so that the step is the gradient.
+
+    The tokens' logits over τ are x = ±2 and p = 0.8807971, 0.1192029 is how likely they are kept. Both decisions have
+    the entropy log(1 + e²) − 2p = 0.3653338, whose derivative by a score is −x·p(1 − p)/τ = ∓0.4199743.
+
+    Drawn by the policy of now, all ratios are 1. A keeps both tokens at advantage 0.2, B the first at −0.1, so the
+    policy's loss is −(0.2 − 0.1) / 2. Its derivative is minus the advantages' mean with (1 − p)/τ = 0.2384058 and
+    1.7615942 for a kept token, −p/τ = −0.2384058 for B's dropped one: −(0.2 − 0.1) · 0.2384058 / 4 = −0.0059601 and
+    −(0.2 · 1.7615942 + 0.1 · 0.2384058) / 4 = −0.0940399. The mean entropy of two tokens, half of whose derivative
+    each gets, is taken off with a weight of 0.1: +0.0209987 and −0.0209987. In all 0.0150386 and −0.1150386: the bonus
+    pulls the first token towards an even chance though its advantage is positive.
+
+    Without A's second token, A's first has all of A's mean: −(0.2 − 0.1 / 2) · 0.2384058 / 2 = −0.0178804 with
+    +0.1 · 0.4199743 · (1 + 1/2) / 2 = 0.0314981; of the second B's part is left: −0.1 · 0.2384058 / 4 = −0.0059601 with
+    −0.1 · 0.4199743 / 4 = −0.0104994.
+    """
+    drawn = [[0.8807971, 0.1192029], [0.8807971, 0.8807971]]
+    stage = decided(alive, [[True, True], [True, False]], drawn)
+    rollouts = rollouts_of([stage], [[1.5], [-0.8]], [[0.2], [-0.1]])
+    actor, critic = Actor(), Critic()
+    config = replace(
+        PAPER, rollouts_per_image=2, images_per_update=1, epochs=1, minibatches=1, entropy_weight=0.1, gradient_clip=1e6
+    )
+    descent: Any = torch.optim.SGD([*actor.parameters(), *critic.parameters()], lr=1.0)
+    figures = ppo_update(actor, critic, descent, rollouts, 0.5, config, torch.Generator())
+    assert figures.policy_loss == pytest.approx(-0.05, abs=1e-6)
+    assert figures.entropy == pytest.approx(0.3653338, abs=1e-6)
+    assert (figures.value_loss, figures.clipped) == (pytest.approx(0.5, abs=1e-6), 0)
+    torch.testing.assert_close(
+        actor.scores.detach() - torch.tensor([1.5, -0.5]), torch.tensor(moved), atol=1e-6, rtol=0
+    )
+    torch.testing.assert_close(critic.values.detach(), torch.tensor([1.0, -0.3]))  # half way to their returns
+
+
 IMAGE = 6
-"""Whose colour the tiny model tells when it sees it, and guesses wrongly when not."""
+"""Whose colour the tiny model answers correctly when it sees it, and wrongly when not."""
 
 
 class FixedMasks:
-    """A policy of two stages whose rollouts A and B keep what is said, and a critic that says 0.5, then 0.25."""
+    """A policy of two stages whose rollouts A and B keep given tokens, and a critic of values 0.5, then 0.25."""
 
     needs = ScorerNeeds()
     counts = (15, 8)
@@ -225,7 +265,7 @@ class FixedMasks:
 
 
 def test_a_batch_of_rollouts_by_hand(weights: Path):
-    """From masks to what PPO learns from: A keeps 20, then 10 of 25 tokens, with the one that tells the answer; B keeps
+    """From masks to what PPO learns from: A keeps 20, then 10 of 25 tokens, with the one that holds the answer; B keeps
     15, then 5, without it.
 
     α = (0.95, 1): A is paid 1 − 0.95 · 0.8 = 0.24 and 1 − 0.4 = 0.6, B −0.95 · 0.6 = −0.57 and −0.2. Second stage: A's

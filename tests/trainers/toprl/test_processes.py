@@ -1,4 +1,4 @@
-"""Two CPU processes over gloo against one process with all the images, and how they end together."""
+"""Two CPU processes over gloo against one process with all the images, and how an error in one ends all."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def test_the_main_process_alone_reports(folder: Path):
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        ("full", "no space left on the disk, says the test"),
-        ("reward", "NaN reward, says the test"),
+        ("full", "no space left on the disk, raised by the test"),
+        ("reward", "NaN reward, raised by the test"),
         ("other", "do not find the same settings or earlier results"),
         ("lost", "the processes of this training lost contact, so one may have ended early ("),
     ],

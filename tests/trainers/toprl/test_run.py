@@ -73,13 +73,13 @@ def test_only_a_policy_that_was_free_to_choose_adds_a_budget(weights: Path, tmp_
 
 
 def test_images_that_cannot_be_divided_are_refused(weights: Path, tmp_path: Path):
-    asked = request(weights, tmp_path)  # 32 images, 4 a process
+    planned = request(weights, tmp_path)  # 32 images, 4 a process
     with pytest.raises(UserError, match=r"leave 2 for the last.* 5 processes"):
-        Run.of(replace(asked, images=22), Processes(0, 5))
+        Run.of(replace(planned, images=22), Processes(0, 5))
     with pytest.raises(UserError, match="leave 3 for the last"):
-        Run.of(replace(asked, images=3), Processes(0, 5))
-    assert Run.of(asked, Processes(0, 5)).images_per_update == 20
-    assert Run.of(asked, Processes(0, 2)).digest != Run.of(asked).digest
+        Run.of(replace(planned, images=3), Processes(0, 5))
+    assert Run.of(planned, Processes(0, 5)).images_per_update == 20
+    assert Run.of(planned, Processes(0, 2)).digest != Run.of(planned).digest
 
 
 @pytest.mark.parametrize(("updates", "rollouts"), [(1, 8 * 8), (3, 21 * 8), (4, 29 * 8), (7, 50 * 8)])

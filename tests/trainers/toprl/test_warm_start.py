@@ -1,4 +1,4 @@
-"""Demonstrations: the actor comes to keep what a baseline keeps, the same on every run, and only if asked to."""
+"""Demonstrations: the actor learns to keep what a baseline keeps, the same on every run, and only on request."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from toprl_trainers.toprl.trainer import TOPRLTrainer
 from toprl_trainers.toprl.warm_start import demonstrate, imitation_loss, warm_start
 
 
-def asked(weights: Path, folder: Path, lines: str, **changes: object) -> TrainRequest:
+def request_with(weights: Path, folder: Path, lines: str, **changes: object) -> TrainRequest:
     wanted = request(weights, folder, **changes)
     recipe = Path(str(wanted.recipe))
     recipe.write_text(
@@ -53,7 +53,7 @@ def agreement(run: Run, scorer: Scorer, teacher: Scorer) -> float:
 
 def test_the_actor_comes_to_keep_what_the_baseline_keeps(weights: Path, tmp_path: Path):
     teacher = make_scorer("uniform")
-    run, state, source = begun(asked(weights, tmp_path, "warm_start: {baseline: uniform, updates: 24}"))
+    run, state, source = begun(request_with(weights, tmp_path, "warm_start: {baseline: uniform, updates: 24}"))
     before = agreement(run, state.actor, teacher)
     warm_start(run, state.actor, source)
     after = agreement(run, state.actor, teacher)
@@ -62,14 +62,14 @@ def test_the_actor_comes_to_keep_what_the_baseline_keeps(weights: Path, tmp_path
 
 
 def test_without_the_setting_nothing_happens(weights: Path, tmp_path: Path):
-    run, state, source = begun(asked(weights, tmp_path, ""))
+    run, state, source = begun(request_with(weights, tmp_path, ""))
     before = {name: tensor.clone() for name, tensor in state.actor.state_dict().items()}
     warm_start(run, state.actor, source)
     assert all(torch.equal(tensor, before[name]) for name, tensor in state.actor.state_dict().items())
 
 
 def test_the_loss_is_the_cross_entropy_of_the_demonstrated_decisions(weights: Path, tmp_path: Path):
-    run, _, source = begun(asked(weights, tmp_path, ""))
+    run, _, source = begun(request_with(weights, tmp_path, ""))
 
     class Sloped(Actor):
         """Scores that fall from token to token, whatever they show."""
@@ -100,7 +100,7 @@ def test_the_loss_is_the_cross_entropy_of_the_demonstrated_decisions(weights: Pa
 
 
 def test_a_baseline_that_looks_at_the_question_shows_rows_of_one_question(weights: Path, tmp_path: Path):
-    run, state, source = begun(asked(weights, tmp_path, ""))
+    run, state, source = begun(request_with(weights, tmp_path, ""))
     teacher = Pruning(run.plan.stage_layers, run.trained.keep_counts, make_scorer("fastv"))
     demonstration = demonstrate(run, teacher, state.actor, source, 9)
     block = source[1].one_question_an_image(run.request.adapter, 1)  # of 8 blocks, number 9 is the second once more
@@ -114,7 +114,7 @@ def test_a_baseline_that_looks_at_the_question_shows_rows_of_one_question(weight
 @pytest.mark.parametrize("interrupted_after", [0, 2])
 def test_an_interrupted_run_repeats_or_remembers_it(weights: Path, tmp_path: Path, interrupted_after: int):
     lines = "warm_start: {baseline: fastv-p, updates: 2}\nresidual: fastv\ncondition: text"
-    whole, broken = (asked(weights, tmp_path / name, lines, updates=4) for name in ("whole", "broken"))
+    whole, broken = (request_with(weights, tmp_path / name, lines, updates=4) for name in ("whole", "broken"))
     TOPRLTrainer().train(whole)
 
     class Interrupted(Exception):
@@ -135,7 +135,7 @@ def test_an_interrupted_run_repeats_or_remembers_it(weights: Path, tmp_path: Pat
     ours, theirs = (load_file(each.output_dir / "actor.safetensors") for each in (broken, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     # the control: without demonstrations, the same recipe ends elsewhere
-    plain = asked(weights, tmp_path / "plain", "residual: fastv\ncondition: text", updates=4)
+    plain = request_with(weights, tmp_path / "plain", "residual: fastv\ncondition: text", updates=4)
     TOPRLTrainer().train(plain)
     others = load_file(plain.output_dir / "actor.safetensors")
     assert not torch.equal(others["trunk.enter.weight"], theirs["trunk.enter.weight"])

@@ -65,7 +65,7 @@ class TOPRLConfig:
             agent's plan gets the budget that the policy settled on besides the requested ones.
         condition: "text" shows actor and critic the question's states.
         residual: the baseline whose score (the question's attention) the actor's score is added to.
-        warm_start: a baseline to imitate before PPO, None for none.
+        warm_start: a baseline to imitate before PPO, None for no warm start.
         hidden_size: d₂, width of actor and critic.
         learning_rate: of Adam at the first update; it falls as τ does.
         epochs: passes over each batch of rollouts.

@@ -55,7 +55,7 @@ class GoldAnswers:
         images = int(self.image_of_question.max()) + 1
         questions = hidden[:, -self.question_tokens :]  # [g·m, q, d]
         questions = questions.reshape(images, -1, *questions.shape[1:])  # [g, m, q, d]
-        # The head is run where answers are predicted alone: its output is as wide as the vocabulary.
+        # The head, whose output is as wide as the vocabulary, is run only where answers are predicted.
         states = questions[self.image, :, self.offset]  # [a, m, d]
         logits = decoder.head(states).float()  # [a, m, V]
         label = self.label[:, None, None].expand(-1, logits.shape[1], 1)
@@ -141,7 +141,7 @@ def _pack(adapter: LVLMAdapter, questions: Sequence[Question]) -> _PackedRow:
         first = len(packed.tokens) + len(prompt) - 1
         packed.prefix[:] = batch.input_ids[0, :start].tolist()
         packed.answers.extend((first + offset, label, number) for offset, label in enumerate(labels))
-        # Every question goes on from the image, as if it stood there alone.
+        # Every question goes on from the image, as if it were the only one.
         packed.positions.extend(range(start, start + len(prompt) + len(answer)))
         packed.segments.extend([number + 1] * (len(prompt) + len(answer)))
         packed.tokens.extend([*prompt, *answer])

@@ -140,7 +140,7 @@ def learn(run: Run, state: TrainingState, source: BlockSource) -> None:
 
 
 def _check_learnable(run: Run, source: BlockSource) -> None:
-    """Refuse a model that is never correct: none of its answers could be retained, and all rewards weigh nothing."""
+    """Refuse a model that is never correct: no answer could be retained, and every rollout would have weight 0."""
     processes, blocks = run.processes, min(LEARNABLE_BLOCKS, len(source))
     with processes.collective_errors():
         correct = any(bool(source[number].full_correct.any()) for number in range(blocks))
@@ -171,7 +171,7 @@ def _step(run: Run, state: TrainingState, source: BlockSource) -> tuple[list[flo
 
 
 def _collect(run: Run, state: TrainingState, source: BlockSource, temperature: float, purpose: str) -> Rollouts:
-    """The update's rollouts; ``purpose`` tells their random streams from others of the same update."""
+    """The update's rollouts; ``purpose`` distinguishes their random streams from others of the same update."""
     config, adapter, update = run.config, run.request.adapter, state.update
     shard = source.shard(update % len(source))
     policy = SamplingPolicy(

@@ -52,7 +52,7 @@ class ImageDraws:
 
     Args:
         seed: of everything random.
-        stream: names that tell this batch's draws from others.
+        stream: names that distinguish this batch's draws from others.
         images: the images' positions in the update's batch; batch rows are in this order.
         rollouts: of every image, in consecutive rows.
         tokens: n, visual tokens of an image.
@@ -281,7 +281,7 @@ def _play(
     values = torch.stack([record.values(critic) for record in policy.records], dim=1)
     advantages, returns = advantages_and_returns(rewards, values, config.discount, config.gae_lambda)
     if config.group_baseline and group > 1:
-        # How hard an image is moves all its rollouts' rewards alike; what is left tells good masks from bad ones.
+        # An image's difficulty shifts all its rollouts' rewards; what is left distinguishes good masks from bad ones.
         advantages = centred_per_group(advantages, weights, group)
     return Rollouts(
         stages=tuple(policy.records),
