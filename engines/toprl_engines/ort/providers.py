@@ -86,7 +86,7 @@ def provider_chain(name: str, settings: Mapping[str, str] | None = None) -> list
 def provider_settings(bundle: Bundle, provider: str, role: str) -> dict[str, str]:
     """Options for one graph that follow from its bundle; none for the CPU and CUDA.
 
-    Both TensorRTs keep the engines that they build, and are told the range of every size, or else each new size
+    Both TensorRTs keep the engines that they build, and get the range of every size, without which each new size
     (that is each generated token) would make them build another engine.
 
     Args:

@@ -1,8 +1,8 @@
 """Making `toprl::FlashAttention` known to TensorRT: the plugin's shared library, or its Python route.
 
 The Python route is for those without a C++ compiler: a plugin in Python whose work is done by the core library, or
-without one by the Triton kernels, which need PyTorch for CUDA. Plans hold the layer alone: who loads one registers the
-plugin first, by either way.
+without one by the Triton kernels, which need PyTorch for CUDA. A plan holds only the layer: whoever loads one registers
+the plugin first, by either way.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def register_python_plugin(binding: Binding, library: Path | None = None) -> Non
     """Make the plugin known to TensorRT in this process. Once is enough.
 
     Building with TensorRT for RTX needs neither Triton nor a GPU. Running needs both, as does full TensorRT's builder,
-    which times the layer; what is missing is told in the error that TensorRT prints.
+    which times the layer; the error that TensorRT prints names what is missing.
 
     Args:
         binding: which TensorRT.
