@@ -7,10 +7,10 @@ from toprl_engines.trt.build.builder import target_of
 from toprl_engines.trt.compiled import GpuEntry
 from toprl_engines.trt.options import TensorRTOptions
 from toprl_engines.trt.passes.top_k_limit import TOP_K_LIMIT
-from toprl_engines.trt.plugin import HEAD_DIMS
 from toprl_export.engine import BuildRequest
 from toprl_export.errors import UserError
 from toprl_export.pruning.plan import PruningPlan
+from toprl_flash_attention.tiles import HEAD_DIMS
 
 
 def check_options(options: TensorRTOptions, binding: Binding, gpu: GpuEntry | None) -> None:

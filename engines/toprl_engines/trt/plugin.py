@@ -20,11 +20,10 @@ from toprl_engines.attention.op import CREATOR
 from toprl_engines.trt.binding import Binding
 from toprl_engines.trt.options import check_plugin_library
 from toprl_export.errors import UserError, require
+from toprl_flash_attention.tiles import HEAD_DIMS, workspace_bound
 
 LIBRARY = "libtoprl_flash_attention_plugin.so"
 """Its file in a bundle."""
-HEAD_DIMS = (64, 128)
-"""Widths of a head that it has kernels for."""
 
 
 def register_plugin(binding: Binding, library: Path | None) -> None:
@@ -89,8 +88,6 @@ class AttentionCall:
     @property
     def workspace_size(self) -> int:
         """Bytes that do for this call and for all smaller ones."""
-        from toprl_flash_attention.tiles import workspace_bound
-
         masks = 0 if self.mask is None else self.mask[0] * self.mask[1]
         return workspace_bound(self.query[0], self.key[1], self.query[2], self.key[2], self.query[3], masks)
 

@@ -16,7 +16,7 @@ from toprl_engines.attention.op import DOMAIN, OPERATOR
 from toprl_engines.graph.passes import PassResult
 from toprl_engines.graph.signature import GraphError
 from toprl_engines.trt.passes.top_k_limit import check_top_k
-from toprl_engines.trt.plugin import HEAD_DIMS
+from toprl_flash_attention.tiles import HEAD_DIMS
 
 SUFFIX = ".tensorrt.onnx"
 OPSET = 23
