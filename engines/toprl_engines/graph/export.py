@@ -37,6 +37,7 @@ from toprl_export.pruning.actor import StackedActors
 from toprl_export.pruning.scorer import Scorer
 
 OPSET = 23
+"""The first with the operators `Attention`, `RMSNormalization` and `RotaryEmbedding`."""
 WEIGHTS = "weights.bin"
 
 _BATCH, _TEXT, _PAST = 2, 12, 17
