@@ -6,8 +6,9 @@ import copy
 import errno
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from toprl_export import build as build_module
 from toprl_export.agent import load_agent
 from toprl_export.build import build, merge_plans, prepare
 from toprl_export.bundle import Bundle, load_bundle, stamp_validation
-from toprl_export.engine import BuildRequest, BuildResult
+from toprl_export.engine import BuildRequest, BuildResult, EngineOptions
 from toprl_export.errors import UserError
 from toprl_export.models.llava import LlavaAdapter
 from toprl_export.pruning.baselines.specs import baseline_plan
@@ -305,3 +306,59 @@ def test_expected_weight_bytes(agent, adapter: LlavaAdapter):
     assert full == 4 * (sum(weights.values()) + actor)
     assert half == 2 * sum(weights.values()) + 4 * actor
     assert all(parameter.dtype == torch.float32 for parameter in adapter.model.parameters())
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Options that only `TunableEngine` knows."""
+
+    level: int = 1
+    host: str = ""
+
+    @property
+    def given_flags(self) -> tuple[str, ...]:
+        return () if self.level == 1 else ("--level",)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"level": self.level, "host": self.host}
+
+
+class TunableEngine(fakes.FakeEngine):
+    """Chooses the host by itself, and writes the level into the manifest."""
+
+    name = "tunable"
+
+    def resolve(self, options: EngineOptions | None) -> EngineOptions:
+        chosen = Tuning() if options is None else options
+        assert isinstance(chosen, Tuning)
+        return replace(chosen, host="here")
+
+    def preview(self, request: BuildRequest) -> dict[str, Any]:
+        return {}
+
+    def build(self, request: BuildRequest, directory: Path) -> BuildResult:
+        assert isinstance(request.options, Tuning)
+        return replace(super().build(request, directory), details={"level": request.options.level, "on": ["here"]})
+
+
+def test_an_engines_own_options_reach_it_and_its_details_the_manifest(agent, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(build_module, "get_engine", lambda name: TunableEngine())
+    monkeypatch.setattr(TunableEngine, "builds", 0)
+    source = agent("exist")
+    assert built(tmp_path, source).manifest.engine.details == {"level": 1, "on": ["here"]}
+    assert load_bundle(tmp_path / "bundle").manifest.engine.details == {"level": 1, "on": ["here"]}
+    # What the engine would have chosen anyway is no other build; another level is.
+    built(tmp_path, source, options=Tuning(host="here"))
+    assert TunableEngine.builds == 1
+    assert built(tmp_path, source, options=Tuning(2), overwrite=True).manifest.engine.details["level"] == 2
+    assert TunableEngine.builds == 2
+
+
+def test_an_engine_without_options_refuses_those_of_another(agent, tmp_path: Path):
+    source = agent("exist")
+    with pytest.raises(
+        UserError, match="the engine 'fake' does not know --level: leave that out, or choose the engine"
+    ):
+        built(tmp_path, source, options=Tuning(2))
+    built(tmp_path, source, options=Tuning())

@@ -66,11 +66,11 @@ def test_a_broken_registration_is_one_clear_line(plugin: Path, target: str):
 
 
 def test_a_missing_extra_is_named(plugin: Path, monkeypatch: pytest.MonkeyPatch):
-    (plugin / "needs_tensorrt.py").write_text("import tensorrt\n")
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    registry: Registry[object] = Registry("engine", {"trt": "needs_tensorrt:Engine"})
-    with pytest.raises(MissingExtraError, match=r"toprl-export\[trt\]"):
-        registry.get("trt")
+    (plugin / "needs_sklearn.py").write_text("import sklearn\n")
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    registry: Registry[object] = Registry("trainer", {"forest": "needs_sklearn:Trainer"})
+    with pytest.raises(MissingExtraError, match=r"toprl-export\[train\]"):
+        registry.get("forest")
 
 
 def test_the_projects_own_entry_points_are_registered():

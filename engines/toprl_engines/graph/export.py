@@ -37,6 +37,7 @@ from toprl_export.pruning.actor import StackedActors
 from toprl_export.pruning.scorer import Scorer
 
 OPSET = 23
+"""The first with the operators `Attention`, `RMSNormalization` and `RotaryEmbedding`."""
 WEIGHTS = "weights.bin"
 
 _BATCH, _TEXT, _PAST = 2, 12, 17
@@ -209,7 +210,8 @@ def _trace_prefill(job: ExportJob) -> _Trace:
     required = {ROW_GATHER: layout.stages, **_required_of_decoder(layout)}
     if layout.agents:
         required[ROW_BY_SCALAR] = layout.stages
-    if job.fixed_counts is None:
+    # A vector of one count needs no picking.
+    if job.fixed_counts is None and layout.stages > 1:
         required[ELEMENT_OF_VECTOR] = layout.stages
     return _Trace(module, (*_example_tokens(layout), *steering), layout.prefill(), _prompt_sizes(layout), required)
 

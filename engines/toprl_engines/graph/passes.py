@@ -98,8 +98,8 @@ class CountingRule(RewriteRuleClassBase):
 
     Args:
         name: of the pass.
-        remove_nodes: whether a match goes at once, for which nothing else may use its inner nodes; or else it goes
-            when nothing uses it any more.
+        remove_nodes: remove the matched nodes at once, which requires that nothing else uses the inner ones; otherwise
+            they go once nothing uses them.
     """
 
     def __init__(self, name: str, remove_nodes: bool = False) -> None:

@@ -22,7 +22,7 @@ class ONNXRuntimeCommandLine:
     readers: Mapping[str, Callable[[Path], tuple[dict[str, Any], str]]] = MappingProxyType({})
 
     def options(self, values: Mapping[str, Any]) -> None:
-        """None: there is nothing to be told."""
+        """None: the engine has no options of its own."""
         del values
 
     def diagnose(self) -> dict[str, Any]:

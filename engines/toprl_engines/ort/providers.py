@@ -33,12 +33,13 @@ it."""
 RTX_PACKAGE = "onnxruntime_ep_nv_tensorrt_rtx"
 """NVIDIA's package that brings the provider for TensorRT for RTX as a plugin."""
 
-_GET = {
+_TO_INSTALL = {
     CPU: "install the extra toprl-export[onnx]",
     CUDA: "it needs the extra toprl-export[gpu] in place of [onnx]",
     TENSORRT: "it needs the extra toprl-export[gpu] in place of [onnx], and the TensorRT that it was built for",
     TENSORRT_RTX: "it needs the package onnxruntime-ep-nv-tensorrt-rtx beside the extra toprl-export[onnx]",
 }
+"""How to install what is missing."""
 FIXES = {
     CUDA: "check the GPU, its driver, CUDA and cuDNN (pip install 'onnxruntime-gpu[cuda,cudnn]' brings both)",
     TENSORRT: "check the GPU, its driver, CUDA, and that the TensorRT that ONNX Runtime was built for can be found",
@@ -71,7 +72,9 @@ def choose_provider(name: str | None) -> str:
     if name not in PROVIDERS:
         raise unknown_name("provider", name, PROVIDERS)
     if name not in here:
-        raise UserError(f"provider {name!r} is not available, this ONNX Runtime offers {', '.join(here)}: {_GET[name]}")
+        raise UserError(
+            f"provider {name!r} is not available, this ONNX Runtime offers {', '.join(here)}: {_TO_INSTALL[name]}"
+        )
     return name
 
 
@@ -86,7 +89,7 @@ def provider_chain(name: str, settings: Mapping[str, str] | None = None) -> list
 def provider_settings(bundle: Bundle, provider: str, role: str) -> dict[str, str]:
     """Options for one graph that follow from its bundle; none for the CPU and CUDA.
 
-    Both TensorRTs keep the engines that they build, and are told the range of every size, or else each new size
+    Both TensorRTs keep the engines that they build, and get the range of every size, without which each new size
     (that is each generated token) would make them build another engine.
 
     Args:

@@ -198,11 +198,11 @@ class Graph:
 
 @dataclass(frozen=True)
 class Target:
-    """Where a session shall run.
+    """Where a session is to run.
 
     Attributes:
         provider: a key of ``PROVIDERS``.
-        required: refuse where it cannot be started; or else the CPU takes its place.
+        required: refuse where it cannot be started; otherwise the CPU takes its place.
         settings: ONNX Runtime's options for the provider.
     """
 

@@ -98,7 +98,7 @@ class BuildReport:
         binding: "tensorrt" or "tensorrt_rtx", and its version.
         precision: of the weights.
         attention: "plugin" or "native".
-        flags: what the builder was told, by TensorRT's names.
+        flags: the builder's settings, by TensorRT's names.
         workspace_bytes: the limit that was set; None for TensorRT's own.
         timing_cache: whether one of an earlier build was there to be used.
         graphs: by name.

@@ -1,4 +1,4 @@
-"""What TensorRT cannot do, said before anything is exported."""
+"""What TensorRT cannot do is refused before anything is exported."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from toprl_engines.trt.build.builder import target_of
 from toprl_engines.trt.compiled import GpuEntry
 from toprl_engines.trt.options import TensorRTOptions
 from toprl_engines.trt.passes.top_k_limit import TOP_K_LIMIT
-from toprl_engines.trt.plugin import HEAD_DIMS
 from toprl_export.engine import BuildRequest
 from toprl_export.errors import UserError
 from toprl_export.pruning.plan import PruningPlan
+from toprl_flash_attention.tiles import HEAD_DIMS
 
 
 def check_options(options: TensorRTOptions, binding: Binding, gpu: GpuEntry | None) -> None:
@@ -24,7 +24,7 @@ def check_options(options: TensorRTOptions, binding: Binding, gpu: GpuEntry | No
             target_of(binding.module, sm)
         elif gpu is None or sm != gpu.sm:
             raise UserError(
-                f"tensorrt builds for the GPU at hand alone{f', {gpu.sm}' if gpu else ''}, not for {sm}: leave "
+                f"tensorrt builds only for the GPU at hand{f', {gpu.sm}' if gpu else ''}, not for {sm}: leave "
                 "--target-sm out, or use --tensorrt-binding tensorrt_rtx"
             )
     if not binding.rtx:

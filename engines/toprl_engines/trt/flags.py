@@ -28,14 +28,9 @@ _FIELDS = {"tensorrt_binding": "binding", "target_sm": "target_sms"}
 """From the names of flags to those of the options, where they differ."""
 
 
-class _TargetSms(click.ParamType[tuple[str, ...]]):
-    """Compute capabilities separated by commas."""
-
-    name = "sms"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        del param, ctx
-        return tuple(value.split(",")) if isinstance(value, str) else tuple(map(str, value))
+def _target_sms(value: Any) -> tuple[str, ...]:
+    """A click type: compute capabilities separated by commas, or a list of them from a configuration file."""
+    return tuple(value.split(",")) if isinstance(value, str) else tuple(map(str, value))
 
 
 def _number(flag: str, meaning: str, default: int) -> click.Option:
@@ -47,11 +42,65 @@ def _switch(flag: str, meaning: str) -> click.Option:
     return click.Option([flag], is_flag=True, default=None, help=meaning)
 
 
+def read_report(path: Path) -> tuple[dict[str, Any], str]:
+    """A ``build_report.json`` as JSON and in words.
+
+    Raises:
+        UserError: it is missing, of another version, or a field is wrong.
+    """
+    from toprl_engines.trt.build_report import read_build_report
+
+    report = read_build_report(path)
+    return report.to_json(), _describe_report(path, report)
+
+
+def _describe_report(path: Path, report: BuildReport) -> str:
+    from toprl_engines.trt.build_report import KINDS
+
+    workspace = "TensorRT's own limit" if report.workspace_bytes is None else f"{report.workspace_bytes / MB:.0f} MB"
+    facts = {
+        "report": str(path),
+        "built by": report.binding,
+        "precision": f"{report.precision}, attention {report.attention}",
+        "flags": ", ".join(report.flags),
+        "workspace": workspace,
+        "timings": "reused from an earlier build" if report.timing_cache else "none reused",
+    }
+    rows = [
+        (
+            name,
+            f"{graph.seconds:.1f} s",
+            f"{graph.plan_bytes / MB:.2f} MB",
+            "-" if graph.activation_bytes is None else f"{graph.activation_bytes / MB:.2f} MB",
+            *(f"{graph.kinds[kind]} → {graph.engine_kinds[kind]}" for kind in KINDS),
+        )
+        for name, graph in report.graphs.items()
+    ]
+    warnings = [f"{name}: {line}" for name, graph in report.graphs.items() for line in graph.warnings]
+    parts = [
+        "\n".join(f"{name:<12}{value}" for name, value in facts.items()),
+        _table(("graph", "took", "plan", "activations", *KINDS), rows),
+        "layers as parsed → as built",
+        *(["\n".join(warnings)] if warnings else []),
+    ]
+    return "\n\n".join(parts)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
+    return "\n".join(line.rstrip() for line in lines)
+
+
 class TensorRTCommandLine:
     """The engine `trt` on the command line. Every option's value is None unless it is given."""
 
     title = "TensorRT (--engine trt)"
     providers: tuple[str, ...] = ()
+    readers: Mapping[str, Callable[[Path], tuple[dict[str, Any], str]]] = MappingProxyType(
+        {"toprl-export/trt-build": read_report}
+    )
     build_options: Sequence[click.Option] = (
         click.Option(
             ["--attention"],
@@ -87,17 +136,12 @@ class TensorRTCommandLine:
         ),
         click.Option(
             ["--target-sm"],
-            type=_TargetSms(),
+            type=_target_sms,
             metavar="SM[,SM]",
             help="compute capabilities that TensorRT for RTX builds for, such as 8.9 (default: all that it calls "
             "portable)",
         ),
     )
-
-    @property
-    def readers(self) -> Mapping[str, Callable[[Path], tuple[dict[str, Any], str]]]:
-        """How files of formats of its own are read: their checked JSON, and what they say in words."""
-        return MappingProxyType({"toprl-export/trt-build": read_report})
 
     def options(self, values: Mapping[str, Any]) -> TensorRTOptions | None:
         """The options whose flags were given; None when none was.
@@ -163,57 +207,6 @@ class TensorRTCommandLine:
         for graph, ranges in preview["profiles"].items():
             lines += [f"  {graph}", *_aligned(ranges)]
         return lines
-
-
-def read_report(path: Path) -> tuple[dict[str, Any], str]:
-    """A ``build_report.json`` as JSON and in words.
-
-    Raises:
-        UserError: it is missing, of another version, or a field is wrong.
-    """
-    from toprl_engines.trt.build_report import read_build_report
-
-    report = read_build_report(path)
-    return report.to_json(), _describe_report(path, report)
-
-
-def _describe_report(path: Path, report: BuildReport) -> str:
-    from toprl_engines.trt.build_report import KINDS
-
-    workspace = "TensorRT's own limit" if report.workspace_bytes is None else f"{report.workspace_bytes / MB:.0f} MB"
-    facts = {
-        "report": str(path),
-        "built by": report.binding,
-        "precision": f"{report.precision}, attention {report.attention}",
-        "flags": ", ".join(report.flags),
-        "workspace": workspace,
-        "timings": "reused from an earlier build" if report.timing_cache else "none reused",
-    }
-    rows = [
-        (
-            name,
-            f"{graph.seconds:.1f} s",
-            f"{graph.plan_bytes / MB:.2f} MB",
-            "-" if graph.activation_bytes is None else f"{graph.activation_bytes / MB:.2f} MB",
-            *(f"{graph.kinds[kind]} → {graph.engine_kinds[kind]}" for kind in KINDS),
-        )
-        for name, graph in report.graphs.items()
-    ]
-    warnings = [f"{name}: {line}" for name, graph in report.graphs.items() for line in graph.warnings]
-    parts = [
-        "\n".join(f"{name:<12}{value}" for name, value in facts.items()),
-        _table(("graph", "took", "plan", "activations", *KINDS), rows),
-        "layers as parsed → as built",
-        *(["\n".join(warnings)] if warnings else []),
-    ]
-    return "\n\n".join(parts)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def _aligned(ranges: Iterable[Mapping[str, Any]]) -> list[str]:

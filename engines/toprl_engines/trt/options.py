@@ -1,4 +1,4 @@
-"""What ``--engine trt`` can be told about a build, beyond what every engine is told.
+"""Build options that only ``--engine trt`` has.
 
 The core sees no more of it than `toprl_export.engine.EngineOptions`.
 """
@@ -28,9 +28,9 @@ class TensorRTOptions:
         attention: "plugin" lets `toprl::FlashAttention` compute attention, "native" TensorRT itself; None: the plugin
             where ``plugin_library`` is given.
         plugin_library: the shared library with the plugin; None with "plugin": its Python route.
-        max_batch: the most questions at once.
-        max_text: the most text tokens of a prompt, with what its template puts around the question.
-        max_new_tokens: the longest answer.
+        max_batch: maximum number of questions at once.
+        max_text: maximum number of text tokens of a prompt, with what its template puts around the question.
+        max_new_tokens: maximum length of an answer, in tokens.
         workspace_gib: device memory that a layer may use for its intermediate results; None: all there is.
         weight_stripped: leave weights out of the plans; loading fills them in from the bundle's graphs.
         refittable: allow weights to be replaced in a loaded plan.

@@ -1,8 +1,8 @@
 """Making `toprl::FlashAttention` known to TensorRT: the plugin's shared library, or its Python route.
 
 The Python route is for those without a C++ compiler: a plugin in Python whose work is done by the core library, or
-without one by the Triton kernels, which need PyTorch for CUDA. Plans hold the layer alone: who loads one registers the
-plugin first, by either way.
+without one by the Triton kernels, which need PyTorch for CUDA. A plan holds only the layer: whoever loads one registers
+the plugin first, by either way.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from toprl_engines.attention.op import CREATOR
 from toprl_engines.trt.binding import Binding
 from toprl_engines.trt.options import check_plugin_library
 from toprl_export.errors import UserError, require
+from toprl_flash_attention.tiles import HEAD_DIMS, workspace_bound
 
 LIBRARY = "libtoprl_flash_attention_plugin.so"
 """Its file in a bundle."""
-HEAD_DIMS = (64, 128)
-"""Widths of a head that it has kernels for."""
 
 
 def register_plugin(binding: Binding, library: Path | None) -> None:
@@ -89,8 +88,6 @@ class AttentionCall:
     @property
     def workspace_size(self) -> int:
         """Bytes that do for this call and for all smaller ones."""
-        from toprl_flash_attention.tiles import workspace_bound
-
         masks = 0 if self.mask is None else self.mask[0] * self.mask[1]
         return workspace_bound(self.query[0], self.key[1], self.query[2], self.key[2], self.query[3], masks)
 
@@ -180,7 +177,7 @@ def register_python_plugin(binding: Binding, library: Path | None = None) -> Non
     """Make the plugin known to TensorRT in this process. Once is enough.
 
     Building with TensorRT for RTX needs neither Triton nor a GPU. Running needs both, as does full TensorRT's builder,
-    which times the layer; what is missing is told in the error that TensorRT prints.
+    which times the layer; the error that TensorRT prints names what is missing.
 
     Args:
         binding: which TensorRT.

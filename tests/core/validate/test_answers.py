@@ -6,10 +6,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from toprl_export.models.mini.vocabulary import build_tokenizer
 
 from tests.support.tiny_llava import tiny_adapter
 from tests.support.torch_engine import Fault, TorchSession
+from toprl_export.models.mini.architecture import build_tokenizer
 from toprl_export.models.reference import Pruning, ReferenceRunner
 from toprl_export.pruning.actor import Actor, ActorConfig
 from toprl_export.runtime.prompt import TokenBatch

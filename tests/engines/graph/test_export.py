@@ -23,6 +23,7 @@ from toprl_engines.graph.passes import (
     ROTARY_EMBEDDING,
     ROW_BY_SCALAR,
     ROW_GATHER,
+    check_passes,
 )
 from toprl_engines.graph.signature import GraphError, sizes_of
 from toprl_export.engine import GRAPHS
@@ -138,17 +139,25 @@ def test_agents_differ_in_the_stack(graphs):
 
 
 @cache
-def small_job() -> ExportJob:
-    """One layer, one stage, keep counts and agent as inputs."""
-    adapter = tiny_adapter(layers=1)
-    return ExportJob(adapter, StackedActors([Actor(ActorConfig(adapter.shape.hidden, 16, 1))]), (0,))
+def small_job(stages: int) -> ExportJob:
+    """A stage before every layer, keep counts and agent as inputs."""
+    adapter = tiny_adapter(layers=stages)
+    scorer = StackedActors([Actor(ActorConfig(adapter.shape.hidden, 16, stages))])
+    return ExportJob(adapter, scorer, tuple(range(stages)))
 
 
 @cache
-def traced_prefill() -> onnx.ModelProto:
+def traced_prefill(stages: int) -> onnx.ModelProto:
     """As it is before any pass; traced once for all tests."""
-    with routed_attention(small_job().adapter.model):
-        return ir.to_proto(export._traced(export._trace_prefill(small_job())))
+    with routed_attention(small_job(stages).adapter.model):
+        return ir.to_proto(export._traced(export._trace_prefill(small_job(stages))))
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_every_pass_finds_what_it_must(stages):
+    required = export._trace_prefill(small_job(stages)).required
+    assert set(required) >= {RMS_NORMALIZATION, ROTARY_EMBEDDING, ROW_GATHER, ROW_BY_SCALAR}
+    check_passes("prefill", passes.optimise(ir.from_proto(traced_prefill(stages))), required)
 
 
 def found_nothing(*_: object, **__: object) -> MatchResult:
@@ -170,7 +179,7 @@ def test_a_pass_that_finds_nothing_where_it_must_fails_the_build(monkeypatch, tm
         monkeypatch.setattr(passes, "fuse", lambda model: {"RMSNormalization": 0, "RotaryEmbedding": 99})
     else:
         monkeypatch.setattr(rule, "check", found_nothing)
-    traced = ir.from_proto(traced_prefill())
+    traced = ir.from_proto(traced_prefill(2))
     monkeypatch.setattr(export, "_traced", lambda trace: traced)
     with pytest.raises(GraphError, match=f"prefill: the pass {name} matched 0 places and rewrote 0, expected at least"):
-        export_graphs(small_job(), tmp_path, ["prefill"])
+        export_graphs(small_job(2), tmp_path, ["prefill"])

@@ -74,8 +74,8 @@ RTX = {"binding": "tensorrt_rtx"}
 @pytest.mark.parametrize(
     ("gpu", "given", "message"),
     [
-        (ADA, {"target_sms": ("9.0",)}, "builds for the GPU at hand alone, 8.9, not for 9.0: leave --target-sm out"),
-        (None, {"target_sms": ("8.9",)}, "builds for the GPU at hand alone, not for 8.9"),
+        (ADA, {"target_sms": ("9.0",)}, "builds only for the GPU at hand, 8.9, not for 9.0: leave --target-sm out"),
+        (None, {"target_sms": ("8.9",)}, "builds only for the GPU at hand, not for 8.9"),
         (None, {**RTX, "target_sms": ("9.0",)}, "builds for compute capability 7.5, 8.9, 12.0, not 9.0"),
         (ADA, {**RTX, "version_compatible": True}, "--version-compatible needs TensorRT's lean runtime"),
         (ADA, {**RTX, "hardware_compatible": True}, "from Ampere on by itself: leave --hardware-compatible out"),

@@ -1,4 +1,4 @@
-"""One graph's copy in, one plan out; and what the builder is told besides the graph and its profile."""
+"""From one graph's copy to one plan, and the builder's settings."""
 
 from __future__ import annotations
 

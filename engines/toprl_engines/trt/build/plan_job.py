@@ -54,7 +54,7 @@ class PlanJob:
 
     @property
     def settings(self) -> BuilderSettings:
-        """What the builder is told."""
+        """The builder's settings."""
         return BuilderSettings.of(self.options, self.binding)
 
     @property

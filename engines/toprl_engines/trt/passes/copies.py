@@ -13,14 +13,13 @@ from pathlib import Path
 import onnx
 
 from toprl_engines.attention.op import DOMAIN, OPERATOR
+from toprl_engines.graph.export import OPSET
 from toprl_engines.graph.passes import PassResult
 from toprl_engines.graph.signature import GraphError
 from toprl_engines.trt.passes.top_k_limit import check_top_k
-from toprl_engines.trt.plugin import HEAD_DIMS
+from toprl_flash_attention.tiles import HEAD_DIMS
 
 SUFFIX = ".tensorrt.onnx"
-OPSET = 23
-"""The first with the operator `Attention`."""
 MARK = "TRT_decomposable"
 
 Nodes = list[onnx.NodeProto]

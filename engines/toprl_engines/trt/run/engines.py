@@ -41,13 +41,13 @@ class TensorInfo:
 
     Attributes:
         name: as in the graph.
-        is_input: or else an output.
+        is_input: whether it is an input, not an output.
         dtype: NumPy's, with `ml_dtypes` for bfloat16.
         shape: -1 where a size is dynamic.
         on_host: whether TensorRT reads it from host memory, because shapes follow from its values.
-        smallest: the least sizes of an input that the engine takes; those of ``shape`` for an output.
-        largest: the greatest.
-        values: least and greatest values of an input on the host; None elsewhere.
+        smallest: min of an input's sizes in the profile; those of ``shape`` for an output.
+        largest: max of the same.
+        values: min and max of an input's values on the host; None elsewhere.
     """
 
     name: str
@@ -241,7 +241,7 @@ def open_engines(bundle: Bundle, roles: Sequence[str], binding: Binding, device:
         register_plugin(binding, _plugin_library(bundle))
     paths = [bundle.path(role) for role in roles]
     weights = [bundle.path("weights")] if compiled.weight_stripped else []
-    # A plan, or else the file of weights, is what the GPU must hold at least.
+    # The GPU must hold at least the plans, or the weights that they are filled with.
     size = sum(path.stat().st_size for path in [*paths, *weights])
     if size > device.free_bytes():
         raise out_of_memory("the engines' weights", size, device.free_bytes(), device.name)

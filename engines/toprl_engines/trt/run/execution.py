@@ -16,14 +16,14 @@ from toprl_engines.trt.run.memory import CacheLayout
 
 
 class VariableGraph:
-    """One engine with device buffers for its inputs and outputs, made once at their greatest sizes.
+    """One engine with device buffers for its inputs and outputs, allocated once at their largest sizes.
 
     Args:
         device: where it runs.
         engine: what runs.
         activations: memory to work in.
         elsewhere: tensors whose buffers belong to others, with their addresses; those of outputs may be given later.
-        largest_output: the greatest size of an output's dynamic axes: rows, and anything else.
+        largest_output: the largest size of an output's dynamic axes: the batch, and any other.
     """
 
     def __init__(

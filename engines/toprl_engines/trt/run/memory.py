@@ -29,7 +29,7 @@ class CacheGroup:
         mask: the input that masks them, ``bool [b, slots + 1]``.
         heads: of keys and values.
         row: bytes of one head's key or value of one token.
-        capacity: the most slots.
+        capacity: maximum number of slots.
     """
 
     names: tuple[str, ...]
@@ -98,7 +98,7 @@ class CacheStore:
 
     Attributes:
         groups: of layers, in the order of their masks.
-        max_batch: the most rows of a request.
+        max_batch: maximum batch of a request.
     """
 
     def __init__(self, device: Device, groups: Sequence[CacheGroup], max_batch: int) -> None:
@@ -120,7 +120,7 @@ class CacheStore:
         return min(wanted, *(group.capacity - length for group, length in zip(self.groups, lengths, strict=True)))
 
     def output_addresses(self, batch: int, slots: Sequence[int]) -> dict[str, int]:
-        """Where prefill and decode shall write keys and values of these lengths per group, by the names of inputs."""
+        """Where prefill and decode are to write keys and values of these lengths per group, by the names of inputs."""
         return {
             name: address
             for group, start, length in zip(self.groups, self._outputs, slots, strict=True)
@@ -128,7 +128,7 @@ class CacheStore:
         }
 
     def input_addresses(self, cache: CacheLayout) -> dict[str, int]:
-        """Where decode shall read keys, values and masks of a request."""
+        """Where decode is to read keys, values and masks of a request."""
         memory = cache.memory
         found = dict(zip((group.mask for group in self.groups), memory.masks, strict=True))
         for group, start, slots in zip(self.groups, memory.caches, cache.slots, strict=True):

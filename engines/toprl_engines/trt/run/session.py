@@ -27,10 +27,10 @@ class Limits:
     """The sizes that a bundle's engines were built for.
 
     Attributes:
-        batch: least and greatest number of rows of a prompt.
+        batch: min and max of prompts at once.
         images: the same of images.
-        text: the same of text tokens in a row, pads among them.
-        keep_counts: least and greatest counts of every stage; None where no input says them.
+        text: the same of text tokens in a prompt, padding included.
+        keep_counts: min and max of every stage's counts; None where they are no input.
     """
 
     batch: tuple[int, int]
@@ -62,8 +62,8 @@ class Limits:
         """Return when the prefill engine takes such a request.
 
         Args:
-            batch: rows.
-            text: text tokens of a row, pads among them.
+            batch: prompts at once.
+            text: text tokens of each, padding included.
             keep_counts: None where nothing is pruned.
 
         Raises:
@@ -73,23 +73,23 @@ class Limits:
         self._check(text, self.text, "text tokens in a prompt", "--max-text")
         if keep_counts is None or self.keep_counts is None:
             return
-        least, greatest = self.keep_counts
-        if not all(low <= kept <= high for low, kept, high in zip(least, keep_counts, greatest, strict=True)):
+        low, high = self.keep_counts
+        if not all(a <= kept <= b for a, kept, b in zip(low, keep_counts, high, strict=True)):
             raise UserError(
-                f"keep counts {list(keep_counts)} are outside {list(least)} to {list(greatest)}, which the engine was "
+                f"keep counts {list(keep_counts)} are outside {list(low)} to {list(high)}, which the engine was "
                 "built for: use one of the bundle's budgets, or build it with this one"
             )
 
     @staticmethod
     def _check(given: int, allowed: tuple[int, int], what: str, flag: str) -> None:
-        least, greatest = allowed
-        if given > greatest:
+        minimum, maximum = allowed
+        if given > maximum:
             raise UserError(
-                f"the engine takes at most {greatest} {what}, {given} were given: give fewer, or build the bundle "
+                f"the engine takes at most {maximum} {what}, {given} were given: give fewer, or build the bundle "
                 f"with {flag} {given}"
             )
-        if given < least:
-            raise UserError(f"the engine takes at least {least} {what}, {given} were given: give more")
+        if given < minimum:
+            raise UserError(f"the engine takes at least {minimum} {what}, {given} were given: give more")
 
 
 def no_room(new_tokens: int) -> UserError:
@@ -155,7 +155,7 @@ class TensorRTSession:
     ) -> None:
         if options.provider not in (None, "cuda"):
             raise UserError(
-                f"the engine 'trt' runs on NVIDIA GPUs alone, not by the provider {options.provider!r}: "
+                f"the engine 'trt' runs only on NVIDIA GPUs, not by the provider {options.provider!r}: "
                 "leave --provider out, and validate with --device cuda"
             )
         self._bundle = bundle
@@ -264,10 +264,11 @@ class TensorRTSession:
         self._closed = True
         self._device.synchronize()
         self._resident = None
-        for engine in (self._decoder, self._vision, self._prefill):
-            engine.close()
+        for graph in (self._vision, self._prefill):
+            graph.close()
         for store in self._stores:
             store.close()
+        self._decoder.close()
         self._activations.release()
         # With them go the engines, whose memory is TensorRT's own.
         del self._decoder, self._vision, self._prefill

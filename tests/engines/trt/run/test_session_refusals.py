@@ -128,7 +128,7 @@ def test_shapes_that_cannot_be_worked_out(session, monkeypatch):
 def test_a_provider_of_another_engine(tmp_path):
     bundle = plans_of(staged_bundle(), tmp_path / "bundle")
     device = FakeDevice()
-    with pytest.raises(UserError, match="runs on NVIDIA GPUs alone, not by the provider 'cpu'"):
+    with pytest.raises(UserError, match="runs only on NVIDIA GPUs, not by the provider 'cpu'"):
         TensorRTSession(bundle, SessionOptions(provider="cpu"), binding=fake_binding(device), device=device)
 
 
