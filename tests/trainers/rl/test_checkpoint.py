@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -10,15 +12,28 @@ from torch import nn
 
 from toprl_export.errors import UserError
 from toprl_trainers.rl.checkpoint import (
-    CheckpointFormat,
     load_optimizer,
     optimizer_tensors,
+    read_checkpoint_header,
     read_tensors,
     with_prefix,
     without_prefix,
+    write_checkpoint,
 )
 
-FORMAT = CheckpointFormat("toprl-export/test-training", 3)
+
+@dataclass(frozen=True)
+class Header:
+    format: Literal["toprl-export/test-training"] = field(default="toprl-export/test-training", kw_only=True)
+    version: Literal[3] = field(default=3, kw_only=True)
+    digest: str
+
+
+@dataclass(frozen=True)
+class OtherHeader:
+    format: str
+    version: int
+    digest: str = "abc"
 
 
 def stepped(steps: int) -> torch.optim.Adam:
@@ -32,25 +47,31 @@ def stepped(steps: int) -> torch.optim.Adam:
 
 def test_header_and_moments_come_back(tmp_path: Path):
     path, optimizer = tmp_path / "checkpoint.safetensors", stepped(2)
-    FORMAT.write(path, {"digest": "abc"}, with_prefix("adam", optimizer_tensors(optimizer)))
+    write_checkpoint(path, Header("abc"), with_prefix("adam", optimizer_tensors(optimizer)))
     fresh = stepped(0)
     load_optimizer(fresh, without_prefix("adam", read_tensors(path)))
-    assert FORMAT.read_header(path).text("digest") == "abc"
+    assert read_checkpoint_header(Header, path) == Header("abc")
     (ours,), (theirs,) = (each.state_dict()["state"].values() for each in (fresh, optimizer))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize("other", [CheckpointFormat("toprl-export/other", 3), CheckpointFormat(FORMAT.name, 4)])
-def test_another_learner_or_version_is_refused(tmp_path: Path, other: CheckpointFormat):
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (OtherHeader("toprl-export/other", 3), "format is 'toprl-export/other', expected 'toprl-export/test-training'"),
+        (OtherHeader("toprl-export/test-training", 4), "version is 4, expected 3"),
+    ],
+)
+def test_another_learner_or_version_is_refused(tmp_path: Path, other: Any, message: str):
     path = tmp_path / "checkpoint.safetensors"
-    other.write(path, {}, {"curves": torch.zeros(1)})
-    with pytest.raises(UserError, match="expected 'toprl-export/test-training' version 3: delete it to train anew"):
-        FORMAT.read_header(path)
+    write_checkpoint(path, other, {"curves": torch.zeros(1)})
+    with pytest.raises(UserError, match=f"{message}: delete it to train anew"):
+        read_checkpoint_header(Header, path)
 
 
 def test_a_damaged_file_is_one_clear_line(tmp_path: Path):
     path = tmp_path / "checkpoint.safetensors"
     path.write_bytes(b"not a checkpoint")
-    for read in (FORMAT.read_header, read_tensors):
+    for read in (lambda path: read_checkpoint_header(Header, path), read_tensors):
         with pytest.raises(UserError, match=r"does not hold an interrupted run \("):
             read(path)
