@@ -15,13 +15,8 @@ from tokenizers import Tokenizer
 from toprl_export.bundle import Bundle, load_bundle
 from toprl_export.engine import SessionOptions, get_engine
 from toprl_export.errors import UserError
-from toprl_export.runtime.generation import (
-    DEFAULT_NEW_TOKENS,
-    Generation,
-    GenerationRequest,
-    GenerationStream,
-    prompt_room,
-)
+from toprl_export.runtime.answer_length import DEFAULT_NEW_TOKENS, prompt_room
+from toprl_export.runtime.generation import Generation, GenerationRequest, GenerationStream
 from toprl_export.runtime.preprocess import ImageInput
 from toprl_export.runtime.prompt import TokenBatch
 from toprl_export.runtime.session import EngineSession

@@ -213,7 +213,7 @@ def input_digest(prepared: PreparedBuild, toolchain: dict[str, str]) -> str:
         "config": _text_digest(adapter.model.config.to_json_string()),
         "tokenizer": _text_digest(adapter.tokenizer.to_str()),
         "end_tokens": adapter.end_tokens,
-        "max_length": _max_length(adapter),
+        "max_length": adapter.max_length,
         "prompt": to_json(adapter.prompt_format),
         "image_processor": to_json(adapter.image_processor),
         "agents": [[agent.record.task, agent.fingerprint] for agent in request.agents],
@@ -346,15 +346,10 @@ def _model_entry(adapter: LVLMAdapter) -> ModelEntry:
         revision=adapter.revision,
         fingerprint=adapter.fingerprint,
         visual_tokens=adapter.visual_tokens,
-        max_length=_max_length(adapter),
+        max_length=adapter.max_length,
         end_tokens=adapter.end_tokens,
         shape=DecoderShape(**asdict(adapter.shape)),
     )
-
-
-def _max_length(adapter: LVLMAdapter) -> int:
-    length: int = adapter.model.config.get_text_config().max_position_embeddings
-    return length
 
 
 def _text_digest(text: str) -> str:

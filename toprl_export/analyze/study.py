@@ -13,7 +13,7 @@ import numpy as np
 
 from toprl_export.agent import load_agent
 from toprl_export.errors import UserError
-from toprl_export.evaluation.answering import BATCH, MAX_NEW_TOKENS, answer_samples
+from toprl_export.evaluation.answering import BATCH, answer_samples
 from toprl_export.evaluation.cells import CellStore, Result, answered_by, compute_cells
 from toprl_export.evaluation.estimates import Correctness
 from toprl_export.evaluation.machine import Provenance, torch_device
@@ -32,6 +32,7 @@ from toprl_export.models.walk import Decision
 from toprl_export.pruning.baselines.attention import FastVScorer
 from toprl_export.pruning.baselines.controls import UniformScorer
 from toprl_export.pruning.scorer import StageInputs
+from toprl_export.runtime.answer_length import DEFAULT_NEW_TOKENS
 from toprl_export.tasks.registry import TASKS
 from toprl_export.tasks.task import Sample, Task
 
@@ -155,7 +156,7 @@ class ByAgent:
         """See `PruningMethod.pruning`."""
         agent = load_agent(self.directory)
         if agent.fingerprint != self.fingerprint:
-            raise UserError(f"the agent in {self.directory} has changed meanwhile: repeat the command")
+            raise UserError(f"the agent in {self.directory} changed while the command ran: repeat the command")
         agent.check_fits(adapter)
         return Pruning(agent.record.plan.stage_layers, self.keep_counts, agent.actor.to(adapter.device))
 
@@ -186,7 +187,7 @@ class AnswerCell:
             "questions": self.questions.count,
             "questions_digest": self.questions.digest,
             "seed": self.seed,
-            "answering": [SPLIT, BATCH, MAX_NEW_TOKENS, answered_by(__name__)],
+            "answering": [SPLIT, BATCH, DEFAULT_NEW_TOKENS, answered_by(__name__)],
             **self.method.identity,
         }
 
@@ -203,7 +204,7 @@ class OpenAnswerer:
         """Load the model.
 
         Raises:
-            UserError: it cannot be loaded, or has changed meanwhile.
+            UserError: it cannot be loaded, or changed while the command ran.
         """
         return Answerer(load_unchanged_model(self.model, self.device, self.model_fingerprint))
 

@@ -150,7 +150,7 @@ class OpenTrainer:
         """Load the model.
 
         Raises:
-            UserError: it cannot be loaded, or has changed meanwhile.
+            UserError: it cannot be loaded, or changed while the command ran.
         """
         return trainer_of(load_unchanged_model(self.model, self.device, self.model_fingerprint))
 

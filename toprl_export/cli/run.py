@@ -12,6 +12,7 @@ from toprl_export.cli import options
 from toprl_export.cli.command import BUDGETS, INPUTS, OUTPUT, Command, argument, option
 from toprl_export.cli.output import print_json
 from toprl_export.errors import UserError
+from toprl_export.runtime.answer_length import DEFAULT_NEW_TOKENS
 
 if TYPE_CHECKING:
     from toprl_export.api import LoadedBundle
@@ -64,7 +65,14 @@ if TYPE_CHECKING:
 )
 @options.provider(default="the engine's choice")
 @options.threads
-@option(OUTPUT, "--max-new-tokens", type=options.POSITIVE, default="16", metavar="N", help="longest answer")
+@option(
+    OUTPUT,
+    "--max-new-tokens",
+    type=options.POSITIVE,
+    default=str(DEFAULT_NEW_TOKENS),
+    metavar="N",
+    help="longest answer",
+)
 @option(OUTPUT, "--stream", is_flag=True, help="print the answer as it is generated (one prompt only)")
 @options.as_json
 def command(

@@ -110,7 +110,7 @@ def measure_latency(adapter: LVLMAdapter, cell: LatencyCell, store: CellStore) -
     """The stored latencies of an earlier run on the same machine, else a new measurement.
 
     Raises:
-        UserError: an agent cannot be read or has changed meanwhile, or a stored file is damaged.
+        UserError: an agent cannot be read or changed while the command ran, or a stored file is damaged.
     """
     kept = store.load(cell)
     if kept is not None:

@@ -12,7 +12,7 @@ import torch
 
 from toprl_export.agent import load_agent
 from toprl_export.errors import UserError
-from toprl_export.evaluation.answering import BATCH, MAX_NEW_TOKENS, EncodedBatch, PruningOf
+from toprl_export.evaluation.answering import BATCH, EncodedBatch, PruningOf
 from toprl_export.evaluation.cells import Result, answered_by
 from toprl_export.evaluation.estimates import Correctness
 from toprl_export.evaluation.questions import SPLIT
@@ -21,6 +21,7 @@ from toprl_export.models.load import load_unchanged_model
 from toprl_export.models.reference import Pruning, ReferenceRunner
 from toprl_export.pruning.baselines.controls import OracleScorer
 from toprl_export.pruning.scorer import Scorer, make_scorer
+from toprl_export.runtime.answer_length import DEFAULT_NEW_TOKENS
 from toprl_export.seeding import derive_seed
 from toprl_export.tasks.registry import TASKS
 from toprl_export.tasks.task import Sample, Task
@@ -97,7 +98,7 @@ class MethodCell:
             "setting": shared,
             "split": SPLIT,
             "batch": BATCH,
-            "max_new_tokens": MAX_NEW_TOKENS,
+            "max_new_tokens": DEFAULT_NEW_TOKENS,
             "answered_by": answered_by(__name__),
         }
 
@@ -130,7 +131,7 @@ class OpenCellRunner:
         """Load the model.
 
         Raises:
-            UserError: it cannot be loaded, or has changed meanwhile.
+            UserError: it cannot be loaded, or changed while the command ran.
         """
         setting = self.setting
         return CellRunner(load_unchanged_model(setting.model, setting.device, setting.model_fingerprint))
@@ -147,7 +148,7 @@ class CellRunner:
         """Answer the cell's questions; see `MethodCell.result`.
 
         Raises:
-            UserError: its agent cannot be read or has changed meanwhile, or a question is too long for the model.
+            UserError: its agent cannot be read or changed while the command ran, or a question is too long.
         """
         task, pruning_of = TASKS.get(cell.task), cell_pruning(cell, self._runner.adapter)
         scores: list[float] = []
@@ -191,7 +192,7 @@ def cell_pruning(cell: MethodCell, adapter: LVLMAdapter) -> PruningOf:
     """What prunes each batch in a cell.
 
     Raises:
-        UserError: the cell's agent cannot be read or has changed meanwhile.
+        UserError: the cell's agent cannot be read or changed while the command ran.
     """
     if cell.kind == "unpruned":
         return lambda _: None
@@ -212,5 +213,5 @@ def _scorer(cell: MethodCell) -> Scorer:
         return make_scorer(cell.scorer, derive_seed(cell.setting.seed, "random-pruning", cell.budget_kept, cell.seed))
     agent = load_agent(Path(cell.agent))
     if agent.fingerprint != cell.scorer:
-        raise UserError(f"the agent in {cell.agent} has changed meanwhile: repeat the command")
+        raise UserError(f"the agent in {cell.agent} changed while the command ran: repeat the command")
     return agent.actor

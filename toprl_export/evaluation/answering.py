@@ -8,12 +8,12 @@ from functools import cached_property
 from torch import Tensor
 
 from toprl_export.models.reference import Pruning, ReferenceRunner
+from toprl_export.runtime.answer_length import DEFAULT_NEW_TOKENS, prompt_room
 from toprl_export.tasks.task import Sample
 
 BATCH = 20
 """Questions in a batch. The padding of a batch moves logits by rounding errors and so, rarely, an answer: kept results
 depend on it."""
-MAX_NEW_TOKENS = 16
 
 PruningOf = Callable[[Sequence[Sample]], Pruning | None]
 """What prunes a batch of samples; None leaves it unpruned."""
@@ -25,7 +25,7 @@ def answer_samples(
     pruning_of: PruningOf,
     *,
     batch: int = BATCH,
-    max_new_tokens: int = MAX_NEW_TOKENS,
+    max_new_tokens: int = DEFAULT_NEW_TOKENS,
     progress: Callable[[int], object] | None = None,
 ) -> list[str]:
     """Answer every question greedily.
@@ -71,10 +71,10 @@ class EncodedBatch:
     """
 
     def __init__(
-        self, runner: ReferenceRunner, samples: Sequence[Sample], max_new_tokens: int = MAX_NEW_TOKENS
+        self, runner: ReferenceRunner, samples: Sequence[Sample], max_new_tokens: int = DEFAULT_NEW_TOKENS
     ) -> None:
         adapter = runner.adapter
-        room = adapter.model.config.get_text_config().max_position_embeddings - max_new_tokens
+        room = prompt_room(adapter.max_length, adapter.visual_tokens, max_new_tokens)
         questions = [sample.question for sample in samples]
         self._runner = runner
         self._max_new_tokens = max_new_tokens

@@ -94,7 +94,7 @@ def _named_modules(code: ast.AST, with_lazy: bool, package: Path) -> Iterator[st
         for alias in code.names:
             inner = f"{code.module}.{alias.name}"
             yield inner if _module_file(inner, package) else str(code.module)
-    elif isinstance(code, ast.Constant) and isinstance(code.value, str):
+    elif isinstance(code, ast.Constant) and isinstance(code.value, str) and with_lazy:
         yield code.value.partition(":")[0]  # as registries have it, "package.module:attribute"
     elif with_lazy or not isinstance(code, ast.FunctionDef | ast.AsyncFunctionDef):
         for part in _run_parts(code):

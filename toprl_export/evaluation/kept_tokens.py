@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +12,6 @@ from numpy.typing import NDArray
 from toprl_export.errors import UserError
 from toprl_export.evaluation.questions import SPLIT
 from toprl_export.runtime.preprocess import ImageInput
-
-MAX_NEW_TOKENS: Final = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +94,7 @@ def kept_by_bundle(
 
     from toprl_export.bundle import load_bundle
     from toprl_export.engine import SessionOptions, get_engine
+    from toprl_export.runtime.answer_length import DEFAULT_NEW_TOKENS, prompt_room
     from toprl_export.runtime.generation import GenerationRequest, generate
 
     bundle = load_bundle(directory)
@@ -111,11 +109,11 @@ def kept_by_bundle(
             tokenizer,
             [found.question],
             manifest.model.visual_tokens,
-            manifest.model.max_length - MAX_NEW_TOKENS,
+            prompt_room(manifest.model.max_length, manifest.model.visual_tokens),
         ),
         keep_counts=keep_counts,
         agent_index=agent_index,
-        max_new_tokens=MAX_NEW_TOKENS,
+        max_new_tokens=DEFAULT_NEW_TOKENS,
         end_tokens=manifest.model.end_tokens,
     )
     answered = generate(session, tokenizer, request)
@@ -144,6 +142,7 @@ def kept_by_agent(
     from toprl_export.agent import load_agent
     from toprl_export.models.load import load_model
     from toprl_export.models.reference import Pruning, ReferenceRunner
+    from toprl_export.runtime.answer_length import DEFAULT_NEW_TOKENS, prompt_room
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -158,10 +157,10 @@ def kept_by_agent(
     adapter = load_model(agent.record.model_id)
     agent.check_fits(adapter)
     pixels = adapter.image_processor([found.image])
-    room = adapter.model.config.get_text_config().max_position_embeddings - MAX_NEW_TOKENS
+    room = prompt_room(adapter.max_length, adapter.visual_tokens)
     tokens = adapter.prompt_format.tokenize(adapter.tokenizer, [found.question], adapter.visual_tokens, room)
     runner = ReferenceRunner(adapter)
-    answered = runner.generate(tokens, runner.encode_image(pixels), MAX_NEW_TOKENS, pruning)
+    answered = runner.generate(tokens, runner.encode_image(pixels), DEFAULT_NEW_TOKENS, pruning)
     return KeptTokens(
         image=shown_image(pixels[0], adapter.image_processor.mean, adapter.image_processor.std),
         visual_tokens=adapter.visual_tokens,

@@ -92,6 +92,12 @@ class LVLMAdapter(ABC):
     def _shape(self) -> DecoderShape: ...
 
     @property
+    def max_length(self) -> int:
+        """The most positions a sequence may have, those of the answer included."""
+        length: int = self.model.config.get_text_config().max_position_embeddings
+        return length
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         found: torch.device = next(self.model.parameters()).device

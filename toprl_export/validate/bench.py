@@ -18,7 +18,7 @@ from toprl_export.models.load import load_model
 from toprl_export.models.reference import Pruning, ReferenceRunner
 from toprl_export.pruning.baselines.controls import RandomScorer
 from toprl_export.pruning.scorer import make_scorer
-from toprl_export.runtime.generation import DEFAULT_NEW_TOKENS, prompt_room
+from toprl_export.runtime.answer_length import prompt_room
 from toprl_export.runtime.session import largest_batch
 from toprl_export.seeding import derive_seed
 from toprl_export.tasks.registry import TASKS
@@ -177,8 +177,8 @@ class Bench:
             UserError: one leaves no room for its answer.
         """
         manifest = self.bundle.manifest
-        visual, longest = manifest.model.visual_tokens, manifest.model.max_length
-        room = prompt_room(longest, visual, DEFAULT_NEW_TOKENS)
+        visual = manifest.model.visual_tokens
+        room = prompt_room(manifest.model.max_length, visual)
         return manifest.prompt.tokenize(self.tokenizer, questions, visual, room)
 
     def _batch(self, samples: Sequence[Sample]) -> QuestionBatch:

@@ -19,7 +19,7 @@ from toprl_export.files import check_replaceable, sha256_of, staged_directory, w
 from toprl_export.progress import Progress
 from toprl_export.pruning.actor import Actor
 from toprl_export.pruning.flops import plan_flops
-from toprl_export.runtime.generation import DEFAULT_NEW_TOKENS
+from toprl_export.runtime.answer_length import DEFAULT_NEW_TOKENS
 from toprl_export.runtime.session import largest_batch
 from toprl_export.validate.answers import Answers, EncodedQuestions, PrefillParity, Retention, judge_answers
 from toprl_export.validate.bench import SPLIT, Bench, ValidationOptions, open_bench

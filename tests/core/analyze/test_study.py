@@ -56,7 +56,7 @@ def test_other_questions_are_other_cells(
 
 
 def test_other_processes_refuse_a_model_that_changed(open_study: Callable[..., Study], adapter: LlavaAdapter):
-    with pytest.raises(UserError, match="the files of model mini changed meanwhile"):
+    with pytest.raises(UserError, match="the files of model mini changed while the command ran"):
         OpenAnswerer("mini", "cpu", adapter.answering_fingerprint)()
 
 
@@ -178,5 +178,5 @@ def test_an_agent_that_was_replaced_is_noticed(adapter: LlavaAdapter, tmp_path: 
     agent = load_agent(directory)
     pruning = ByAgent(directory, agent.fingerprint, (9, 4)).pruning(adapter)
     assert (pruning.stage_layers, pruning.keep_counts) == ((0, 2), (9, 4))
-    with pytest.raises(UserError, match="has changed meanwhile"):
+    with pytest.raises(UserError, match="changed while the command ran"):
         ByAgent(directory, "0" * 64, (9, 4)).pruning(adapter)

@@ -98,7 +98,7 @@ def test_an_agent_prunes_as_its_directory_says(adapter: LVLMAdapter, tmp_path: P
     agent = load_agent(save_tiny_agent(tmp_path / "agent", adapter))
     cell = replace(cell_of("toprl"), scorer=agent.fingerprint, agent=str(tmp_path / "agent"))
     assert measured(CellRunner(adapter), cell) == by_hand(adapter, Pruning((0, 2), (15, 9), agent.actor))
-    with pytest.raises(UserError, match="has changed meanwhile"):
+    with pytest.raises(UserError, match="changed while the command ran"):
         CellRunner(adapter)(replace(cell, scorer="another"))
 
 
@@ -148,5 +148,5 @@ def test_the_oracle_keeps_what_the_scene_shows(tmp_path: Path) -> None:
 def test_another_process_refuses_a_model_that_changed(adapter: LVLMAdapter, model_dir: Path) -> None:
     setting = ComparisonSetting(str(model_dir), adapter.answering_fingerprint, "cpu", "float32", 0)
     assert measured(OpenCellRunner(setting)(), cell_of("unpruned")) == by_hand(adapter, None)
-    with pytest.raises(UserError, match="changed meanwhile"):
+    with pytest.raises(UserError, match="changed while the command ran"):
         OpenCellRunner(replace(setting, model_fingerprint="0" * 64))()

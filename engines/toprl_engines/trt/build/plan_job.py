@@ -77,8 +77,7 @@ class PlanJob:
         }
         options = self.options
         limits = ProfileLimits(options.max_batch, options.max_text, options.max_new_tokens)
-        max_length: int = adapter.model.config.get_text_config().max_position_embeddings
-        return graph_profiles(specs, layout, self.request.plan, limits, max_length)
+        return graph_profiles(specs, layout, self.request.plan, limits, adapter.max_length)
 
     def compiled(self, gpu: GpuEntry | None) -> Compiled:
         """What the plans depend on when they are built on a machine with ``gpu``."""
