@@ -22,7 +22,6 @@ MODULES = (
     "toprl_export.pruning.select",
     "toprl_export.registry",
     "toprl_export.runtime.answer_length",
-    "toprl_export.runtime.generation",
     "toprl_export.runtime.preprocess",
     "toprl_export.seeding",
     "toprl_export.tasks.metrics",

@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from toprl_export.agent import AgentRecord
-from toprl_export.analyze.ablate import Ablation
-from toprl_export.analyze.cliff import Cliff
-from toprl_export.analyze.sensitivity import Sensitivity
-from toprl_export.analyze.transfer import Transfer
-from toprl_export.analyze.variants import VariantsFile
-from toprl_export.compare.result import Comparison
+from toprl_export.analysis.ablate import Ablation
+from toprl_export.analysis.cliff import Cliff
+from toprl_export.analysis.sensitivity import Sensitivity
+from toprl_export.analysis.transfer import Transfer
+from toprl_export.analysis.variants import VariantsFile
+from toprl_export.comparison.result import Comparison
 from toprl_export.evaluation.cells import KeptCell
 from toprl_export.fields import json_schema
 from toprl_export.files import write_json_atomic
 from toprl_export.manifest import Manifest
 from toprl_export.pruning.plan import PruningPlan
 from toprl_export.runtime.prompt import PromptFormat
-from toprl_export.validate.report import Report
+from toprl_export.validation.report import Report
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 PUBLISHED: tuple[type[Any], ...] = (

@@ -12,7 +12,7 @@ from ci.gpu.plan import GOALS
 from tests.support.tiny_llava import tiny_adapter
 from toprl_export.agent import load_agent
 from toprl_export.registry import Registry
-from toprl_export.validate.report import Parity
+from toprl_export.validation.report import Parity
 
 
 def test_targets_have_names_of_their_own_that_the_goals_know():

@@ -25,7 +25,16 @@ def test_the_version_is_the_distributions():
 
 def test_help_shows_what_there_is():
     shown = pydoc.plain(pydoc.render_doc(toprl_export))
-    for name in ("load(", "train(", "baseline_plan(", "class LoadedBundle", "class PruningPlan"):
+    for name in (
+        "load(",
+        "train(",
+        "build(",
+        "validate(",
+        "compare(",
+        "baseline_plan(",
+        "class LoadedBundle",
+        "class PruningPlan",
+    ):
         assert name in shown
 
 

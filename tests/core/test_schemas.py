@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.core.analyze.test_results import ablation, cliff, transfer
-from tests.core.validate.conftest import made_up_report
+from tests.core.analysis.test_results import ablation, cliff, transfer
+from tests.core.validation.conftest import made_up_report
 from tests.support.agents import save_tiny_agent
 from tests.support.comparison import made_up_comparison
 from tests.support.fake_engine import made_up_manifest
@@ -19,11 +19,11 @@ from toprl_export import schemas
 from toprl_export.evaluation.cells import KeptCell
 from toprl_export.fields import to_json
 from toprl_export.pruning.plan import make_plan
-from toprl_export.validate.gates import GateLimits
+from toprl_export.validation.gates import GateLimits
 
 DIRECTORY = Path(__file__).parents[2] / "docs" / "schemas"
 MINI_PROMPT = Path(schemas.__file__).parent / "models" / "mini" / "checkpoint" / "prompt_format.json"
-VARIANTS = Path(schemas.__file__).parent / "analyze" / "variants.yaml"
+VARIANTS = Path(schemas.__file__).parent / "analysis" / "variants.yaml"
 TYPES = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "boolean": bool}
 
 

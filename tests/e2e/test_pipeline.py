@@ -15,7 +15,7 @@ from PIL import Image
 
 import toprl_export
 from toprl_export.tasks.registry import TASKS
-from toprl_export.validate.report import read_report
+from toprl_export.validation.report import read_report
 
 COMMAND = [sys.executable, "-c", "from toprl_export.cli.main import main; raise SystemExit(main())"]
 TASK = "mini-colour"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from toprl_export.analyze.ablate import Ablation, AblationEntry, AblationRow, AblationTask
-from toprl_export.analyze.cliff import Cliff, CliffCurve, CliffPoint
-from toprl_export.analyze.sensitivity import RATIOS, Sensitivity, SensitivityCell, SensitivityMap
-from toprl_export.analyze.transfer import Transfer, TransferColumn, TransferEntry
+from toprl_export.analysis.ablate import Ablation, AblationEntry, AblationRow, AblationTask
+from toprl_export.analysis.cliff import Cliff, CliffCurve, CliffPoint
+from toprl_export.analysis.sensitivity import RATIOS, Sensitivity, SensitivityCell, SensitivityMap
+from toprl_export.analysis.transfer import Transfer, TransferColumn, TransferEntry
 from toprl_export.evaluation.estimates import Estimate
 from toprl_export.evaluation.machine import Provenance
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from tests.support.yes_no_model import LAYERS, VISUAL_TOKENS
-from toprl_export.compare.findings import Findings, all_margins
-from toprl_export.compare.latency import LatencyEntry, LatencyTable
-from toprl_export.compare.method_cell import ComparisonSetting, MethodCell, MethodKind
-from toprl_export.compare.result import AgentNote, Comparison, Gap, MethodRow, TaskColumn
+from toprl_export.comparison.findings import Findings, all_margins
+from toprl_export.comparison.latency import LatencyEntry, LatencyTable
+from toprl_export.comparison.method_cell import ComparisonSetting, MethodCell, MethodKind
+from toprl_export.comparison.result import AgentNote, Comparison, Gap, MethodRow, TaskColumn
 from toprl_export.evaluation.machine import Device, Provenance
 from toprl_export.evaluation.questions import UNPRUNED
 

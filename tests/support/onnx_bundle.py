@@ -14,7 +14,7 @@ from tests.support.tiny_llava import tiny_adapter, tiny_pixels, tiny_tokens
 from toprl_engines.ort.engine import ONNXRuntimeEngine
 from toprl_engines.ort.session import ONNXRuntimeSession
 from toprl_export.agent import Agent, load_agent
-from toprl_export.build import PreparedBuild, write_bundle
+from toprl_export.building import PreparedBuild, write_bundle
 from toprl_export.bundle import Bundle
 from toprl_export.engine import BuildRequest, SessionOptions
 from toprl_export.models.llava import LlavaAdapter

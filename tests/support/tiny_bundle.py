@@ -12,9 +12,9 @@ import torch
 
 from tests.support.tiny_llava import QUESTIONS, tiny_adapter
 from tests.support.torch_engine import TorchEngine
-from toprl_export import build, engine
+from toprl_export import engine
 from toprl_export.agent import Agent, AgentRecord, TrainingRecord, save_agent
-from toprl_export.build import build as build_bundle
+from toprl_export.building import build as build_bundle
 from toprl_export.models import load
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.reference import Pruning, ReferenceRunner
@@ -23,7 +23,7 @@ from toprl_export.pruning.plan import make_plan
 from toprl_export.registry import Registry
 from toprl_export.tasks import registry
 from toprl_export.tasks.task import Sample, Task
-from toprl_export.validate import bench
+from toprl_export.validation import bench
 
 TASK = "tiny-echo"
 BUDGETS = (12, 6)
@@ -81,7 +81,7 @@ def tiny_bundle(directory: Path, monkeypatch: pytest.MonkeyPatch, baseline: str 
     save_agent(directory / "agent", agent, {})
     monkeypatch.setattr(TorchEngine, "adapter", adapter, raising=False)
     monkeypatch.setattr(engine, "ENGINES", Registry("engine", {"torch": "tests.support.torch_engine:TorchEngine"}))
-    for module in (build, bench, load):
+    for module in (building, bench, load):
         monkeypatch.setattr(module, "load_model", lambda *_, **__: adapter)
     monkeypatch.setattr(f"{__name__}.THE_TASK", task)
     for module in (bench, registry):

@@ -1,6 +1,6 @@
 import pytest
 
-from toprl_export.analyze.variants import load_variants
+from toprl_export.analysis.variants import load_variants
 from toprl_export.errors import UserError
 from toprl_trainers.recipes import load_recipe, recipe_names
 from toprl_trainers.toprl.config import TOPRLConfig

@@ -25,9 +25,9 @@ from toprl_export.fields import to_json
 from toprl_export.trainer import DEFAULT_BUDGETS_KEPT, DEFAULT_METHOD
 
 if TYPE_CHECKING:
-    from toprl_export.analyze.ablate import AblationPlan
-    from toprl_export.analyze.results import AnalysisResult
-    from toprl_export.analyze.study import Study
+    from toprl_export.analysis.ablate import AblationPlan
+    from toprl_export.analysis.results import AnalysisResult
+    from toprl_export.analysis.study import Study
 
 ANALYSES = {
     "cliff": "accuracy when all visual tokens are removed before each decoder layer",
@@ -99,7 +99,7 @@ def _budget_kept(**default: Any) -> Callable[[Decorated], Decorated]:
 @_analysis("cliff", ["analyze cliff --tasks mini-read,mini-count --limit 1000 --jobs 2"])
 def cliff(as_json: bool, **scope: Any) -> None:
     """Measure the information cliff."""
-    from toprl_export.analyze.cliff import measure_cliff
+    from toprl_export.analysis.cliff import measure_cliff
 
     _report(lambda: measure_cliff(_open(**scope)), scope["output_dir"], as_json)
 
@@ -115,7 +115,7 @@ def cliff(as_json: bool, **scope: Any) -> None:
 )
 def sensitivity(layers: tuple[int, ...] | None, as_json: bool, **scope: Any) -> None:
     """Measure the sensitivity by layer."""
-    from toprl_export.analyze.sensitivity import measure_sensitivity
+    from toprl_export.analysis.sensitivity import measure_sensitivity
 
     _report(lambda: measure_sensitivity(_open(**scope), layers), scope["output_dir"], as_json)
 
@@ -132,7 +132,7 @@ def sensitivity(layers: tuple[int, ...] | None, as_json: bool, **scope: Any) -> 
 @_budget_kept(show_default="the smallest that all agents have")
 def transfer(agents: tuple[str, ...], budget_kept: int | None, as_json: bool, **scope: Any) -> None:
     """Measure every agent on every task."""
-    from toprl_export.analyze.transfer import measure_transfer
+    from toprl_export.analysis.transfer import measure_transfer
     from toprl_export.evaluation.compared_agents import find_agents
 
     def measure() -> AnalysisResult:
@@ -182,7 +182,7 @@ def transfer(agents: tuple[str, ...], budget_kept: int | None, as_json: bool, **
 @option(OUTPUT, "--dry-run", is_flag=True, help="check, and say how many agents would be trained")
 def ablate(list_variants: bool, dry_run: bool, as_json: bool, **settings: Any) -> None:
     """Train variants of a recipe and compare them with it."""
-    from toprl_export.analyze.ablate import preview_ablation, run_ablation
+    from toprl_export.analysis.ablate import preview_ablation, run_ablation
 
     if list_variants:
         _print_variants(settings["variants_file"], as_json)
@@ -205,8 +205,8 @@ def _ablation(
     overwrite: bool,
     **scope: Any,
 ) -> tuple[Study, AblationPlan]:
-    from toprl_export.analyze.ablate import AblationPlan
-    from toprl_export.analyze.variants import choose_variants, load_variants
+    from toprl_export.analysis.ablate import AblationPlan
+    from toprl_export.analysis.variants import choose_variants, load_variants
 
     plan = AblationPlan(
         variants=choose_variants(load_variants(variants_file), variants),
@@ -220,7 +220,7 @@ def _ablation(
 
 
 def _print_variants(file: Path | None, as_json: bool) -> None:
-    from toprl_export.analyze.variants import load_variants
+    from toprl_export.analysis.variants import load_variants
 
     variants = load_variants(file)
     if as_json:
@@ -231,7 +231,7 @@ def _print_variants(file: Path | None, as_json: bool) -> None:
 
 
 def _open(tasks: tuple[str, ...] | None, default_tasks: tuple[str, ...] = ("all",), **scope: Any) -> Study:
-    from toprl_export.analyze.study import Scope, Study
+    from toprl_export.analysis.study import Scope, Study
     from toprl_export.errors import require
 
     require("matplotlib", "train")  # draws the picture at the end: better to fail now than after hours
@@ -242,7 +242,7 @@ def _report(measure: Callable[[], AnalysisResult], directory: Path, as_json: boo
     """Measure, write the four files, and say what was found."""
     with hint_to_continue():
         result = measure()
-    from toprl_export.analyze.pictures import draw
+    from toprl_export.analysis.pictures import draw
 
     result.write(directory, draw(result))
     if as_json:

@@ -21,7 +21,7 @@ from toprl_export.registry import unknown_name
 from toprl_export.trainer import DEFAULT_BUDGETS_KEPT
 
 if TYPE_CHECKING:
-    from toprl_export.build import PreparedBuild
+    from toprl_export.building import PreparedBuild
     from toprl_export.bundle import Bundle
     from toprl_export.engine import EngineOptions
 
@@ -135,7 +135,7 @@ def command(
     **of_engines: Any,
 ) -> None:
     """Build, or say that the bundle is there, or what would be built."""
-    from toprl_export.build import prepare, up_to_date, write_bundle
+    from toprl_export.building import prepare, up_to_date, write_bundle
     from toprl_export.bundle import MANIFEST_NAME
     from toprl_export.files import check_replaceable
 

@@ -14,8 +14,8 @@ from toprl_export.fields import to_json
 from toprl_export.pruning.baselines.specs import BASELINES, ORACLE
 
 if TYPE_CHECKING:
-    from toprl_export.compare.result import Comparison
-    from toprl_export.compare.runner import Prepared
+    from toprl_export.comparison.result import Comparison
+    from toprl_export.comparison.runner import Prepared
 
 
 @click.command(
@@ -89,8 +89,8 @@ if TYPE_CHECKING:
 @options.as_json
 def command(dry_run: bool, as_json: bool, **settings: Any) -> None:
     """Compare, or say what would be."""
-    from toprl_export.compare.request import CompareRequest
-    from toprl_export.compare.runner import compare, prepare
+    from toprl_export.comparison.request import CompareRequest
+    from toprl_export.comparison.runner import compare, prepare
 
     request = CompareRequest(**settings, command=command_line())
     if dry_run:

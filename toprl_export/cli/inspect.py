@@ -141,7 +141,7 @@ def _plan(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _report(path: Path) -> tuple[dict[str, Any], str]:
-    from toprl_export.validate.report import read_report
+    from toprl_export.validation.report import read_report
 
     report = read_report(path)
     facts = [

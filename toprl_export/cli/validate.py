@@ -13,7 +13,7 @@ from toprl_export.cli.output import command_line, print_json, table_lines
 from toprl_export.fields import to_json
 
 if TYPE_CHECKING:
-    from toprl_export.validate.report import Accuracy, BudgetReport, Report
+    from toprl_export.validation.report import Accuracy, BudgetReport, Report
 
 EXIT_FAILED = 1
 GATES = "Gates (LIMIT is one number, or one per budget: 192=0.97,64=0.9)"
@@ -103,9 +103,9 @@ def command(
     **measured: Any,
 ) -> int:
     """Validate, print the table; 0 when every gate was met, else 1."""
-    from toprl_export.validate.bench import ValidationOptions
-    from toprl_export.validate.gates import BudgetLimits, GateLimits, parse_speedups
-    from toprl_export.validate.runner import default_report_dir, validate
+    from toprl_export.validation.bench import ValidationOptions
+    from toprl_export.validation.gates import BudgetLimits, GateLimits, parse_speedups
+    from toprl_export.validation.runner import default_report_dir, validate
 
     limits = GateLimits(
         min_retention=BudgetLimits.parse(min_retention, "--min-retention"),

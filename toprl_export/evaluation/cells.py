@@ -58,7 +58,7 @@ def reached_modules(worker: str, package: Path) -> dict[str, Path]:
     they import at once counts, not what their functions offer to users.
 
     Args:
-        worker: the module's name, such as ``toprl_export.analyze.study``.
+        worker: the module's name, such as ``toprl_export.analysis.study``.
         package: the directory of the root package.
     """
     found: dict[str, Path] = {}

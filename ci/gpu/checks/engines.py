@@ -26,8 +26,8 @@ from toprl_export.pruning.baselines.specs import baseline_plan
 from toprl_export.pruning.plan import default_stage_layers, make_plan
 from toprl_export.pruning.scorer import make_scorer
 from toprl_export.tasks.registry import TASKS
-from toprl_export.validate.gates import BudgetLimits, GateLimits
-from toprl_export.validate.report import BudgetReport, Parity
+from toprl_export.validation.gates import BudgetLimits, GateLimits
+from toprl_export.validation.report import BudgetReport, Parity
 
 TASK = "mini-colour"
 BUDGETS = (192, 64)
@@ -143,7 +143,7 @@ def build_bundle(target: Target, agent: Path, directory: Path) -> dict[str, floa
         NotRun: the engine is unknown, or something it needs is missing.
     """
     from toprl_engines.trt.options import TensorRTOptions
-    from toprl_export.build import build
+    from toprl_export.building import build
     from toprl_export.engine import ConfigurableEngine, get_engine
 
     if target.plugin and not PLUGIN.exists():
@@ -183,8 +183,8 @@ def _measure(context: Context, target: Target, bundle: Path) -> None:
 
 
 def _validate(context: Context, target: Target, bundle: Path) -> tuple[BudgetReport, ...]:
-    from toprl_export.validate.bench import ValidationOptions
-    from toprl_export.validate.runner import validate
+    from toprl_export.validation.bench import ValidationOptions
+    from toprl_export.validation.runner import validate
 
     options = ValidationOptions(
         limit=6 if context.quick else 48,

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.agents import save_tiny_agent
 from tests.support.tiny_llava import tiny_adapter
-from toprl_export.analyze import study as study_module
+from toprl_export.analysis import study as study_module
 from toprl_export.cli.main import main
 from toprl_export.models.llava import LlavaAdapter
 from toprl_export.registry import Registry

@@ -20,7 +20,7 @@ def arguments(tmp_path: Path, fake_engine: None, monkeypatch: pytest.MonkeyPatch
     """A command that builds the tiny model's bundle in the current directory."""
     adapter = tiny_adapter()
     monkeypatch.setattr("toprl_export.models.load.load_model", lambda *_: adapter)
-    monkeypatch.setattr("toprl_export.build.load_model", lambda *_: adapter)
+    monkeypatch.setattr("toprl_export.building.load_model", lambda *_: adapter)
     monkeypatch.chdir(tmp_path)
     save_tiny_agent(tmp_path / "agents" / "mini-exist", adapter)
     return ["build", "--model", "tiny", "--engine", "fake", "--agent", "agents/mini-exist"]

@@ -25,7 +25,7 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A command that builds the tiny model's bundle for an engine with options of its own."""
     adapter = tiny_adapter()
     monkeypatch.setattr("toprl_export.engine.ENGINES", Registry("engine", ENGINES))
-    monkeypatch.setattr("toprl_export.build.load_model", lambda *_: adapter)
+    monkeypatch.setattr("toprl_export.building.load_model", lambda *_: adapter)
     monkeypatch.setattr(ConfigurableEngine, "builds", 0)
     monkeypatch.chdir(tmp_path)
     save_tiny_agent(tmp_path / "agents" / "mini-exist", adapter)

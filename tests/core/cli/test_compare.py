@@ -10,7 +10,7 @@ import pytest
 from tests.support.agents import save_tiny_agent
 from tests.support.yes_no_model import save_yes_no_model
 from toprl_export.cli.main import main
-from toprl_export.compare.method_cell import CellRunner
+from toprl_export.comparison.method_cell import CellRunner
 from toprl_export.models.load import load_model
 from toprl_export.pruning.baselines.specs import BASELINES
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("engine_command_lines")
 def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A command that builds the tiny model's bundle for an engine with options of its own."""
     adapter = tiny_adapter()
-    monkeypatch.setattr("toprl_export.build.load_model", lambda *_: adapter)
+    monkeypatch.setattr("toprl_export.building.load_model", lambda *_: adapter)
     monkeypatch.setattr(ConfigurableFakeEngine, "builds", 0)
     monkeypatch.setattr(ConfigurableFakeEngine, "told", None)
     monkeypatch.chdir(tmp_path)

@@ -68,9 +68,9 @@ def test_a_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 
 
 def test_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    from tests.core.validate.conftest import made_up_report
-    from toprl_export.validate.gates import GateLimits
-    from toprl_export.validate.report import write_report
+    from tests.core.validation.conftest import made_up_report
+    from toprl_export.validation.gates import GateLimits
+    from toprl_export.validation.report import write_report
 
     report = made_up_report(GateLimits())
     write_report(tmp_path / "report.json", report)

@@ -20,8 +20,8 @@ from tests.support.agents import save_tiny_agent
 from tests.support.cell_work import Number, OpenSquarer
 from tests.support.comparison import make_cell
 from toprl_export.agent import load_agent
-from toprl_export.analyze.study import AnswerCell, ByAgent, OneCut, OpenAnswerer, Unpruned
-from toprl_export.compare.method_cell import OpenCellRunner
+from toprl_export.analysis.study import AnswerCell, ByAgent, OneCut, OpenAnswerer, Unpruned
+from toprl_export.comparison.method_cell import OpenCellRunner
 from toprl_export.errors import UserError
 from toprl_export.evaluation.cells import CellStore, code_digest, compute_cells, reached_modules
 from toprl_export.evaluation.questions import TaskQuestions
@@ -63,7 +63,7 @@ def test_the_digest_follows_the_files_that_are_reached_and_no_others(package: Pa
     assert (code_digest("shop.worker", package) == before) == (name in UNREACHED)
 
 
-@pytest.mark.parametrize("worker", ["toprl_export.compare.method_cell", "toprl_export.analyze.study"])
+@pytest.mark.parametrize("worker", ["toprl_export.comparison.method_cell", "toprl_export.analysis.study"])
 def test_all_that_python_loads_to_answer_is_reached(worker: str, adapter: LVLMAdapter, model_dir: Path, tmp_path: Path):
     agent = load_agent(save_tiny_agent(tmp_path / "agent", adapter))
     if worker.endswith("study"):
@@ -85,7 +85,9 @@ def test_all_that_python_loads_to_answer_is_reached(worker: str, adapter: LVLMAd
     reached = reached_modules(worker, Path(toprl_export.__file__).parent)
     assert worker in loaded and "toprl_export.models.llava" in loaded and "toprl_export.tasks.mini_tasks" in loaded
     assert set(loaded) <= set(reached)
-    assert not [name for name in reached if name.split(".")[1:2] in (["cli"], ["validate"], ["build"], ["trainer"])]
+    assert not [
+        name for name in reached if name.split(".")[1:2] in (["cli"], ["validation"], ["building"], ["trainer"])
+    ]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tests.support.onnx_bundle import staged_bundle
 from tests.support.plans import OPTIONS, build_copy, build_graph, copied, rtx
 from toprl_engines.trt.build_report import GraphBuild, read_build_report
 from toprl_engines.trt.engine import TensorRTEngine
-from toprl_export.build import PreparedBuild, up_to_date, write_bundle
+from toprl_export.building import PreparedBuild, up_to_date, write_bundle
 from toprl_export.bundle import load_bundle
 from toprl_export.engine import GRAPHS, BuildRequest
 from toprl_export.errors import UserError

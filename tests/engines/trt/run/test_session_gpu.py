@@ -12,7 +12,7 @@ from tests.support.onnx_bundle import TASKS, grouped_bundle, staged_bundle
 from tests.support.tiny_llava import tiny_pixels, tiny_tokens
 from toprl_engines.trt.options import TensorRTOptions
 from toprl_engines.trt.run import session as session_module
-from toprl_export.build import PreparedBuild, write_bundle
+from toprl_export.building import PreparedBuild, write_bundle
 from toprl_export.bundle import Bundle
 from toprl_export.engine import BuildRequest, SessionOptions, get_engine
 from toprl_export.errors import UserError

@@ -1,0 +1,206 @@
+"""What a request costs: time, in rounds in which all sessions take turns, and the peak memory of a fresh process.
+
+Run as ``python -m toprl_export.validation.costs``, this is that process: it loads one session, answers one request and
+prints how much memory it took at most. It imports torch only where it measures the reference model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toprl_export.bundle import Bundle, load_bundle
+from toprl_export.engine import SessionOptions, get_engine
+from toprl_export.runtime.prompt import TokenBatch
+from toprl_export.runtime.session import EngineSession, PrefillRequest
+from toprl_export.validation.report import Latency
+
+GENERATED_TOKENS = 16
+SETTLE_SECONDS = 0.02
+"""Pause before each measurement: the idle threads of the library that ran last still spin for a while."""
+
+
+REFERENCE, ENGINE_UNPRUNED = "reference", "engine_unpruned"
+"""Names, as the report has them, of the sessions that the engine at each budget is compared with."""
+
+
+@dataclass(frozen=True)
+class MeasuredSession:
+    """A session, and the keep counts and the agent with which it is measured."""
+
+    session: EngineSession
+    keep_counts: tuple[int, ...]
+    agent_index: int
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One batch to answer: pixels ``float32 [b, 3, h, w]`` and tokenised questions."""
+
+    pixels: NDArray[np.float32]
+    tokens: TokenBatch
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Milliseconds in every round, ``float64 [rounds, 4]``: of the four parts that are the fields of ``Latency``."""
+
+    rounds: NDArray[np.float64]
+
+    @property
+    def median(self) -> Latency:
+        """Each part's median."""
+        return Latency(*map(float, np.median(self.rounds, axis=0)))
+
+    @property
+    def interquartile_range(self) -> Latency:
+        """Each part's spread."""
+        low, high = np.percentile(self.rounds, (25, 75), axis=0)
+        return Latency(*map(float, high - low))
+
+
+def measure_latency(
+    sessions: Mapping[str, MeasuredSession],
+    workload: Workload,
+    warmup: int,
+    iterations: int,
+    progress: Callable[[], object] = lambda: None,
+) -> dict[str, Timings]:
+    """Time whole requests (vision, prefill and greedy decoding to 16 tokens) of every session, interleaved.
+
+    Preprocessing and tokenising are left out: they are the same for all. Answers are not ended early.
+
+    Args:
+        sessions: by name; each answers the same workload once a round, in this order, so that whatever else the machine
+            does slows all alike.
+        workload: what they answer.
+        warmup: rounds not counted.
+        iterations: rounds counted.
+        progress: called after each round.
+    """
+    rounds: dict[str, list[tuple[float, ...]]] = {name: [] for name in sessions}
+    for number in range(warmup + iterations):
+        for name, session in sessions.items():
+            time.sleep(SETTLE_SECONDS)
+            timed = time_request(session, workload)
+            if number >= warmup:
+                rounds[name].append(timed)
+        progress()
+    return {name: Timings(np.array(timed)) for name, timed in rounds.items()}
+
+
+def time_request(measured: MeasuredSession, workload: Workload) -> tuple[float, float, float, float]:
+    """Milliseconds of vision, prefill, one decode step on average, and the whole of one request."""
+    session, clock = measured.session, time.perf_counter
+    start = clock()
+    images = session.encode_image(workload.pixels)
+    encoded = clock()
+    request = PrefillRequest(workload.tokens, images, measured.keep_counts, measured.agent_index)
+    result = session.prefill(request)
+    prefilled = clock()
+    logits = result.logits
+    for _ in range(GENERATED_TOKENS - 1):
+        logits = session.decode(result.cache, logits.argmax(axis=-1))
+    end = clock()
+    steps = (end - prefilled) / (GENERATED_TOKENS - 1)
+    return (encoded - start) * 1e3, (prefilled - encoded) * 1e3, steps * 1e3, (end - start) * 1e3
+
+
+def measure_throughput(
+    sessions: Mapping[str, MeasuredSession], workloads: Sequence[Workload], rounds: int, progress: Callable[[], object]
+) -> dict[str, tuple[float, ...]]:
+    """Requests per second of every session, for each workload (which differ in batch), from median times."""
+    rates: dict[str, list[float]] = {name: [] for name in sessions}
+    for workload in workloads:
+        timed = measure_latency(sessions, workload, warmup=1, iterations=rounds, progress=progress)
+        for name, timings in timed.items():
+            rates[name].append(workload.tokens.batch / timings.median.total * 1e3)
+    return {name: tuple(figures) for name, figures in rates.items()}
+
+
+def peak_memory(bundle_dir: Path, kind: str, keep_counts: Sequence[int], prompt: str, threads: int) -> int:
+    """Peak resident bytes of a process that answers ``prompt`` about an empty image on the CPU.
+
+    Args:
+        bundle_dir: the bundle.
+        kind: "reference", "engine_unpruned" or "engine".
+        keep_counts: of the engine.
+        prompt: the question.
+        threads: CPU threads.
+
+    Raises:
+        RuntimeError: the process failed; its error output is in the message.
+    """
+    arguments = [str(bundle_dir), kind, ",".join(map(str, keep_counts)), prompt, str(threads)]
+    done = subprocess.run(
+        [sys.executable, "-m", "toprl_export.validation.costs", "--", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"measuring the memory of {kind} failed: {done.stderr.strip()}")
+    return int(done.stdout.split()[-1])
+
+
+def resident_peak() -> int:
+    """The highest resident size of this process so far, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not getrusage: on Linux its maximum survives exec, so a child would report its parent's peak.
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, where there is no /proc
+
+
+def main() -> None:
+    """Answer one request and print the peak."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("kind", choices=(REFERENCE, ENGINE_UNPRUNED, "engine"))
+    parser.add_argument("keep_counts", type=lambda text: tuple(map(int, text.split(","))))
+    parser.add_argument("prompt")
+    parser.add_argument("threads", type=int)
+    args = parser.parse_args()
+    bundle = load_bundle(args.bundle, verify=False)
+    session = _open(bundle, args.kind, args.threads)
+    time_request(MeasuredSession(session, args.keep_counts, agent_index=0), _workload(bundle, args.prompt))
+    print(resident_peak())
+
+
+def _open(bundle: Bundle, kind: str, threads: int) -> EngineSession:
+    manifest = bundle.manifest
+    if kind != REFERENCE:
+        options = SessionOptions(threads, "cpu", unpruned=kind == ENGINE_UNPRUNED)
+        return get_engine(manifest.engine.name).open(bundle, options)
+    import torch
+
+    from toprl_export.models.load import load_model
+    from toprl_export.validation.stock import StockSession
+
+    torch.set_num_threads(threads)
+    return StockSession(load_model(manifest.model.id, revision=manifest.model.revision))
+
+
+def _workload(bundle: Bundle, prompt: str) -> Workload:
+    from tokenizers import Tokenizer
+
+    manifest = bundle.manifest
+    tokenizer = Tokenizer.from_file(str(bundle.path("tokenizer")))
+    tokens = manifest.prompt.tokenize(tokenizer, [prompt], manifest.model.visual_tokens)
+    height, width = manifest.image_processor.output_size
+    return Workload(np.zeros((1, 3, height, width), np.float32), tokens)
+
+
+if __name__ == "__main__":
+    main()
