@@ -24,6 +24,7 @@ from toprl_engines.graph.passes import (
     ROW_GATHER,
     check_passes,
     clean_names,
+    drop_source_places,
     optimise,
     rename_sizes,
 )
@@ -135,6 +136,7 @@ def _to_onnx(name: str, trace: _Trace) -> ir.Model:
     model = _traced(trace)
     check_passes(name, optimise(model), trace.required)
     clean_names(model)
+    drop_source_places(model)
     rename_sizes(model, _declared_names(model, trace.spec))
     return model
 

@@ -28,6 +28,12 @@ CONSTANT_RESHAPE = "constant-reshape"
 ROW_BY_SCALAR = "row-by-scalar"
 ELEMENT_OF_VECTOR = "element-of-vector"
 """Names of the passes."""
+_SOURCE_PLACES = (
+    "namespace",
+    "pkg.torch.onnx.class_hierarchy",
+    "pkg.torch.onnx.fx_node",
+    "pkg.torch.onnx.stack_trace",
+)
 
 
 @dataclass(frozen=True)
@@ -352,6 +358,17 @@ def rename_sizes(model: ir.Model, names: Mapping[str, str]) -> None:
             continue
         renamed = [names.get(str(getattr(size, "value", size)), None) for size in value.shape]
         value.shape = ir.Shape([size if new is None else new for size, new in zip(value.shape, renamed, strict=True)])
+
+
+def drop_source_places(model: ir.Model) -> None:
+    """Forget where in Python's source every node came from. In place.
+
+    Tracing notes stack traces with absolute paths and line numbers, so that the same build on another machine, or after
+    a comment was added, would have other bytes, and a published bundle would tell its builder's directories.
+    """
+    for node in model.graph.all_nodes():
+        for name in _SOURCE_PLACES:
+            node.metadata_props.pop(name, None)
 
 
 def clean_names(model: ir.Model) -> None:

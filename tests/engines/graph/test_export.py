@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -51,6 +52,14 @@ def test_the_prefill_graph_serves_every_budget_and_batch(graphs):
         assert found[f"key_{layer}"] == ("batch", 2, f"tokens_{layer}", 64)
         assert found[f"kept_{layer}"] == ("batch", f"kept_{layer}")
         assert found[f"mask_{layer}"] == ("batch", f"tokens_{layer}")
+
+
+def test_no_graph_says_where_it_was_built(graphs):
+    for graph in graphs.values():
+        written = graph.SerializeToString()
+        assert b"name_scopes" in written, "what is left of the traced metadata"
+        for place in (b".py", b"line ", str(Path.cwd()).encode(), b"toprl_export.", b"toprl_engines."):
+            assert place not in written
 
 
 def test_the_decode_graph_has_one_length_per_group(graphs):
