@@ -145,7 +145,7 @@ class Gpu(Protocol):
 
 
 def check_compatible(compiled: Compiled, binding: Binding, device: Gpu) -> None:
-    """Return when plans so compiled can be loaded by ``binding`` on ``device``.
+    """Check that plans so compiled can be loaded by ``binding`` on ``device``.
 
     Raises:
         UserError: another TensorRT or another GPU is needed.
