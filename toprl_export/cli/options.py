@@ -224,7 +224,7 @@ def tasks(default: str) -> Callable[[Decorated], Decorated]:
 
 
 class _ProviderOption(Option):
-    """``--provider``, whose help names what the installed engines take; they are looked up only when the help is shown."""
+    """``--provider``, whose help names what the installed engines take; they are imported only to show the help."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """Flags and help."""

@@ -217,7 +217,7 @@ def _pieces(row: int, text: str) -> Iterator[TextPiece]:
 def _most_likely(logits: NDArray[np.float32]) -> NDArray[np.int64]:
     if not np.isfinite(logits).all():
         raise UserError(
-            "NaN or infinite logits: this model overflows the engine's precision: build the bundle with --precision fp32"
+            "NaN or infinite logits: the model overflows the engine's precision: build the bundle with --precision fp32"
         )
     chosen: NDArray[np.int64] = logits.argmax(axis=-1)
     return chosen
