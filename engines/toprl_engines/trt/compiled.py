@@ -186,8 +186,8 @@ def _check_binding(compiled: Compiled, binding: Binding) -> None:
         )
     if built.major != here.major or here < built:
         raise UserError(
-            f"the bundle was built by {built_by}, which {binding.version} cannot load: later versions with the same "
-            f"first number can; install {built} or build it again"
+            f"the bundle was built by {built_by}, which {binding.version} cannot load: later releases of the same "
+            f"major version can; install {built} or build it again"
         )
 
 

@@ -155,7 +155,7 @@ def packed_mask(positions: Tensor, segments: Tensor, padding: Tensor) -> Tensor:
     visible = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
     allowed = earlier & visible & ~padding[:, None, :]
     allowed |= torch.eye(positions.shape[1], dtype=torch.bool)
-    return torch.zeros(allowed.shape, dtype=torch.bfloat16).manswer_mask_fill_(~allowed, -1e4)[:, None]
+    return torch.zeros(allowed.shape, dtype=torch.bfloat16).masked_fill_(~allowed, -1e4)[:, None]
 
 
 def _grade(logits: Tensor, labels: Tensor, batch: PackedBatch, answer_mask: Tensor) -> tuple[Tensor, Tensor]:
