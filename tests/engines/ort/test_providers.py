@@ -305,5 +305,6 @@ def test_tensorrt_computes_in_the_precision_of_the_bundle(bundle, precision, ena
 
 def test_a_place_that_cannot_be_written_is_one_line(bundle):
     cache_dir(bundle).write_text("in the way")
-    with pytest.raises(UserError, match=r"bundle-cache.* cannot be created .*: make the directory of"):
+    message = r"bundle-cache.* cannot be created .*: make the directory of the bundle writable"
+    with pytest.raises(UserError, match=message):
         provider_settings(bundle, "tensorrt", "decode")
