@@ -142,13 +142,13 @@ def load_agent(directory: Path) -> Agent:
         raise UserError(
             f"{directory} is no agent directory, because it has no {AGENT_FILE}: give what `toprl-export train` wrote"
         )
-    record = read_file(AgentRecord, path, "train it anew")
+    record = read_file(AgentRecord, path, "train it again")
     actor = Actor(record.actor)
     try:
         actor.load_state_dict(load_file(directory / ACTOR_FILE))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"{directory / ACTOR_FILE} does not hold the actor of {path} ({reason}): train it anew"
+            f"{directory / ACTOR_FILE} does not hold the actor of {path} ({reason}): train it again"
         ) from error
     return Agent(record, actor.eval().requires_grad_(False))

@@ -94,7 +94,7 @@ def build(
         options: the engine's own options; None for its defaults, and for an engine without any.
         output_dir: where the bundle goes; written whole or not at all.
         overwrite: replace an earlier bundle of other inputs.
-        command: how the build was asked for; recorded.
+        command: the command line, for the manifest.
 
     Raises:
         UserError: a name is unknown, there are agents and a baseline or neither, agents do not fit the model or each

@@ -129,7 +129,7 @@ class Engine(Protocol):
     name: str
 
     def check(self) -> None:
-        """Return when this engine can work here.
+        """Check that this engine can work here.
 
         Raises:
             UserError: it cannot (MissingExtraError where an extra would mend it).
@@ -137,7 +137,7 @@ class Engine(Protocol):
         ...
 
     def check_request(self, request: BuildRequest) -> None:
-        """Return when this engine can build ``request``; nothing is written.
+        """Check that this engine can build ``request``; nothing is written.
 
         Raises:
             UserError: the request asks for what this engine cannot do.

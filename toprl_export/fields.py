@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound="DataclassInstance")
 
-REMEDY = "write the file anew"
+REMEDY = "write the file again"
 _EXPECTED = {
     "string": "a text",
     "int": "a whole number",

@@ -67,14 +67,14 @@ def read_json_versioned(path: Path, format: str, version: int) -> dict[str, Any]
             f"{path} cannot be read ({error.strerror}); expected a {format} file: check the path"
         ) from error
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); expected a {format} file: write it anew") from error
+        raise UserError(f"{path} is not valid JSON ({error}); expected a {format} file: write it again") from error
     if not isinstance(payload, dict) or payload.get("format") != format:
         found = payload.get("format") if isinstance(payload, dict) else type(payload).__name__
         raise UserError(f"{path} has format {found!r}, expected {format!r}: give the path of a {format} file")
     if payload.get("version") != version:
         raise UserError(
             f"{path} has version {payload.get('version')!r} of {format}, but this release reads version {version}: "
-            "make it anew or install the release that wrote it"
+            "create it again or install the release that wrote it"
         )
     return payload
 

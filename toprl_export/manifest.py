@@ -25,7 +25,7 @@ _REMEDY = "build the bundle again"
 class ModelEntry:
     """The reference model: it is not in the bundle, so its weights' fingerprint says which one it was.
 
-    ``max_length`` is the most positions a sequence may have, generated tokens included; ``end_tokens`` are the ids
+    ``max_length`` is the maximum sequence length, generated tokens included; ``end_tokens`` are the ids
     that end an answer.
     """
 

@@ -1,6 +1,6 @@
 """The JSON Schemas of all versioned files of the core, made from the types that read them.
 
-``python -m toprl_export.schemas docs/schemas`` writes them anew; a test compares the committed ones with the types.
+``python -m toprl_export.schemas docs/schemas`` writes them again; a test compares the committed ones with the types.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class TrainRequest:
         images: overrides the recipe's number of training images.
         condition: overrides whether the recipe shows the policy the question ("text") or not ("none").
         threads: CPU threads; None for torch's choice, or for those of the run that is resumed.
-        resume: True requires an interrupted run, False starts anew, None resumes one of the same settings if any.
+        resume: True requires an interrupted run, False starts over, None resumes one of the same settings if any.
         overwrite: replace an earlier agent, and discard an interrupted run of other settings.
         dry_run: check and describe what would be done, write nothing.
         command: the command line, for the agent's record.
@@ -120,7 +120,7 @@ def train(
         condition: instead of the recipe's.
         threads: CPU threads.
         device: where the model runs: "cpu", "cuda", "cuda:N", or "auto" for a GPU where there is one.
-        resume: True requires an interrupted run, False starts anew, None resumes one of the same settings if any.
+        resume: True requires an interrupted run, False starts over, None resumes one of the same settings if any.
         overwrite: replace an earlier agent.
         dry_run: write nothing.
         command: the command line, for the agent's record.

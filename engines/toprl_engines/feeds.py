@@ -70,7 +70,9 @@ def _check(manifest: Manifest, request: PrefillRequest, names: Collection[str]) 
     if not 0 <= request.agent_index <= last:
         raise UserError(f"agent index {request.agent_index} is not one of 0 to {last}")
     if "saliency" in names and request.images.saliency is None:
-        raise UserError("the bundle's scorer reads the images' saliency, which is missing: encode them by this session")
+        raise UserError(
+            "the bundle's scorer reads the images' saliency, which is missing: let this session encode them"
+        )
 
 
 def prefill_feeds(

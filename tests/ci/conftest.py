@@ -28,16 +28,16 @@ class FakeEvent:
 
 @pytest.fixture
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Events, streams, graphs and memory counters that need no GPU; returns what graphs were asked for."""
-    asked: list[str] = []
+    """Events, streams, graphs and memory counters that need no GPU; returns the calls that graphs got."""
+    calls: list[str] = []
 
     class FakeGraph:
         def replay(self) -> None:
-            asked.append("replay")
+            calls.append("replay")
 
     @contextmanager
     def recording(graph: FakeGraph):
-        asked.append("record")
+        calls.append("record")
         yield
 
     @contextmanager
@@ -60,4 +60,4 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         "max_memory_allocated": lambda: 3 << 30,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    return asked
+    return calls

@@ -7,8 +7,8 @@ import pytest
 from ci.gpu.plan import CHECKS, GOALS, Goal, judge_all
 from ci.gpu.report import Case, CheckResult
 
-LEAST = Goal("fast", "speed", "race", "speedup", ">=", 2.5)
-MOST = Goal("exact", "error", "parity", "error", "<=", 2.0)
+AT_LEAST = Goal("fast", "speed", "race", "speedup", ">=", 2.5)
+AT_MOST = Goal("exact", "error", "parity", "error", "<=", 2.0)
 
 
 def check(name: str, table: str, *cases: Case | tuple[str, dict[str, float]]) -> CheckResult:
@@ -37,12 +37,12 @@ def test_the_worst_or_the_best_case_counts(over, values, outcome):
 @pytest.mark.parametrize(("values", "outcome"), [((1.0, 2.0), "reached"), ((1.0, 2.1), "not reached")])
 def test_a_limit_from_above_is_held_against_the_largest(values, outcome):
     found = check("error", "parity", *((f"{value}", {"error": value}) for value in values))
-    assert MOST.judge([found], "cuda", quick=False).outcome == outcome
+    assert AT_MOST.judge([found], "cuda", quick=False).outcome == outcome
 
 
 def test_a_failed_case_misses_the_goal_whatever_the_others_say():
     found = check("error", "parity", ("fine", {"error": 0.5}), Case("parity", "bad", "failed", "holds NaN"))
-    verdict = MOST.judge([found], "cuda", quick=False)
+    verdict = AT_MOST.judge([found], "cuda", quick=False)
     assert (verdict.outcome, verdict.found) == ("not reached", "bad: holds NaN")
 
 
@@ -56,15 +56,15 @@ def test_only_the_goals_own_table_figure_and_case_count():
 
 def test_what_could_not_run_is_said_plainly():
     missing = check("error", "parity", Case("parity", "one", "not run", "No module named 'triton'"))
-    assert MOST.judge([missing], "cuda", False).found == "No module named 'triton'"
-    assert MOST.judge([CheckResult("error", "not run", "no GPU")], "cuda", False).found == "no GPU"
-    assert MOST.judge([], "cuda", False).found == "the check error was left out"
+    assert AT_MOST.judge([missing], "cuda", False).found == "No module named 'triton'"
+    assert AT_MOST.judge([CheckResult("error", "not run", "no GPU")], "cuda", False).found == "no GPU"
+    assert AT_MOST.judge([], "cuda", False).found == "the check error was left out"
 
 
 def test_some_cases_of_a_process_that_crashed_reach_nothing_unless_the_best_counts():
     cases = (Case("race", "fine", figures={"speedup": 3.0}),)
     crashed = CheckResult("speed", "failed", "its process ended with SIGSEGV", cases=cases)
-    verdict = LEAST.judge([crashed], "cuda", quick=False)
+    verdict = AT_LEAST.judge([crashed], "cuda", quick=False)
     assert verdict.outcome == "not reached"
     assert "SIGSEGV" in verdict.found
     best = Goal("fast", "speed", "race", "speedup", ">=", 2.5, over="best")
@@ -79,9 +79,9 @@ def test_the_reason_is_that_of_the_goals_own_case():
 
 def test_small_shapes_or_a_cpu_reach_nothing():
     found = check("speed", "race", ("case", {"speedup": 99.0}))
-    assert LEAST.judge([found], "cuda", quick=False).outcome == "reached"
-    assert LEAST.judge([found], "cuda", quick=True).outcome == "not run"
-    assert LEAST.judge([found], "cpu", quick=True).found == "not run on a GPU"
+    assert AT_LEAST.judge([found], "cuda", quick=False).outcome == "reached"
+    assert AT_LEAST.judge([found], "cuda", quick=True).outcome == "not run"
+    assert AT_LEAST.judge([found], "cpu", quick=True).found == "not run on a GPU"
 
 
 def test_every_goal_names_a_check_that_is_run():

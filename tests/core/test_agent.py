@@ -53,5 +53,5 @@ def test_agents_from_before_the_choice_see_no_question(tmp_path: Path):
     assert load_agent(path.parent).record.actor == ActorConfig(128, 8, 2)
     payload["actor"]["condition"] = "speech"
     path.write_text(json.dumps(payload))
-    with pytest.raises(UserError, match=r"actor\.condition is 'speech', expected 'none' or 'text': train it anew"):
+    with pytest.raises(UserError, match=r"actor\.condition is 'speech', expected 'none' or 'text': train it again"):
         load_agent(path.parent)

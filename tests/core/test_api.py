@@ -60,15 +60,15 @@ def test_a_batch_is_its_rows(loaded: LoadedBundle, tmp_path: Path):
     Image.fromarray(picture(1)).save(tmp_path / "one.png")
     images = [picture(0), tmp_path / "one.png", Image.fromarray(picture(2))]
     prompts = [QUESTION, "how many circles are there in the image?", "red?"]
-    together = loaded.generate(images, prompts)
+    batched = loaded.generate(images, prompts)
     alone = [loaded.generate(image, prompt).answers[0] for image, prompt in zip(images, prompts, strict=True)]
-    assert list(together.answers) == alone
+    assert list(batched.answers) == alone
     assert len(set(alone)) == 3
 
 
 def test_one_image_takes_all_prompts(loaded: LoadedBundle):
-    together = loaded.generate(picture(0), [QUESTION, "red?"])
-    assert together.answers[1] == loaded.generate(picture(0), "red?").answers[0]
+    batched = loaded.generate(picture(0), [QUESTION, "red?"])
+    assert batched.answers[1] == loaded.generate(picture(0), "red?").answers[0]
 
 
 def test_streaming_adds_up(loaded: LoadedBundle):

@@ -63,7 +63,7 @@ def published(name: str) -> dict[str, Any]:
 def test_the_committed_schemas_are_those_of_the_types(tmp_path: Path):
     schemas.main(tmp_path)
     made, committed = ({path.name: path.read_text() for path in place.iterdir()} for place in (tmp_path, DIRECTORY))
-    assert made == committed, "write them anew: python -m toprl_export.schemas docs/schemas"
+    assert made == committed, "write them again: python -m toprl_export.schemas docs/schemas"
 
 
 @pytest.mark.parametrize(("name", "schema"), list(schemas.schemas()))

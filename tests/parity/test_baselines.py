@@ -125,14 +125,14 @@ def test_one_image_with_its_saliency_serves_several_questions():
     loaded = load(saliency_bundle().bundle.dir, threads=1, provider="cpu")
     pixels = np.random.default_rng(5).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     prompts = ["what colour is the 7?", "is there a star in the image?"]
-    together = loaded.generate(pixels, prompts, task="mini-read", budget_kept=6)
+    batched = loaded.generate(pixels, prompts, task="mini-read", budget_kept=6)
     alone = [loaded.generate(pixels, prompt, budget_kept=6).answers[0] for prompt in prompts]
-    assert list(together.answers) == alone
-    assert together.kept[0].tolist() == [together.kept[0][0].tolist()] * 2
+    assert list(batched.answers) == alone
+    assert batched.kept[0].tolist() == [batched.kept[0][0].tolist()] * 2
 
 
 class EverythingOfTheQuestion(Scorer):
-    """Uses all that the walk can tell of the question: states, which of them are asked, attention of all its tokens."""
+    """Uses all that the walk can tell of the question: states, question mask, attention of all its tokens."""
 
     needs = ScorerNeeds(attention="text", attention_layer="next", text=True)
 

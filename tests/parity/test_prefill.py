@@ -95,11 +95,11 @@ def test_agents_differ_and_the_index_picks_them(built, session):
 
 def test_a_row_does_not_depend_on_its_neighbours_or_padding(built, session):
     request = built.request((13, 9, 4), 0, batch=3)
-    together = session.prefill(request)
+    batched = session.prefill(request)
     alone = session.prefill(built.request((13, 9, 4), 0, batch=1))
     assert request.tokens.attention_mask.min() == 0
     # tiny_pixels draws the first image alike for every batch size.
-    assert largest_difference(together.logits[:1], alone.logits) <= TOLERANCE
+    assert largest_difference(batched.logits[:1], alone.logits) <= TOLERANCE
 
 
 def test_control_positions_recounted_after_pruning(built, session):

@@ -1,7 +1,7 @@
 """TensorRT's Python interface as far as the session uses it, computed by ONNX Runtime on a `FakeDevice`.
 
 A plan is a JSON text: the ONNX file that computes, the floating types of caches and of the rest at its border, and for
-each input the least and greatest sizes. What real TensorRT forbids is an error here: sizes outside of the profile,
+each input the smallest and largest sizes. What real TensorRT forbids is an error here: sizes outside of the profile,
 addresses that are not aligned, a captured graph whose context was changed, capturing a context that has never run with
 these sizes.
 """
@@ -139,12 +139,12 @@ class ICudaEngine:
         return TensorLocation.HOST if name in HOST_INPUTS else TensorLocation.DEVICE
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[list[int]]:
-        least, greatest = self.ranges[name]
-        return [least, least, greatest]
+        smallest, largest = self.ranges[name]
+        return [smallest, smallest, largest]
 
     def get_tensor_profile_values(self, profile_index: int, name: str) -> list[list[int]]:
-        least, greatest = self.values[name]
-        return [least, least, greatest]
+        smallest, largest = self.values[name]
+        return [smallest, smallest, largest]
 
     def create_runtime_config(self) -> IRuntimeConfig:
         return IRuntimeConfig()
@@ -175,8 +175,8 @@ class IExecutionContext:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         known = self.engine.get_tensor_shape(name)
-        least, greatest = self.engine.ranges.get(name, [known, known])
-        if len(shape) != len(known) or not all(a <= b <= c for a, b, c in zip(least, shape, greatest, strict=True)):
+        smallest, largest = self.engine.ranges.get(name, [known, known])
+        if len(shape) != len(known) or not all(a <= b <= c for a, b, c in zip(smallest, shape, largest, strict=True)):
             return False
         self.changes += self.shapes.get(name) != tuple(shape)
         self.shapes[name] = tuple(shape)

@@ -1,4 +1,4 @@
-"""A trainer that writes untrained agents at once, and keeps account of what it was asked."""
+"""A trainer that writes untrained agents at once, and records its requests."""
 
 from __future__ import annotations
 

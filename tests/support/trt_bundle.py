@@ -58,7 +58,7 @@ def open_plans(bundle: Bundle, device: FakeDevice, unpruned: bool = False) -> Te
 def _ranges(
     built: OnnxBundle, role: str, limits: PlanLimits
 ) -> tuple[dict[str, tuple[list[int], list[int]]], dict[str, tuple[list[int], list[int]]]]:
-    """Least and greatest sizes of dynamic inputs, and the same of the values of inputs on the host."""
+    """Smallest and largest sizes of dynamic inputs, and the same of the values of inputs on the host."""
     manifest = built.bundle.manifest
     shape, n, plan = manifest.model.shape, manifest.model.visual_tokens, manifest.plan
     height, width = manifest.image_processor.output_size

@@ -246,7 +246,7 @@ def _general_options() -> list[click.Parameter]:
             is_eager=True,  # so that its values are known when the other flags look for theirs
             expose_value=False,
             callback=_read_config,
-            help="YAML file of flags and values; flags typed here win over it",
+            help="YAML file of flags and values; flags given here override it",
         ),
         Option(
             ["--quiet", "-q"],
@@ -262,7 +262,7 @@ def _general_options() -> list[click.Parameter]:
             is_flag=True,
             expose_value=False,
             callback=_log_at(logging.DEBUG),
-            help="log details, too",
+            help="also log details",
         ),
         debug_option(),
     ]

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     type=options.NAMES,
     default="all",
     metavar="NAME[,NAME]",
-    help=f"all, or some of {', '.join((*BASELINES, ORACLE))}; random always takes part",
+    help=f"all, or some of {', '.join((*BASELINES, ORACLE))}; random is always included",
     shell_complete=options.complete_from(lambda: ("all", *BASELINES, ORACLE)),
 )
 @options.tasks(default="those of the agents, else all")

@@ -41,7 +41,7 @@ class EngineCommandLine(Protocol):
         """What ``build`` is told, from the values of ``build_options`` by parameter name; None without options.
 
         Raises:
-            UserError: a value is impossible, or two do not go together.
+            UserError: a value is impossible, or two contradict each other.
         """
         ...
 

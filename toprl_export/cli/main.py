@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         of the output went away, 70 a bug (with its traceback).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # Looked for by hand, so that mistakes of the command line itself are reported as was asked for.
+    # Looked up before parsing, so that parsing errors too are reported in the requested form.
     settings = Settings(debug="--debug" in arguments, as_json="--json" in arguments)
     with _Outcome(settings) as outcome:
         outcome.code = _run(arguments, settings)

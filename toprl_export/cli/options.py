@@ -224,7 +224,7 @@ def tasks(default: str) -> Callable[[Decorated], Decorated]:
 
 
 class _ProviderOption(Option):
-    """``--provider``, whose help names what the installed engines take; they are asked only when the help is shown."""
+    """``--provider``, whose help names what the installed engines take; they are imported only to show the help."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """Flags and help."""
@@ -272,7 +272,7 @@ def _report_as_json(ctx: click.Context, _: click.Parameter, value: bool) -> bool
 
 
 as_json = option(
-    OUTPUT, "--json", "as_json", is_flag=True, callback=_report_as_json, help="print one JSON object, for errors, too"
+    OUTPUT, "--json", "as_json", is_flag=True, callback=_report_as_json, help="print one JSON object, also for errors"
 )
 """``--json``: print one JSON object instead of text (bool, called ``as_json``)."""
 

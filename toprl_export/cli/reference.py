@@ -15,7 +15,7 @@ INTRODUCTION = f"""\
 Made from the commands themselves by `python -m toprl_export.cli.reference > docs/cli.md`; `{PROGRAM} COMMAND --help`
 prints the same.
 
-Exit codes: 0 done or passed, 1 a gate failed, 2 a mistake (told in one line), 70 a bug (with its traceback),
+Exit codes: 0 done or passed, 1 a gate failed, 2 a user error (reported in one line), 70 a bug (with its traceback),
 130 interrupted, 141 the reader of the output went away. With `--json`, an error is also printed on standard output, as
 `{{"error": {{"message": "…", "exit_code": 2}}}}`. The log goes to standard error; off a terminal, long work adds a line
 every 30 seconds. `NO_COLOR` switches colours off.
@@ -25,7 +25,7 @@ Shell completion: `{PROGRAM} completion bash|zsh|fish` prints the script.
 Flags may stand in a YAML file:
 
 ```yaml
-# {PROGRAM} train --config train.yaml --seed 1        (a flag that is typed wins over the file)
+# {PROGRAM} train --config train.yaml --seed 1        (a flag given here overrides the file)
 task: mini-colour
 budget-kept: [192, 64]
 overwrite: true

@@ -75,7 +75,7 @@ GATES = "Gates (LIMIT is one number, or one per budget: 192=0.97,64=0.9)"
     GATES,
     "--must-beat-random",
     is_flag=True,
-    help="require that the 95% interval of engine minus random pruning is above 0",
+    help="require an accuracy gain over random pruning whose 95% interval is above 0",
 )
 @option(MACHINE, "--device", type=click.Choice(("cpu", "cuda")), default="cpu", help="where engine and reference run")
 @options.provider(default="the device's name")

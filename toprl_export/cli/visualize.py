@@ -81,7 +81,7 @@ def _check(agent: Path | None, bundle: Path | None, image: Path | None, prompt: 
     if (agent is None) == (bundle is None):
         raise UserError("the tokens are kept by --agent or by --bundle: give one of the two")
     if (image is None) != (prompt is None):
-        raise UserError("--image and --prompt belong together: give both, or neither for a question of --task")
+        raise UserError("--image and --prompt need each other: give both, or neither for a question of --task")
     if image is not None and index:
         raise UserError("--image and --index both say what to ask: give --image with --prompt, or --index")
 
@@ -99,8 +99,8 @@ def _kept(
 ) -> KeptTokens:
     from toprl_export.evaluation.kept_tokens import ImageQuestion, TaskQuestion, kept_by_agent, kept_by_bundle
 
-    asked = ImageQuestion(image, prompt) if image and prompt else TaskQuestion(task, index, seed)
+    question = ImageQuestion(image, prompt) if image and prompt else TaskQuestion(task, index, seed)
     if bundle is not None:
-        return kept_by_bundle(bundle, asked, task, budget_kept, threads)
+        return kept_by_bundle(bundle, question, task, budget_kept, threads)
     assert agent is not None  # one of the two is given
-    return kept_by_agent(agent, asked, budget_kept, threads)
+    return kept_by_agent(agent, question, budget_kept, threads)

@@ -28,7 +28,7 @@ from toprl_export.tasks.task import Sample, Task
 
 CELLS_FOLDER = "cells"
 ENCODED_BYTES = 2**30
-"""Most memory for one task's encoded questions; questions beyond it are drawn and encoded again for every cell."""
+"""Memory limit for one task's encoded questions; questions beyond it are drawn and encoded again for every cell."""
 
 MethodKind: TypeAlias = Literal["unpruned", "baseline", "oracle", "agent"]
 

@@ -35,7 +35,7 @@ def patch_grid(height: int, width: int, visual_tokens: int) -> tuple[int, int]:
     rows, columns = round(height / side), round(width / side)
     if rows * columns != visual_tokens or rows * width != columns * height:
         raise UserError(
-            f"{visual_tokens} visual tokens are no grid of square patches on an image of {width}x{height} pixels, "
+            f"{visual_tokens} visual tokens form no grid of square patches on an image of {width}x{height} pixels, "
             "so they cannot be drawn: choose a model with one token per patch"
         )
     return rows, columns

@@ -93,7 +93,7 @@ class LVLMAdapter(ABC):
 
     @property
     def max_length(self) -> int:
-        """The most positions a sequence may have, those of the answer included."""
+        """Maximum sequence length, the answer included."""
         length: int = self.model.config.get_text_config().max_position_embeddings
         return length
 

@@ -157,7 +157,7 @@ def embed_tokens(decoder: Decoder, tokens: TokenTensors, visual: Tensor) -> _Seq
     text = decoder.embed(tokens.input_ids.gather(1, tokens.text_index))  # [b, t, d]
     cos, sin = decoder.rotary(text, tokens.position_ids)
     return _Sequence(
-        visual=visual.to(text.dtype),
+        visual=visual.to(text.dtype),  # the vision graph returns float32 in every precision
         text=text,
         visual_slot=tokens.visual_index,
         text_slot=tokens.text_index,
@@ -172,6 +172,7 @@ def embed_tokens(decoder: Decoder, tokens: TokenTensors, visual: Tensor) -> _Seq
 
 def _question_mask(tokens: TokenTensors) -> Tensor:
     """Which text tokens stand between the image and the answer, ``bool [b, t]``."""
+    # By position alone, so that it can be exported: every `PromptFormat` has the question behind the image.
     after_image = tokens.text_index > tokens.visual_index[:, -1:]
     question_mask = after_image & tokens.attention_mask.gather(1, tokens.text_index).bool()
     if tokens.question_end is not None:
@@ -211,6 +212,7 @@ def walk_prefix(
         needs: what a stage before layer ``layers`` will be given.
     """
     start = Prefix(0, embed_tokens(decoder, tokens, visual))
+    # A stage just behind the end, so that the attention it will need is taken from the last layer that is run here.
     reached = _run_layers(decoder, start, layers, (layers,), _undecided, needs, None)
     return Prefix(layers, reached.state, reached.attention)
 
@@ -260,6 +262,7 @@ def walk_from(
     ran = _run_layers(decoder, prefix, len(decoder), stage_layers, decide, needs, saliency)
     hidden = decoder.norm(ran.hidden)
     return Prefill(
+        # Padding is at the left and text stands last, so the last living slot is every prompt's last token.
         logits=decoder.head(hidden[:, -1]).float(),
         hidden=hidden,
         keys=tuple(cache.keys for cache in ran.caches),
@@ -329,6 +332,7 @@ def _attention(layer: Any, state: _Sequence, hidden: Tensor, needs: ScorerNeeds)
         return None
     order = torch.arange(state.question_mask.shape[1], device=hidden.device)  # [t]
     if needs.attention == "last":
+        # The last true element: argmax finds the largest place in the question. Unlike `nonzero` it can be exported.
         queries = (state.question_mask * order).argmax(1, keepdim=True)  # [b, 1]
     else:
         queries = order.expand(hidden.shape[0], -1)  # [b, t]
@@ -362,6 +366,7 @@ def _prune(
     kept, alive = decide(_stage_inputs(state, stage, attention, needs, saliency))  # living slots [b, k]
     slot, valid, origin = state.visual_slot.gather(1, kept), state.prompt_valid, state.visual_origin
     if alive is not None:
+        # In training a row's dropped tokens may stay as filling: invalid, so that no other token attends to them.
         valid = valid.scatter(1, slot, valid.gather(1, slot) & alive)
     return replace(
         state,
@@ -399,7 +404,7 @@ def walk_decode(
     rotary = decoder.rotary(hidden, position)
     grown: list[LayerCache] = []
     for index, group in enumerate(group_of_layer):
-        mask = masks[group][:, None, None, :]
+        mask = masks[group][:, None, None, :]  # no causality: everything cached comes before the new token
         hidden, cache = _run(decoder.layer(index), hidden, mask, rotary, (keys[index], values[index]))
         grown.append(cache)
     logits = decoder.head(decoder.norm(hidden)[:, -1]).float()
@@ -417,4 +422,5 @@ def _run(
 ) -> tuple[Tensor, LayerCache]:
     cache = LayerCache(past)
     output = layer(hidden, attention_mask=mask, position_embeddings=rotary, past_key_values=cache, use_cache=True)
+    # Whether a layer returns its states alone or in a tuple differs between families.
     return (output[0] if isinstance(output, tuple) else output), cache

@@ -141,6 +141,7 @@ class Actor(Scorer):
 
     def forward(self, inputs: StageInputs) -> Tensor:
         """Log-odds of keeping each token, float32 ``[b, n_t]``: the difference of its logits, as one product."""
+        # Two logits as in the paper, but only their difference decides: one product instead of two and a subtraction.
         weight, bias = self.head.weight.diff(dim=0), self.head.bias.diff(dim=0)  # [1, d₂], [1]
         odds = functional.linear(self.trunk(inputs), weight, bias).squeeze(-1)
         residual = self._residual(inputs)

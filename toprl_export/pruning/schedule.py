@@ -149,8 +149,8 @@ def _ideal_counts(widths: Sequence[int], available: int, max_count: int, decay: 
 
 
 def _nearest_counts(widths: Sequence[int], available: int, max_count: int, ideals: Sequence[float]) -> tuple[int, ...]:
-    """Whole, never increasing counts near ``ideals`` that spend as much of ``available`` as possible, then deviate
-    least; found stage by stage (dynamic programming)."""
+    """Whole, never increasing counts near ``ideals`` that spend as much of ``available`` as possible, and of these the
+    ones closest to ``ideals``; found stage by stage (dynamic programming)."""
     # (last count, token-layers spent) -> (squared deviation, counts so far)
     found: dict[tuple[int, int], tuple[float, tuple[int, ...]]] = {(max_count, 0): (0.0, ())}
     for width, ideal in zip(widths, ideals, strict=True):
@@ -158,6 +158,8 @@ def _nearest_counts(widths: Sequence[int], available: int, max_count: int, ideal
         for (last, spent), (deviation, counts) in found.items():
             for count in range(max(1, round(ideal) - _SEARCH_SPAN), min(last, round(ideal) + _SEARCH_SPAN) + 1):
                 state = (count, spent + width * count)
+                # Relative to the ideal: one token more or less weighs more where few are kept. Of equal deviations the
+                # lexicographically smaller counts win, so that the result is unique.
                 candidate = (deviation + (count - ideal) ** 2 / ideal, (*counts, count))
                 if state[1] <= available and (state not in extended or candidate < extended[state]):
                     extended[state] = candidate

@@ -27,6 +27,7 @@ def select(scores: Tensor, count: int | SymInt) -> Tensor:
     """
     scores = scores.float()
     if torch.compiler.is_exporting():
+        # Tells the exporter the range of a symbolic count; without it the traced sizes would need a guard.
         torch._check(count >= 1)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         torch._check(count <= scores.shape[1])  # type: ignore[no-untyped-call]  # as above
         # ONNX TopK breaks ties by the lower index; torch.topk promises nothing, so it is not used to compute.

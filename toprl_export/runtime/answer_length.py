@@ -9,7 +9,7 @@ DEFAULT_NEW_TOKENS = 16
 
 
 def prompt_room(max_length: int, visual_tokens: int, max_new_tokens: int = DEFAULT_NEW_TOKENS) -> int:
-    """The most tokens that a prompt may have, the visual ones included, so that its answer still fits.
+    """Maximum length of a prompt in tokens, the visual ones included, that leaves room for its answer.
 
     >>> prompt_room(max_length=1024, visual_tokens=576)
     1008
@@ -25,7 +25,7 @@ def prompt_room(max_length: int, visual_tokens: int, max_new_tokens: int = DEFAU
     room = max_length - max_new_tokens
     if room <= visual_tokens:
         raise UserError(
-            f"{max_new_tokens} new tokens leave no room for a prompt, for the model holds {max_length} "
+            f"{max_new_tokens} new tokens leave no room for a prompt, because the model has {max_length} "
             f"positions, {visual_tokens} of them visual: ask for fewer"
         )
     return room

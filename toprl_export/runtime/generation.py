@@ -50,9 +50,7 @@ class GenerationRequest:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise UserError(
-                f"at most {self.max_new_tokens} new tokens were requested, expected at least 1: ask for more"
-            )
+            raise UserError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1: allow more new tokens")
         if self.pixels.shape[0] not in (1, self.tokens.batch):
             raise UserError(
                 f"{self.pixels.shape[0]} images and {self.tokens.batch} prompts do not pair: "
@@ -219,8 +217,7 @@ def _pieces(row: int, text: str) -> Iterator[TextPiece]:
 def _most_likely(logits: NDArray[np.float32]) -> NDArray[np.int64]:
     if not np.isfinite(logits).all():
         raise UserError(
-            "the engine's logits are not finite numbers, so its precision does not hold this model: "
-            "build the bundle with --precision fp32"
+            "NaN or infinite logits: the model overflows the engine's precision: build the bundle with --precision fp32"
         )
     chosen: NDArray[np.int64] = logits.argmax(axis=-1)
     return chosen

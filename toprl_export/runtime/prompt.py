@@ -81,7 +81,7 @@ class PromptFormat:
             tokenizer: the model's.
             prompts: one question per batch row.
             visual_tokens: n, the image tokens of every prompt.
-            max_length: the most tokens a prompt may have, the visual ones included.
+            max_length: maximum length of a prompt in tokens, the visual ones included.
 
         Raises:
             UserError: there is no question, one is empty, too long or contains the image token, or the
@@ -94,7 +94,7 @@ class PromptFormat:
         for prompt, row in zip(prompts, rows, strict=True):
             if max_length is not None and len(row) > max_length:
                 raise UserError(
-                    f"the prompt {_shorten(prompt)!r} makes {len(row)} tokens with its {visual_tokens} visual ones, "
+                    f"the prompt {_shorten(prompt)!r} has {len(row)} tokens, {visual_tokens} of them visual, "
                     f"but at most {max_length} fit: shorten it or ask for fewer new tokens"
                 )
         return _pad(rows, image_id, token_id(tokenizer, self.pad_token))

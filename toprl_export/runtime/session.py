@@ -13,7 +13,7 @@ from toprl_export.runtime.prompt import TokenBatch
 
 @dataclass(frozen=True, eq=False)
 class EncodedImages:
-    """A batch of images as the vision tower left them.
+    """A batch of images, encoded by the vision tower.
 
     Attributes:
         visual: projected visual embeddings ``float32 [b, n, d]``.
@@ -89,7 +89,7 @@ class BatchLimited(Protocol):
 
     @property
     def max_batch(self) -> int:
-        """The most prompts, or images, of one call."""
+        """Maximum number of prompts, or images, in one call."""
         ...
 
 

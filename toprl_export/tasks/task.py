@@ -21,7 +21,7 @@ Level = Literal["perception", "reasoning"]
 Metric = Literal["accuracy", "accuracy+f1"]
 
 MAX_GROUP_QUESTIONS = 4
-"""The most questions that training asks of one image, which is encoded once for all of them."""
+"""Maximum number of questions about one image in training; the image is encoded once for all of them."""
 
 
 @dataclass(frozen=True)

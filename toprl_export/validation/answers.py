@@ -1,7 +1,7 @@
 """The held-out questions, answered by everything that is compared: accuracy, and parity of engine and PyTorch.
 
 One pass over the questions serves all budgets: every image is encoded once by the reference model and once by the
-engine, and what these made of it is what all answers and all parity figures are about.
+engine, and all answers and parity figures start from these encodings.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class QuestionBatch:
 
 @dataclass(frozen=True, eq=False)
 class EncodedQuestions:
-    """Questions whose images both vision towers have seen.
+    """Questions whose images are encoded by both vision towers.
 
     Attributes:
         tokens: the prompts.
-        reference: the images as the reference model's tower left them.
-        engine: the images as the engine's tower left them.
+        reference: the images, encoded by the reference model's tower.
+        engine: the images, encoded by the engine's tower.
         saliency: the reference tower's attention on each patch, ``float32 [b, n]``; None where the scorer needs none.
     """
 
@@ -60,7 +60,7 @@ class EncodedQuestions:
     def encode(
         cls, batch: QuestionBatch, stock: EngineSession, engine: EngineSession, runner: ReferenceRunner, saliency: bool
     ) -> EncodedQuestions:
-        """Show the images to both towers; with ``saliency`` the reference's also says where it looked."""
+        """Encode the images with both towers; with ``saliency``, compute the reference tower's attention too."""
         looked_at = runner.saliency(batch.pixels) if saliency else None
         return cls(batch.tokens, stock.encode_image(batch.pixels), engine.encode_image(batch.pixels), looked_at)
 
@@ -154,7 +154,7 @@ class _Encoded:
         self.decode = session.decode
 
     def encode_image(self, pixels: NDArray[np.float32]) -> EncodedImages:
-        """What was made of the images."""
+        """The images' encodings, whatever the pixels."""
         del pixels
         return self._images
 
@@ -212,7 +212,7 @@ class PrefillParity:
     forced_errors: list[float] = field(default_factory=list)
 
     def add(self, questions: EncodedQuestions, runs: PrunedRuns, runner: ReferenceRunner) -> None:
-        """Compare the prefills of some questions, each from what its own vision tower made of the images."""
+        """Compare the prefills of some questions, each from the encodings of its own vision tower."""
         engine, pruning, visual = runs.engine, runs.reference, questions.visual(runner.adapter.device)
         request = PrefillRequest(questions.tokens, questions.engine, engine.keep_counts, engine.agent_index)
         result = engine.session.prefill(request)

@@ -42,7 +42,7 @@ class ValidationOptions:
     Attributes:
         limit: held-out questions answered.
         parity_questions: how many of them have their prefills compared with PyTorch's too.
-        batch: questions answered together where time is not measured.
+        batch: questions in a batch where time is not measured.
         warmup: rounds of the latency measurement that are not counted.
         iterations: rounds that are.
         throughput_batches: batches at which whole requests per second are measured.
@@ -166,7 +166,7 @@ class Bench:
         return [self._batch(samples[start : start + size]) for start in range(0, len(samples), size)]
 
     def encode(self, batch: QuestionBatch) -> EncodedQuestions:
-        """Show the images of a batch to the reference's vision tower and to the engine's."""
+        """Encode a batch's images with the reference's vision tower and with the engine's."""
         saliency = self.scorer.needs.saliency
         return EncodedQuestions.encode(batch, self.stock, self.pruned, self.runner, saliency)
 

@@ -49,10 +49,10 @@ class GateLimits:
     """The limits; None, or an empty value, sets none.
 
     Attributes:
-        min_retention: least share of the reference's accuracy.
-        min_speedup: least ratios of times, by the names in ``SPEEDUPS``.
+        min_retention: minimum share of the reference's accuracy.
+        min_speedup: minimum ratios of times, by the names in ``SPEEDUPS``.
         max_logit_error: largest logit error with forced selection; the selection itself is what ``min_overlap`` limits.
-        min_overlap: least share of kept tokens on which engine and PyTorch agree, at every stage.
+        min_overlap: minimum share of kept tokens on which engine and PyTorch agree, at every stage.
         must_beat_random: the accuracy's gain over random pruning must be above 0 with 95% confidence.
     """
 

@@ -96,7 +96,7 @@ class Speedup:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Whole requests per second when ``batch`` of them are answered together."""
+    """Whole requests per second at a batch size of ``batch``."""
 
     batch: int
     reference: float

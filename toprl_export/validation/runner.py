@@ -342,6 +342,6 @@ def _out_of_memory_in_one_line() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise UserError(
-            "the GPU has too little memory for the reference model in PyTorch beside the bundle's engine, pruned and "
-            "unpruned: stop what else uses it, or use one with more memory"
+            "out of GPU memory: it does not hold the reference model in PyTorch beside the bundle's engine, pruned and "
+            "unpruned: stop what else uses the GPU, or use one with more memory"
         ) from error

@@ -10,7 +10,7 @@ Form = Literal["wide", "narrow", "few"]
 
 HEAD_DIMS = (64, 128)
 FEW_ROWS = 16
-"""Queries of one key-value head, all its heads together, up to which the few form is used."""
+"""Queries of one key-value head, summed over the query heads that share it, up to which the few form is used."""
 FULL_GRID = 128
 """Programs under which half as many queries per program keep more of a GPU busy."""
 SMALLEST_BLOCK = 64
@@ -18,7 +18,7 @@ SMALLEST_BLOCK = 64
 SPLIT_GRID = 256
 """Programs that the splitting of keys aims at."""
 SPLIT_TILES = 8
-"""Tiles of keys that a split has at least: less is not worth the second kernel."""
+"""Minimum number of key tiles in a split: fewer are not worth the second kernel."""
 MAX_SPLITS = 32
 
 

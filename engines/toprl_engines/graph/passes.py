@@ -52,7 +52,7 @@ class PassResult:
 
 
 def check_passes(graph: str, results: Iterable[PassResult], required: Mapping[str, int]) -> None:
-    """Return when every required pass has changed enough.
+    """Check that every required pass has changed enough.
 
     Args:
         graph: its name, for the message.
@@ -79,13 +79,16 @@ def optimise(model: ir.Model) -> tuple[PassResult, ...]:
     Returns:
         What each pass changed.
     """
+    # Not inlined: the attention op must stay one node, which engines with a kernel of their own take.
     optimizer.optimize_ir(model, inline=False)
     fused = fuse(model)
     simplified = simplify(model)
     # After the gathers, through which it looks for the origin of the tables.
     (rotary,) = _apply(model, RotaryFusion())
+    # Once more, for rewrites leave unused nodes and repeated subexpressions behind.
     optimizer.optimize_ir(model, inline=False)
-    # onnxscript fuses the rotary embedding itself where nothing is gathered, as in decode.
+    # onnxscript fuses the rotary embedding itself where nothing is gathered, as in decode; it counts only what it
+    # rewrote, so matched and changed are the same for its fusions.
     norms, turned = fused["RMSNormalization"], fused["RotaryEmbedding"]
     return (
         PassResult(RMS_NORMALIZATION, norms, norms),
@@ -257,7 +260,9 @@ class ConstantReshape(CountingRule):
         result = MatchResult()
         if ir.convenience.get_const_tensor(shape) is not None:
             return result.fail("constant already")
+        # Kept for `replacement`, which is called for the same match next.
         self._sizes = constant_sizes(data.shape, reshaped.shape)
+        # ONNX infers one size of a `Reshape` at most.
         return result if self._sizes.count(-1) < 2 else result.fail("several sizes change")
 
     def replacement(self, op: Any, data: ir.Value, **_: Any) -> Any:
@@ -348,6 +353,7 @@ def gather_behind(value: ir.Value) -> ir.Node | None:
 def constant(value: ir.Value | None) -> list[int] | None:
     """The integers that a value is known to hold, or None."""
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    # Axes and shapes are short; a larger constant is a weight, which need not be read.
     return None if tensor is None or tensor.size > 16 else [int(number) for number in tensor.numpy().reshape(-1)]
 
 

@@ -25,7 +25,7 @@ class ONNXRuntimeEngine:
     name = "onnx"
 
     def check(self) -> None:
-        """Return when ONNX Runtime is installed.
+        """Check that ONNX Runtime is installed.
 
         Raises:
             MissingExtraError: it is not.
@@ -33,7 +33,7 @@ class ONNXRuntimeEngine:
         require("onnxruntime", "onnx")
 
     def check_request(self, request: BuildRequest) -> None:
-        """Return when the graphs of ``request`` can be exported here.
+        """Check that the graphs of ``request`` can be exported here.
 
         Raises:
             UserError: the precision is not supported.
@@ -43,8 +43,8 @@ class ONNXRuntimeEngine:
             require(module, "onnx")
         if request.precision not in PRECISIONS:
             raise UserError(
-                f"precision {request.precision!r} is not supported by the engine 'onnx', for ONNX Runtime has no "
-                f"kernels of it on a CPU: use {' or '.join(PRECISIONS)}"
+                f"precision {request.precision!r} is not supported by the engine 'onnx', because ONNX Runtime has "
+                f"no CPU kernels for it: use {' or '.join(PRECISIONS)}"
             )
 
     def build(self, request: BuildRequest, directory: Path) -> BuildResult:

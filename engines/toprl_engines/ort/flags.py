@@ -1,4 +1,4 @@
-"""What the command line says of the engine `onnx`: the names of its providers, and what is installed."""
+"""The command line's part of the engine `onnx`: the names of its providers, and what is installed."""
 
 from __future__ import annotations
 

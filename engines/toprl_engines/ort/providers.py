@@ -135,8 +135,8 @@ def _engine_dir(bundle: Bundle, provider: str, role: str) -> Path:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"{place} cannot be made for the engines that {provider!r} builds ({error.strerror}): make the directory "
-            "of the bundle writable, or choose another provider"
+            f"{place} cannot be created for the engines that {provider!r} builds ({error.strerror}): make the "
+            "directory of the bundle writable, or choose another provider"
         ) from error
     return place
 

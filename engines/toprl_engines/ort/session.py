@@ -123,7 +123,7 @@ class ONNXRuntimeSession:
         return logits
 
     def close(self) -> None:
-        """Give the graphs back, and what they hold on the device. Once is enough."""
+        """Release the graphs and their device memory; a second call does nothing."""
         if not self._closed:
             self._closed = True
             del self._vision, self._prefill, self._decode
@@ -228,7 +228,7 @@ def open_session(
         target: where it is to run.
 
     Raises:
-        UserError: ``target`` is required and cannot be started, or takes nothing of the graph.
+        UserError: ``target`` is required and cannot be started, or can run no part of the graph.
     """
     if target.provider != CPU:
         try:
@@ -240,7 +240,7 @@ def open_session(
             return session, target.provider
         if target.required:
             raise UserError(
-                f"provider {target.provider!r} was asked for, but ONNX Runtime could not start it ({reason}): "
+                f"provider {target.provider!r} was requested, but ONNX Runtime could not start it ({reason}): "
                 f"{FIXES[target.provider]}, or use the CPU"
             )
     return onnxruntime.InferenceSession(str(path), options(), providers=[PROVIDERS[CPU]]), CPU

@@ -14,7 +14,7 @@ from toprl_flash_attention.tiles import HEAD_DIMS
 
 
 def check_options(options: TensorRTOptions, binding: Binding, gpu: GpuEntry | None) -> None:
-    """Return when ``binding`` can build as ``options`` ask, on this machine or one with a GPU.
+    """Check that ``binding`` can build as ``options`` ask, on this machine or one with a GPU.
 
     Raises:
         UserError: it cannot.
@@ -46,7 +46,7 @@ def check_options(options: TensorRTOptions, binding: Binding, gpu: GpuEntry | No
 
 
 def check_build(request: BuildRequest, options: TensorRTOptions) -> None:
-    """Return when plans can be built from ``request``.
+    """Check that plans can be built from ``request``.
 
     Raises:
         UserError: they cannot.
@@ -56,7 +56,7 @@ def check_build(request: BuildRequest, options: TensorRTOptions) -> None:
         return
     if options.version_compatible:
         raise UserError(
-            "a plan for later versions of TensorRT runs by a runtime of its own, which does not know the plugin: use "
+            "--version-compatible plans run on TensorRT's lean runtime, which does not know the plugin: use "
             "--attention native, or leave --version-compatible out"
         )
     if request.precision == "fp32":
@@ -72,7 +72,7 @@ def check_build(request: BuildRequest, options: TensorRTOptions) -> None:
 
 
 def check_plan(plan: PruningPlan) -> None:
-    """Return when TensorRT's top-k layer takes the tokens that every budget keeps.
+    """Check that TensorRT's top-k layer takes the tokens that every budget keeps.
 
     Raises:
         UserError: some stage of some budget keeps more.

@@ -145,7 +145,7 @@ class Gpu(Protocol):
 
 
 def check_compatible(compiled: Compiled, binding: Binding, device: Gpu) -> None:
-    """Return when plans so compiled can be loaded by ``binding`` on ``device``.
+    """Check that plans so compiled can be loaded by ``binding`` on ``device``.
 
     Raises:
         UserError: another TensorRT or another GPU is needed.
@@ -186,8 +186,8 @@ def _check_binding(compiled: Compiled, binding: Binding) -> None:
         )
     if built.major != here.major or here < built:
         raise UserError(
-            f"the bundle was built by {built_by}, which {binding.version} cannot load: later versions with the same "
-            f"first number can; install {built} or build it again"
+            f"the bundle was built by {built_by}, which {binding.version} cannot load: later releases of the same "
+            f"major version can; install {built} or build it again"
         )
 
 

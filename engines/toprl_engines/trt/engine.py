@@ -29,7 +29,7 @@ class TensorRTEngine:
     name = "trt"
 
     def check(self) -> None:
-        """Return when a TensorRT is installed, whichever of the two.
+        """Check that a TensorRT is installed, whichever of the two.
 
         Raises:
             MissingExtraError: none is.
@@ -50,7 +50,7 @@ class TensorRTEngine:
         options = TensorRTOptions() if options is None else options
         if not isinstance(options, TensorRTOptions):
             raise UserError(
-                f"the engine 'trt' takes TensorRTOptions, not {type(options).__name__}: give it options of its own"
+                f"the engine 'trt' takes TensorRTOptions, not {type(options).__name__}: pass TensorRTOptions"
             )
         binding, gpu = load_binding(options.binding), find_gpu()
         check_options(options, binding, gpu)
@@ -62,7 +62,7 @@ class TensorRTEngine:
         return replace(options, binding=binding.name, attention=attention, target_sms=targets)
 
     def check_request(self, request: BuildRequest) -> None:
-        """Return when plans of ``request`` can be built, here or on a machine with a GPU.
+        """Check that plans of ``request`` can be built, here or on a machine with a GPU.
 
         Raises:
             UserError: precision, plan or options are not supported.

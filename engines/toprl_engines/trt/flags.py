@@ -1,5 +1,4 @@
-"""What the command line says of the engine `trt`: the flags that only it knows, and its plans, bundles and reports in
-words."""
+"""The command line's part of the engine `trt`: its own flags, and its plans, bundles and reports in words."""
 
 from __future__ import annotations
 
@@ -105,7 +104,7 @@ class TensorRTCommandLine:
         click.Option(
             ["--attention"],
             type=click.Choice(ATTENTIONS),
-            help="who computes attention: the FlashAttention plugin or TensorRT itself "
+            help="what computes attention: the FlashAttention plugin or TensorRT itself "
             "(default: plugin with --plugin-library, else native)",
         ),
         click.Option(
@@ -115,9 +114,9 @@ class TensorRTCommandLine:
             help="the plugin, as engines/flash_attention/build.sh builds it; --attention plugin without it takes the "
             "plugin's Python route",
         ),
-        _number("--max-batch", "the most questions at once", _DEFAULT.max_batch),
-        _number("--max-text", "the most text tokens of a prompt", _DEFAULT.max_text),
-        _number("--max-new-tokens", "the longest answer", _DEFAULT.max_new_tokens),
+        _number("--max-batch", "maximum batch size: questions at once", _DEFAULT.max_batch),
+        _number("--max-text", "maximum number of text tokens in a prompt", _DEFAULT.max_text),
+        _number("--max-new-tokens", "maximum length of an answer, in tokens", _DEFAULT.max_new_tokens),
         click.Option(
             ["--workspace-gib"],
             type=float,
@@ -150,7 +149,7 @@ class TensorRTCommandLine:
             values: of `build_options`, by parameter name.
 
         Raises:
-            UserError: a value is impossible, or two do not go together.
+            UserError: a value is impossible, or two contradict each other.
         """
         names = [str(option.name) for option in self.build_options]
         # A switch that is not given is None or, where a configuration file says so, false: both leave the default.
@@ -171,7 +170,7 @@ class TensorRTCommandLine:
         return [f"TensorRT: {packages or 'not installed'}", *([f"  on {_gpu(found['gpu'])}"] if found["gpu"] else [])]
 
     def describe_details(self, details: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """By what a bundle's plans are compiled, and for which GPUs.
+        """What compiled a bundle's plans, and for which GPUs.
 
         Raises:
             UserError: the details are not what this engine writes.

@@ -40,7 +40,7 @@ class TensorRTOptions:
         target_sms: compute capabilities for TensorRT for RTX to build for, such as "8.9"; empty: its portable ones.
 
     Raises:
-        UserError: a value is impossible, or two do not go together.
+        UserError: a value is impossible, or two contradict each other.
     """
 
     attention: Literal["plugin", "native"] | None = None
@@ -96,7 +96,7 @@ class TensorRTOptions:
 
 
 def check_plugin_library(path: Path) -> None:
-    """Return when ``path`` is a file.
+    """Check that ``path`` is a file.
 
     Raises:
         UserError: it is none.

@@ -174,7 +174,7 @@ def _borrowed(torch: Any, address: int, shape: Shape, kind: str) -> Any:
 
 
 def register_python_plugin(binding: Binding, library: Path | None = None) -> None:
-    """Make the plugin known to TensorRT in this process. Once is enough.
+    """Register the plugin with TensorRT in this process; a second call does nothing.
 
     Building with TensorRT for RTX needs neither Triton nor a GPU. Running needs both, as does full TensorRT's builder,
     which times the layer; the error that TensorRT prints names what is missing.
@@ -221,7 +221,7 @@ def _scale_field(trt: Any, *scale: float) -> tuple[Any, Any]:
 
 
 def _check_shapes(shapes: Sequence[Shape]) -> None:
-    """Return when the inputs' shapes, of which -1 is not yet known, go together.
+    """Check that the inputs' shapes, in which -1 is not yet known, are compatible.
 
     Raises:
         UserError: they do not.

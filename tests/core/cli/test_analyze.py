@@ -93,11 +93,11 @@ def test_the_variants_and_a_dry_run_as_json(capsys: pytest.CaptureFixture[str], 
 
 
 def test_an_interrupt_keeps_what_is_done(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    answer, asked = study_module.answer_samples, []
+    answer, calls = study_module.answer_samples, []
 
     def interrupted(*arguments: object) -> list[str]:
-        asked.append(arguments)
-        if len(asked) == 3:
+        calls.append(arguments)
+        if len(calls) == 3:
             raise KeyboardInterrupt
         return answer(*arguments)
 
@@ -106,7 +106,7 @@ def test_an_interrupt_keeps_what_is_done(monkeypatch: pytest.MonkeyPatch, capsys
     assert "run the same command again to continue" in capsys.readouterr().err
     assert [path.name for path in Path("analysis").iterdir()] == ["cells"]
     assert len(list(Path("analysis/cells").iterdir())) == 2
-    assert analyze("cliff", "--tasks", "echo-look") == 0 and len(asked) == 3 + 3
+    assert analyze("cliff", "--tasks", "echo-look") == 0 and len(calls) == 3 + 3
 
 
 @pytest.mark.parametrize(

@@ -89,17 +89,17 @@ def test_mistakes(arguments: list[str], capsys: pytest.CaptureFixture[str], extr
 def test_a_baseline_needs_no_agent_and_is_named_after_itself(
     arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
-    asked = ["build", "--model", "tiny", "--engine", "fake", "--baseline", "uniform", "--budget-kept", "12,8"]
-    assert main([*asked, "--stage-layers", "0,3", "--dry-run"]) == 0
+    command = ["build", "--model", "tiny", "--engine", "fake", "--baseline", "uniform", "--budget-kept", "12,8"]
+    assert main([*command, "--stage-layers", "0,3", "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "would build: engines/uniform" in printed and "decoder:0 (uniform), decoder:3 (uniform)" in printed
     assert "tasks      all, by the baseline uniform" in printed
-    assert main(asked) == 0
+    assert main(command) == 0
     printed = capsys.readouterr().out
     assert "bundle: engines/uniform" in printed and "tasks all, by the baseline uniform" in printed
     assert "next: toprl-export validate engines/uniform --task mini-exist" in printed
     assert load_bundle(Path("engines/uniform")).manifest.baseline == "uniform"
-    assert main([*asked, "--json"]) == 0
+    assert main([*command, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["status"], found["tasks"], found["baseline"]) == ("up-to-date", [], "uniform")
 

@@ -48,9 +48,9 @@ def test_json_of_a_batch(bundle: str, capsys: pytest.CaptureFixture[str]):
     pairs = ["--image", "0.png", "--prompt", QUESTION, "--image", "1.png", "--prompt", "red?"]
     assert main(["run", bundle, *pairs, "--json", "--budget-kept", str(VISUAL_TOKENS)]) == 0
     found = json.loads(capsys.readouterr().out)
-    asked = [("0.png", QUESTION), ("1.png", "red?")]
-    assert [(row["image"], row["prompt"]) for row in found["answers"]] == asked
-    assert [row["answer"] for row in found["answers"]] == [answer(*pair, budget_kept=VISUAL_TOKENS) for pair in asked]
+    pairs = [("0.png", QUESTION), ("1.png", "red?")]
+    assert [(row["image"], row["prompt"]) for row in found["answers"]] == pairs
+    assert [row["answer"] for row in found["answers"]] == [answer(*pair, budget_kept=VISUAL_TOKENS) for pair in pairs]
     assert (found["task"], found["keep_counts"], found["visual_tokens"]) == ("mini-exist", [16, 16], 16)
     timings = found["timings"]
     assert set(timings) == {"vision_ms", "prefill_ms", "decode_ms_per_token", "total_ms"}
@@ -59,9 +59,9 @@ def test_json_of_a_batch(bundle: str, capsys: pytest.CaptureFixture[str]):
 
 def test_a_baseline_needs_no_task(bundle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     made_up_bundle(tmp_path / "plain", "fastv-p")
-    asked = ["run", "plain", "--image", "0.png", "--prompt", QUESTION, "--json"]
+    command = ["run", "plain", "--image", "0.png", "--prompt", QUESTION, "--json"]
     for extra, task in (([], None), (["--task", "mini-read"], "mini-read")):
-        assert main([*asked, *extra]) == 0
+        assert main([*command, *extra]) == 0
         found = json.loads(capsys.readouterr().out)
         assert (found["task"], found["answers"][0]["answer"]) == (task, answer("0.png", QUESTION))
 

@@ -70,8 +70,8 @@ def test_an_average_over_tasks_is_narrower_because_tasks_are_drawn_apart():
     single = np.mean([width(task.difference("a", "b")) for task in tasks])
     assert average.value == pytest.approx(np.mean([task.means["a"] - task.means["b"] for task in tasks]))
     assert width(average) == pytest.approx(single / 2, rel=0.12)
-    together = mean_difference([tasks[0]] * 4, "a", "b")
-    assert width(together) == pytest.approx(width(tasks[0].difference("a", "b")))
+    averaged = mean_difference([tasks[0]] * 4, "a", "b")
+    assert width(averaged) == pytest.approx(width(tasks[0].difference("a", "b")))
 
 
 def test_an_average_ratio_is_the_mean_of_the_tasks_ratios():

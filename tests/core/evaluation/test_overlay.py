@@ -80,7 +80,7 @@ def test_normalised_pixels_are_shown_as_they_were():
     [
         ([], "by --agent or by --bundle: give one of the two"),
         (["--agent", "a", "--bundle", "b"], "by --agent or by --bundle: give one of the two"),
-        (["--agent", "a", "--image", "x.png"], "belong together"),
+        (["--agent", "a", "--image", "x.png"], "need each other"),
         (["--agent", "a", "--image", "x.png", "--prompt", "?", "--index", "2"], "both say what to ask"),
         (["--agent", "a", "--index", "-1"], "--index"),
         (["--agent", "nowhere"], "is no agent directory"),

@@ -137,7 +137,7 @@ def test_rows_that_keep_different_numbers_agree_with_the_masked_form(adapter: Ll
         return Decision(kept, action.gather(1, kept))
 
     with torch.no_grad():
-        together = walk_prefill(adapter.decoder, tokens, visual, STAGES, decide)
+        batched = walk_prefill(adapter.decoder, tokens, visual, STAGES, decide)
         for row in range(3):
             alone = replace(
                 tokens, **{name: value[row : row + 1] for name, value in vars(tokens).items() if value is not None}
@@ -148,7 +148,7 @@ def test_rows_that_keep_different_numbers_agree_with_the_masked_form(adapter: Ll
                 return Decision(select(inputs.visual.float().sum(-1), single[inputs.stage]))
 
             expected = walk_prefill(adapter.decoder, alone, visual[row : row + 1], STAGES, decide_one)
-            assert relative_error(together.logits[row], expected.logits[0]) < TOLERANCE
+            assert relative_error(batched.logits[row], expected.logits[0]) < TOLERANCE
 
 
 def test_decoding_over_ragged_caches_equals_recomputation(adapter: LlavaAdapter) -> None:
@@ -206,11 +206,11 @@ def test_packed_questions_are_answered_as_if_alone(adapter: LlavaAdapter) -> Non
         segments=torch.cat([torch.zeros(1, start), torch.full_like(tail, 1), torch.full_like(other, 2)], dim=1).long(),
     )
     alone = replace(tokens, input_ids=torch.cat([prompt[:, :start], other], dim=1))
-    together, first, second = (pruned(adapter, batch, visual) for batch in (packed, tokens, alone))
-    at = together.hidden.shape[1] - other.shape[1] - 1
+    batched, first, second = (pruned(adapter, batch, visual) for batch in (packed, tokens, alone))
+    at = batched.hidden.shape[1] - other.shape[1] - 1
     with torch.no_grad():
-        assert relative_error(adapter.decoder.head(together.hidden[:, at]), first.logits) < TOLERANCE
-    assert relative_error(together.logits, second.logits) < TOLERANCE
+        assert relative_error(adapter.decoder.head(batched.hidden[:, at]), first.logits) < TOLERANCE
+    assert relative_error(batched.logits, second.logits) < TOLERANCE
 
 
 def eager_maps(adapter: LlavaAdapter, tokens: TokenTensors) -> list[Tensor]:
@@ -352,7 +352,7 @@ def test_generation_stops_at_the_end_token_and_batches(adapter: LlavaAdapter) ->
     tokens = tiny_tokens(adapter, 3)
     visual = runner.encode_image(tiny_pixels(3).numpy())
     pruning = Pruning(STAGES, COUNTS, some_actor(adapter))
-    together = runner.generate(tokens, visual, 6, pruning)
+    batched = runner.generate(tokens, visual, 6, pruning)
     stock = adapter.model.generate(
         input_ids=torch.from_numpy(tokens.input_ids),
         attention_mask=torch.from_numpy(tokens.attention_mask),
@@ -364,7 +364,7 @@ def test_generation_stops_at_the_end_token_and_batches(adapter: LlavaAdapter) ->
     new = stock[:, tokens.input_ids.shape[1] :].tolist()
     end = adapter.end_tokens[0]
     assert unpruned.tokens == [row[: row.index(end)] if end in row else row for row in new]
-    assert together.tokens != unpruned.tokens
+    assert batched.tokens != unpruned.tokens
 
 
 def test_replaying_a_dropped_token_is_refused(adapter: LlavaAdapter) -> None:

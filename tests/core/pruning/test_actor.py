@@ -77,8 +77,8 @@ def test_the_question_shifts_and_gates_by_numpy():
         return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
 
     text, attention = inputs.text.double().numpy(), inputs.attention.double().numpy()
-    for row, (asked, last) in enumerate(((slice(1, 3), 2), (slice(0, 4), 3))):
-        states = np.concatenate([normed(text[row, asked].mean(0)), normed(text[row, last])])
+    for row, (question, last) in enumerate(((slice(1, 3), 2), (slice(0, 4), 3))):
+        states = np.concatenate([normed(text[row, question].mean(0)), normed(text[row, last])])
         entered = linear("trunk.question", states)
         x = linear("trunk.enter", normed(inputs.visual[row].double().numpy()))
         x = gelu(x * (1 + entered[8:]) + entered[:8] + weights["trunk.stage_embedding"][1])

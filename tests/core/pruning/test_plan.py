@@ -123,27 +123,27 @@ def changed(**fields):
     [
         (
             changed(version=2),
-            "the plan: version is 2, expected 1: write the file anew",
+            "the plan: version is 2, expected 1: write the file again",
         ),
         (
             [1],
-            "the plan: the content is [1], expected an object: write the file anew",
+            "the plan: the content is [1], expected an object: write the file again",
         ),
         (
             changed(visual_tokens="many"),
-            "the plan: visual_tokens is 'many', expected a whole number: write the file anew",
+            "the plan: visual_tokens is 'many', expected a whole number: write the file again",
         ),
         (
             changed(stages=[{"site": "decoder:0"}]),
-            "the plan lacks stages[0].scorer: write the file anew",
+            "the plan lacks stages[0].scorer: write the file again",
         ),
         (
             {name: value for name, value in PLAN.to_json().items() if name != "schedules"},
-            "the plan lacks schedules: write the file anew",
+            "the plan lacks schedules: write the file again",
         ),
         (
             changed(decay="steep"),
-            "the plan: decay is 'steep', expected a number: write the file anew",
+            "the plan: decay is 'steep', expected a number: write the file again",
         ),
         (
             changed(decay=0),

@@ -31,25 +31,25 @@ def request(questions: list[str], images: int | None = None, new_tokens: int = 4
     return replace(made, **changes)
 
 
-def recomputed(session: FakeSession, asked: GenerationRequest, row: int) -> list[int]:
+def recomputed(session: FakeSession, batch: GenerationRequest, row: int) -> list[int]:
     """One row's greedy tokens, without a batch: every token is appended to the prompt's prefill by hand."""
     tokens = replace(
-        asked.tokens,
-        **{name: array[row : row + 1] for name, array in vars(asked.tokens).items()},
+        batch.tokens,
+        **{name: array[row : row + 1] for name, array in vars(batch.tokens).items()},
     )
-    images = session.encode_image(asked.pixels[row : row + 1])
-    prefill = session.prefill(PrefillRequest(tokens, images, asked.keep_counts, asked.agent_index))
+    images = session.encode_image(batch.pixels[row : row + 1])
+    prefill = session.prefill(PrefillRequest(tokens, images, batch.keep_counts, batch.agent_index))
     ids, logits = [], prefill.logits
-    while len(ids) < asked.max_new_tokens and int(logits[0].argmax()) != END_ID:
+    while len(ids) < batch.max_new_tokens and int(logits[0].argmax()) != END_ID:
         ids.append(int(logits[0].argmax()))
         logits = session.decode(prefill.cache, np.array(ids[-1:]))
     return ids
 
 
 def test_each_row_is_answered_as_if_alone_and_stops_by_itself():
-    asked = request(QUESTIONS)
-    result = generate(FakeSession(), TOKENIZER, asked)
-    expected = [recomputed(FakeSession(), asked, row) for row in range(len(QUESTIONS))]
+    batch = request(QUESTIONS)
+    result = generate(FakeSession(), TOKENIZER, batch)
+    expected = [recomputed(FakeSession(), batch, row) for row in range(len(QUESTIONS))]
     assert [list(ids) for ids in result.token_ids] == expected
     assert len({len(ids) for ids in expected}) > 1, "rows must end at different lengths for this test to see anything"
     assert result.answers == tuple(TOKENIZER.decode(ids) for ids in expected)
@@ -86,10 +86,10 @@ def test_the_limit_cuts_answers(limit: int):
 
 def test_one_image_is_encoded_once_for_several_questions():
     session = FakeSession()
-    asked = request(QUESTIONS, images=1)
-    result = generate(session, TOKENIZER, asked)
+    batch = request(QUESTIONS, images=1)
+    result = generate(session, TOKENIZER, batch)
     assert session.encoded_images == 1
-    copies = replace(asked, pixels=np.repeat(asked.pixels, len(QUESTIONS), axis=0))
+    copies = replace(batch, pixels=np.repeat(batch.pixels, len(QUESTIONS), axis=0))
     assert generate(FakeSession(), TOKENIZER, copies).answers == result.answers
 
 
@@ -222,8 +222,8 @@ class Dictated:
 def test_streams_add_up_and_never_show_half_a_character(tokenizer: Tokenizer, answers: list[str]):
     rows = [tokenizer.encode(text).ids for text in answers]
     end = tokenizer.get_vocab_size()
-    asked = request(["red?"] * len(rows), new_tokens=max(map(len, rows)) + 1, end_tokens=(end,))
-    stream = GenerationStream(Dictated(rows, end, end + 1), tokenizer, asked)
+    batch = request(["red?"] * len(rows), new_tokens=max(map(len, rows)) + 1, end_tokens=(end,))
+    stream = GenerationStream(Dictated(rows, end, end + 1), tokenizer, batch)
     pieces = list(stream)
     for row, ids in enumerate(rows):
         assert "".join(piece.text for piece in pieces if piece.row == row) == tokenizer.decode(ids)

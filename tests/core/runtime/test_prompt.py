@@ -1,4 +1,4 @@
-"""Prompts: the ids that training used, left padding, and every prompt that cannot be asked."""
+"""Prompts: the ids that training used, left padding, and every prompt that is refused."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_words_may_join_across_the_prompt_but_not_across_the_image():
         ([""], "a prompt is empty"),
         (["is it red?", " \n"], "a prompt is empty"),
         (["is <image> red?"], "contains the image token <image>"),
-        (["red " * 90], "makes 102 tokens with its 7 visual ones, but at most 50 fit"),
+        (["red " * 90], "has 102 tokens, 7 of them visual, but at most 50 fit"),
     ],
 )
 def test_prompts_that_cannot_be_asked(prompts: list[str], expected: str):

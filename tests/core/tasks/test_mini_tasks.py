@@ -211,13 +211,13 @@ def test_every_published_digit_is_in_exactly_one_split():
 
 @pytest.mark.parametrize("split", ["train", "held-out"])
 def test_samples_use_the_glyphs_of_their_split(split: str, monkeypatch: pytest.MonkeyPatch):
-    asked: list[str] = []
+    loaded: list[str] = []
     monkeypatch.setattr(
-        "toprl_export.tasks.mini_tasks.load_glyphs", lambda name: asked.append(name) or load_glyphs(name)
+        "toprl_export.tasks.mini_tasks.load_glyphs", lambda name: loaded.append(name) or load_glyphs(name)
     )
     mini("mini-exist").sample(split, 0, 0)
     mini("mini-exist").question_group(split, 0, 0)
-    assert asked == [split, split]
+    assert loaded == [split, split]
 
 
 def test_an_unknown_split_is_refused_before_anything_is_drawn():

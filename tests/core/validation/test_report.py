@@ -66,7 +66,7 @@ def damage(payload: dict, change: str) -> None:
     if change == "lacking":
         del budget["retention"]
     elif change == "unknown":
-        budget["surprise"] = 1
+        budget["unexpected"] = 1
     elif change == "mistyped":
         budget["speedup"]["total_vs_reference"] = "fast"
     elif change == "verdict":
@@ -83,7 +83,7 @@ def damage(payload: dict, change: str) -> None:
     ("change", "message"),
     [
         ("lacking", r"report\.json lacks budgets\[0\]\.retention: validate again"),
-        ("unknown", r"has the unknown field budgets\[0\]\.surprise"),
+        ("unknown", r"has the unknown field budgets\[0\]\.unexpected"),
         ("mistyped", r"budgets\[0\]\.speedup\.total_vs_reference is 'fast', expected a number"),
         ("verdict", "verdict is 'maybe', expected 'passed' or 'failed'"),
         ("interval", r"lacks budgets\[0\]\.accuracy\.engine\.ci95\[1\]"),

@@ -239,7 +239,7 @@ def test_too_little_device_memory_is_one_line(bundle: Path, monkeypatch: pytest.
     monkeypatch.setattr(bench, "load_model", fails)
     assert main(["validate", str(bundle), *QUICK]) == 2
     printed = capsys.readouterr().err
-    assert "too little memory for the reference model" in printed and len(printed.splitlines()) == 1
+    assert "out of GPU memory" in printed and len(printed.splitlines()) == 1
 
 
 @pytest.mark.usefixtures("no_memory")

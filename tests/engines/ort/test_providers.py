@@ -113,7 +113,7 @@ def cuda_without_a_gpu(listed) -> None:
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_a_provider_that_cannot_start_is_refused_when_asked_for(tmp_path, provider):
     bundle = staged_bundle().bundle
-    message = rf"'{provider}' was asked for, but ONNX Runtime could not start it \(it fell back to 'cpu'\)"
+    message = rf"'{provider}' was requested, but ONNX Runtime could not start it \(it fell back to 'cpu'\)"
     with pytest.raises(UserError, match=message):
         open_session(bundle.path("decode"), onnxruntime.SessionOptions, Target(provider, required=True))
 
@@ -212,7 +212,7 @@ def test_nvidias_real_plugin_without_a_gpu_is_refused_in_one_line():
     if any(device.ep_name == PROVIDERS["tensorrt-rtx"] for device in onnxruntime.get_ep_devices()):
         pytest.skip("there is an RTX GPU")
     path = staged_bundle().bundle.path("decode")
-    with pytest.raises(UserError, match=r"'tensorrt-rtx' was asked for, .* RTX 30 series or newer") as caught:
+    with pytest.raises(UserError, match=r"'tensorrt-rtx' was requested, .* RTX 30 series or newer") as caught:
         open_session(path, onnxruntime.SessionOptions, Target("tensorrt-rtx", required=True))
     assert "\n" not in str(caught.value)
 
@@ -259,9 +259,9 @@ def test_every_dynamic_input_has_a_range(bundle, provider, prefix, role):
     counts = {"keep_counts"} if role == "prefill" else set()
     assert set(found) == set(dynamic) | counts
     for name, sizes in dynamic.items():
-        least, usual, most = (found[name][kind] for kind in ("min", "opt", "max"))
-        assert all(a <= b <= c for a, b, c in zip(least, usual, most, strict=True))
-        fixed = [(size, one) for size, one in zip(sizes, most, strict=True) if size]
+        low, opt, high = (found[name][kind] for kind in ("min", "opt", "max"))
+        assert all(a <= b <= c for a, b, c in zip(low, opt, high, strict=True))
+        fixed = [(size, one) for size, one in zip(sizes, high, strict=True) if size]
         assert all(size == one for size, one in fixed)
     if counts:
         assert found["keep_counts"]["max"] == [25, 25, 25]
@@ -305,5 +305,6 @@ def test_tensorrt_computes_in_the_precision_of_the_bundle(bundle, precision, ena
 
 def test_a_place_that_cannot_be_written_is_one_line(bundle):
     cache_dir(bundle).write_text("in the way")
-    with pytest.raises(UserError, match=r"bundle-cache.* cannot be made .*: make the directory of the bundle writable"):
+    message = r"bundle-cache.* cannot be created .*: make the directory of the bundle writable"
+    with pytest.raises(UserError, match=message):
         provider_settings(bundle, "tensorrt", "decode")

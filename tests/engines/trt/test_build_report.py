@@ -158,7 +158,7 @@ def test_the_inspector_says_the_same_in_json():
 
 @dataclass
 class Network:
-    """As much of a parsed network as is asked for."""
+    """As much of a parsed network as the report reads."""
 
     types: list[str]
 

@@ -58,7 +58,7 @@ def test_plans_are_taken_where_they_were_built_for(compiled, binding, sms):
             replace(ON_ADA, version_compatible=True),
             replace(FULL, version="11.3.0"),
             "8.9",
-            "which 11.3.0 cannot load: later versions with the same first number can",
+            "which 11.3.0 cannot load: later releases of the same major version can",
         ),
         (replace(ON_ADA, version_compatible=True), replace(FULL, version="12.0.0"), "8.9", "which 12.0.0 cannot load"),
     ],

@@ -1,4 +1,4 @@
-"""What the engine chooses, refuses and promises, before TensorRT is asked for anything."""
+"""What the engine chooses, refuses and promises, before TensorRT is called."""
 
 from __future__ import annotations
 

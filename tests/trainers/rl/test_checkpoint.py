@@ -65,7 +65,7 @@ def test_header_and_moments_come_back(tmp_path: Path):
 def test_another_learner_or_version_is_refused(tmp_path: Path, other: Any, message: str):
     path = tmp_path / "checkpoint.safetensors"
     write_checkpoint(path, other, {"curves": torch.zeros(1)})
-    with pytest.raises(UserError, match=f"{message}: delete it to train anew"):
+    with pytest.raises(UserError, match=f"{message}: delete it to start over"):
         read_checkpoint_header(Header, path)
 
 

@@ -120,7 +120,7 @@ def test_a_damaged_checkpoint_is_one_clear_line(weights: Path, tmp_path: Path, d
         header = metadata(checkpoint)["toprl_export"].replace('"version": 1', '"version": 9')
         content = {"toprl_export": header} if damage == "version" else None
         save_file(load_file(checkpoint), checkpoint, content)
-    with pytest.raises(UserError, match=r"delete it to train anew|make the file anew"):
+    with pytest.raises(UserError, match=r"delete it to start over|make the file again"):
         TOPRLTrainer().train(request(weights, tmp_path, 6))
     assert not Run.of(request(weights, tmp_path, 6, overwrite=True)).resumes()
     with pytest.raises(UserError):

@@ -54,6 +54,7 @@ def _at_the_input(decoder_layers: int) -> tuple[int, ...]:
 
 def _layer_2_of_32(decoder_layers: int) -> tuple[int, ...]:
     """Layer 2 of 32 as in the papers, at the same relative depth."""
+    # Layer 1 at the earliest, where a layer has run whose attention FastV can read; layer 2 at the latest.
     return (min(max(1, decoder_layers // 16), 2, decoder_layers - 1),)
 
 

@@ -51,7 +51,7 @@ def read_checkpoint_header(kind: type[T], path: Path) -> T:
             header = json.loads((file.metadata() or {}).get(_METADATA_KEY, "null"))
     except (OSError, SafetensorError, ValueError) as error:
         raise damaged(path, error) from error
-    return read_fields(kind, header, path, "delete it to train anew")
+    return read_fields(kind, header, path, "delete it to start over")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -96,4 +96,4 @@ def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tens
 def damaged(path: Path, error: Exception) -> UserError:
     """What to raise about a file that does not hold what its learner needs."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return UserError(f"{path} does not hold an interrupted run ({reason}): delete it to train anew")
+    return UserError(f"{path} does not hold an interrupted run ({reason}): delete it to start over")

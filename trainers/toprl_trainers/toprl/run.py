@@ -164,7 +164,7 @@ class Run:
         if not (path.is_file() and (self.directory / AGENT_FILE).is_file()):
             return False
         try:
-            return read_file(FinishedRun, path, "add --overwrite to train anew").digest == self.digest
+            return read_file(FinishedRun, path, "add --overwrite to start over").digest == self.digest
         except UserError:
             if not self.request.overwrite:
                 raise
@@ -202,7 +202,7 @@ class Run:
             return same
         raise UserError(
             f"{self.checkpoint} is an interrupted run of other settings: repeat its command to resume it, or add "
-            "--overwrite to train anew"
+            "--overwrite to start over"
         )
 
 

@@ -28,7 +28,7 @@ class TOPRLTrainer:
     """Task-optimised progressive pruning inside the decoder, by PPO (Wang et al., TOP-RL).
 
     Args:
-        processes: those that train together; None joins the processes of a launch, which must come before the model is
+        processes: those that train one agent; None joins the processes of a launch, which must come before the model is
             loaded, because it gives each process its own GPU.
     """
 

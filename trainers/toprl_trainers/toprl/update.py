@@ -164,6 +164,7 @@ class SamplingPolicy:
         threshold = self._threshold(inputs.stage, scores, state)
         logits = (scores - threshold).repeat_interleave(repeats, dim=0)  # [b, n_t]
         kept = sample_keep(logits, self.temperature, self.draws.noise(inputs.origin)) & alive
+        # Of dropped tokens it means nothing; every loss averages over alive tokens only.
         drawn = log_probability(logits, kept, self.temperature)
         self.records.append(StageRecord(state, repeats, alive, kept, threshold, drawn))
         return compacted(kept)
@@ -184,6 +185,7 @@ def compacted(kept: Tensor) -> Decision:
     kept ones. ``kept`` is ``bool [b, n]``.
     """
     longest = max(1, int(kept.sum(1).max()))  # a row of no tokens would be an empty tensor
+    # Scores of 1 and 0: the kept tokens of a row are chosen first, then dropped ones, lowest index first.
     index = select(kept.float(), longest)  # [b, longest]
     return Decision(index, kept.gather(1, index))
 
@@ -249,6 +251,7 @@ def collect(
     with shard.processes.collective_errors():
         mine = _play(adapter, block, policy, critic, tuple(stage_layers), config)
     every = shard.gather({name: x for name, x in vars(mine).items() if isinstance(x, Tensor)})
+    # After gathering: statistics of one process's rollouts alone would make the step depend on how many there are.
     every["advantages"] = normalised_per_stage(every["advantages"], every["weights"])
     return Rollouts(stages=mine.stages, part=shard.part, **every)
 
@@ -378,6 +381,7 @@ def ppo_update(
     parameters = [*actor.parameters(), *critic.parameters()]
     taken: list[Tensor] = []
     for _ in range(config.epochs):
+        # Drawn on the CPU, where the generator gives every process the same order on any device.
         order = torch.randperm(images, generator=generator).to(rollouts.weights.device)
         for minibatch in order.tensor_split(config.minibatches):
             if not bool(rollouts.weights[_rollout_rows(minibatch, config.rollouts_per_image)].any()):
@@ -411,6 +415,7 @@ def _losses(
     weights = rollouts.weights[rows]
     # Every loss is a mean by these weights, of which this process's images have their share of all the weight.
     share = weights.sum() / rollouts.weights[_rollout_rows(images, group)].sum().clamp(min=1e-8)
+    # Per stage, then averaged: a stage of few tokens weighs as much as one of many.
     surrogates, entropies, values = [], [], []
     for stage, whole in enumerate(rollouts.stages):
         record = whole.of_images(here - rollouts.part.start, group)

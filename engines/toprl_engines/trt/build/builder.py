@@ -211,7 +211,7 @@ class PlanBuilder:
         if found:
             reason = " ".join(found[0].split())
             raise UserError(
-                f"{self.binding.name} cannot run {graph.name} at the sizes asked for: {reason}; lower --max-text or "
+                f"{self.binding.name} cannot run {graph.name} at the requested sizes: {reason}; lower --max-text or "
                 "--max-batch, or use --engine onnx"
             )
 

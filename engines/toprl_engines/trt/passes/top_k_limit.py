@@ -21,7 +21,7 @@ TOP_K_LIMIT = 3840
 
 
 def check_top_k(model: onnx.ModelProto) -> None:
-    """Return when every fixed `TopK` stays within the limit.
+    """Check that every fixed `TopK` stays within the limit.
 
     Raises:
         UserError: one does not.

@@ -116,7 +116,7 @@ class Block:
         self._release.atexit = False
 
     def release(self) -> None:
-        """Give the memory back now. Once is enough."""
+        """Release the memory now; a second call does nothing."""
         self._release()
 
 

@@ -39,9 +39,9 @@ class CacheGroup:
     capacity: int
 
     def rows(self, batch: int) -> int:
-        """Rows of one tensor's head and batch axes, with those added without which the next would not be aligned."""
-        together = ALIGNMENT // gcd(ALIGNMENT, self.row)
-        return -(-batch * self.heads // together) * together
+        """Rows of one tensor's head and batch axes, padded so that the next tensor is aligned."""
+        multiple = ALIGNMENT // gcd(ALIGNMENT, self.row)  # rows whose bytes are a multiple of the alignment
+        return -(-batch * self.heads // multiple) * multiple
 
     def all_rows(self, batch: int) -> int:
         """Rows of all tensors."""

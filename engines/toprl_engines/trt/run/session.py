@@ -51,7 +51,7 @@ class Limits:
         )
 
     def check_images(self, count: int) -> None:
-        """Return when the vision engine takes ``count`` images at once.
+        """Check that the vision engine takes ``count`` images at once.
 
         Raises:
             UserError: it does not.
@@ -59,7 +59,7 @@ class Limits:
         self._check(count, self.images, "images at once", "--max-batch")
 
     def check_prompt(self, batch: int, text: int, keep_counts: tuple[int, ...] | None) -> None:
-        """Return when the prefill engine takes such a request.
+        """Check that the prefill engine takes such a request.
 
         Args:
             batch: prompts at once.
@@ -187,7 +187,7 @@ class TensorRTSession:
 
     @property
     def max_batch(self) -> int:
-        """The most prompts, or images, of one call."""
+        """Maximum number of prompts, or images, in one call."""
         return min(self._limits.batch[1], self._limits.images[1])
 
     def encode_image(self, pixels: NDArray[np.float32]) -> EncodedImages:
@@ -258,7 +258,7 @@ class TensorRTSession:
         return logits
 
     def close(self) -> None:
-        """Give back the engines and all memory of the GPU, the caches of requests included. Once is enough."""
+        """Release the engines and all GPU memory, the caches of requests included; a second call does nothing."""
         if self._closed:
             return
         self._closed = True
@@ -318,7 +318,7 @@ def _cache_groups(decode: LoadedEngine, layers: Sequence[range]) -> list[CacheGr
 
 
 def _planned_tokens(plan: PruningPlan, pruned: bool) -> list[int]:
-    """The most visual tokens that any budget keeps in each group."""
+    """Maximum number of visual tokens that any budget keeps in each group."""
     if not pruned:
         return [plan.visual_tokens] * len(plan.groups)
     counts = [plan.tokens_per_layer(schedule) for schedule in plan.schedules]

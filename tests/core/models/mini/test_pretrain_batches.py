@@ -21,12 +21,12 @@ def examples(make: object, mix: QuestionMix | None, count: int = 150) -> list[Ex
 @pytest.mark.parametrize("make", [scene_example, cluttered_example])
 @pytest.mark.parametrize("mix", [QuestionMix(), None])
 def test_every_answer_follows_from_all_that_is_shown(make: object, mix: QuestionMix | None):
-    asked: Counter[str] = Counter()
+    drawn: Counter[str] = Counter()
     for example in examples(make, mix):
         for task, question in example.questions:
-            asked[TASKS[task]] += 1
+            drawn[TASKS[task]] += 1
             assert solve(question.text, example.objects) == question.answer
-    assert set(asked) >= ({"mini-read"} if mix is None else set(TASKS) - {"mini-read", "easy-vqa"})
+    assert set(drawn) >= ({"mini-read"} if mix is None else set(TASKS) - {"mini-read", "easy-vqa"})
 
 
 def test_clutter_is_shown_and_labelled_but_may_be_dropped():

@@ -45,8 +45,8 @@ def test_a_row_is_pruned_as_if_it_had_come_alone_without_its_dead_tokens(name):
     for row in range(3):
         alone, living = scorer(only_row(inputs, row)), inputs.alive[row].nonzero().squeeze(1)
         for count in (1, 5, 11):
-            together = select(scores[row : row + 1], count)[0]
-            assert together.tolist() == living[select(alone, count)[0]].tolist()
+            batched = select(scores[row : row + 1], count)[0]
+            assert batched.tolist() == living[select(alone, count)[0]].tolist()
 
 
 @pytest.mark.parametrize("name", ["sparsevlm", "divprune", "dart", "cdpruner"])

@@ -78,5 +78,5 @@ def test_it_exports(as_onnx):
     dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")}
     run = as_onnx(Score(), (torch.arange(20).reshape(2, 10),), (dims,))
     for batch, tokens in [(1, 576), (3, 37)]:
-        asked = inputs(tokens, batch=batch)
-        np.testing.assert_array_equal(run(asked.origin)[0], UniformScorer()(asked))
+        stage = inputs(tokens, batch=batch)
+        np.testing.assert_array_equal(run(stage.origin)[0], UniformScorer()(stage))

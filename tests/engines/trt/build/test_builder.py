@@ -237,7 +237,7 @@ def test_sizes_that_would_fail_when_they_are_run_are_refused(tmp_path):
     trt = TensorRT()
     trt.during = lambda: trt.log.log(ILogger.WARNING, "Profile 0 is not self-consistent:\nk exceeds 3840")
     with pytest.raises(
-        UserError, match=r"sizes asked for: Profile 0 .*k exceeds 3840; lower --max-text or --max-batch"
+        UserError, match=r"requested sizes: Profile 0 .*k exceeds 3840; lower --max-text or --max-batch"
     ):
         build(trt, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -88,8 +88,8 @@ def test_the_profile_is_what_the_plan_and_the_limits_say():
     profile = {one.name: one for one in built("fp16", "native", "prefill").profile}
     plan = half_graphs("fp16").agents[0].record.plan
     counts = profile["keep_counts"]
-    assert (counts.least, counts.most) == (plan.schedule(6).keep_counts, (25, 25))
-    assert (profile["input_ids"].least, profile["input_ids"].most) == ((1, 26), (2, 57))
+    assert (counts.min, counts.max) == (plan.schedule(6).keep_counts, (25, 25))
+    assert (profile["input_ids"].min, profile["input_ids"].max) == ((1, 26), (2, 57))
 
 
 def _copied_graphs(job, folder: Path) -> None:

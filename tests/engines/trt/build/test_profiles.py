@@ -1,4 +1,4 @@
-"""Profiles hold every request that a bundle serves, and the limits that were asked for."""
+"""Profiles hold every request that a bundle serves, and the requested limits."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def test_fixed_counts_are_no_input():
 def test_caches_follow_the_stages_and_masks_are_one_longer():
     plan = make_plan(100, 4, (1, 3), "actor", (60, 40))
     found = profiles(plan)["decode"]
-    fewest, usual = plan.schedule(40).keep_counts, plan.schedule(60).keep_counts
-    for layer, (least, common) in enumerate(
-        [(100, 100), (fewest[0], usual[0]), (fewest[0], usual[0]), (fewest[1], usual[1])]
+    fewest, default = plan.schedule(40).keep_counts, plan.schedule(60).keep_counts
+    for layer, (low, opt) in enumerate(
+        [(100, 100), (fewest[0], default[0]), (fewest[0], default[0]), (fewest[1], default[1])]
     ):
         for kind in ("key", "value"):
             one = found[f"{kind}_{layer}"]
-            assert one.min == (1, 2, least + 1, 64)
-            assert one.opt == (1, 2, common + 10 + 5, 64)
+            assert one.min == (1, 2, low + 1, 64)
+            assert one.opt == (1, 2, opt + 10 + 5, 64)
             assert one.max == (3, 2, 100 + 40 + 20, 64)  # without pruning all groups are as long
     assert [found[f"mask_{group}"].min[1] for group in range(3)] == [102, fewest[0] + 2, fewest[1] + 2]
     assert found["mask_2"].max == (3, 161)

@@ -46,7 +46,7 @@ AMONG_DIGITS = 0.3
 
 @dataclass(frozen=True)
 class QuestionMix:
-    """How often each task is asked about one scene (equal questions count once)."""
+    """How many questions of each task one scene gets (equal questions count once)."""
 
     exist: int = 6
     colour: int = 4
@@ -152,13 +152,13 @@ def _example(
 def _ask(
     scene: Scene, tasks: Sequence[str], wanted: dict[str, int], rng: np.random.Generator
 ) -> list[tuple[int, Question]]:
-    asked: dict[tuple[str, str], tuple[int, Question]] = {}
+    drawn: dict[tuple[str, str], tuple[int, Question]] = {}
     for task, count in wanted.items():
         for _ in range(count):
             question = ASKERS[task].ask(scene, rng)
             if question is not None:
-                asked[task, question.text] = (tasks.index(task), question)
-    return list(asked.values())
+                drawn[task, question.text] = (tasks.index(task), question)
+    return list(drawn.values())
 
 
 def easy_vqa_example(data: EasyVQA, index: int, tasks: Sequence[str], rng: np.random.Generator, pixels: int) -> Example:

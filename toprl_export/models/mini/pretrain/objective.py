@@ -140,12 +140,12 @@ def answer_questions(
     for layer in decoder.layers:
         hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary)
     hidden = decoder.norm(hidden[:, -batch.tokens.shape[1] :])
-    asked = batch.labels != IGNORED
-    logits = model.lm_head(hidden[asked]).float()  # [answer tokens, vocabulary]
-    labels = batch.labels[asked]
+    answer_mask = batch.labels != IGNORED
+    logits = model.lm_head(hidden[answer_mask]).float()  # [answer tokens, vocabulary]
+    labels = batch.labels[answer_mask]
     hinted = batch.hints != IGNORED
     hints = F.cross_entropy(model.lm_head(hidden[hinted]).float(), batch.hints[hinted])
-    tasks, right = _grade(logits, labels, batch, asked)
+    tasks, right = _grade(logits, labels, batch, answer_mask)
     return AnswerResult(F.cross_entropy(logits, labels), hints, alignment, places, tasks, right)
 
 
@@ -158,11 +158,11 @@ def packed_mask(positions: Tensor, segments: Tensor, padding: Tensor) -> Tensor:
     return torch.zeros(allowed.shape, dtype=torch.bfloat16).masked_fill_(~allowed, -1e4)[:, None]
 
 
-def _grade(logits: Tensor, labels: Tensor, batch: PackedBatch, asked: Tensor) -> tuple[Tensor, Tensor]:
+def _grade(logits: Tensor, labels: Tensor, batch: PackedBatch, answer_mask: Tensor) -> tuple[Tensor, Tensor]:
     """Each question's task, and whether all its answer tokens were predicted; both ``[questions]``."""
     width = int(batch.segments.max()) + 1
-    owner = (torch.arange(len(asked))[:, None] * width + batch.segments)[asked]
+    owner = (torch.arange(len(answer_mask))[:, None] * width + batch.segments)[answer_mask]
     question, owner = torch.unique(owner, return_inverse=True)
     wrong = torch.zeros(len(question)).index_add_(0, owner, (logits.argmax(-1) != labels).float())
-    tasks = torch.zeros(len(question), dtype=torch.int64).index_copy_(0, owner, batch.tasks[asked])
+    tasks = torch.zeros(len(question), dtype=torch.int64).index_copy_(0, owner, batch.tasks[answer_mask])
     return tasks, wrong == 0
