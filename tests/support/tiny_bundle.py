@@ -12,7 +12,7 @@ import torch
 
 from tests.support.tiny_llava import QUESTIONS, tiny_adapter
 from tests.support.torch_engine import TorchEngine
-from toprl_export import engine
+from toprl_export import building, engine
 from toprl_export.agent import Agent, AgentRecord, TrainingRecord, save_agent
 from toprl_export.building import build as build_bundle
 from toprl_export.models import load
