@@ -86,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = Settings(debug="--debug" in arguments, as_json="--json" in arguments)
     with _Outcome(settings) as outcome:
         outcome.code = _run(arguments, settings)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is where the shell closed it
+            sys.stdout.flush()
     return outcome.code
 
 
