@@ -13,7 +13,7 @@ import torch
 
 from toprl_export.bundle import stamp_validation
 from toprl_export.errors import UserError
-from toprl_export.evaluation.machine import describe_device, installed_versions
+from toprl_export.evaluation.machine import describe_device, installed_versions, torch_threads
 from toprl_export.fields import read_header
 from toprl_export.files import check_replaceable, sha256_of, staged_directory, write_text_atomic
 from toprl_export.progress import Progress
@@ -86,7 +86,7 @@ def validate(
     options, limits = options or ValidationOptions(), limits or GateLimits()
     target = report_dir or default_report_dir(bundle)
     _check_takes_report(target)
-    with _torch_threads(options.thread_count), _fp32_without_tf32(), _out_of_memory_in_one_line():
+    with torch_threads(options.thread_count), _fp32_without_tf32(), _out_of_memory_in_one_line():
         bench = open_bench(bundle, task, options)
         limits.check_budgets(bench.budgets_kept)
         measured = _measure(bench, options)
@@ -310,17 +310,6 @@ def _subject(bench: Bench) -> Subject:
 def _prompt_tokens(bench: Bench) -> int:
     """Tokens of the first question's prompt, which is the one whose time is taken."""
     return int(bench.batches(1, 1)[0].tokens.input_ids.shape[1])
-
-
-@contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    """Let PyTorch use ``threads`` for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager
