@@ -27,7 +27,7 @@ from toprl_export.validation.costs import (
     ENGINE_UNPRUNED,
     GENERATED_TOKENS,
     REFERENCE,
-    Timings,
+    RoundTimings,
     Workload,
     measure_latency,
     measure_throughput,
@@ -134,7 +134,7 @@ class Measured:
 
     retention: dict[int, Retention]
     parity: dict[int, Parity]
-    timings: dict[str, Timings]
+    timings: dict[str, RoundTimings]
     throughput: dict[str, tuple[float, ...]]
     memory: dict[str, int]
 
@@ -173,7 +173,7 @@ def _parts(bench: Bench, encoded: EncodedQuestions, questions: Sequence[str]) ->
         yield encoded.part(start, bench.tokens(questions[start : start + size]))
 
 
-def _time(bench: Bench, options: ValidationOptions) -> tuple[dict[str, Timings], dict[str, tuple[float, ...]]]:
+def _time(bench: Bench, options: ValidationOptions) -> tuple[dict[str, RoundTimings], dict[str, tuple[float, ...]]]:
     sessions = bench.timed_sessions()
     first = bench.batches(1, 1)[0]
     with Progress("latency", options.warmup + options.iterations, "round") as bar:
