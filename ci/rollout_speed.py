@@ -121,7 +121,7 @@ class StockLoop:
                 handle.remove()
 
 
-class Bench:
+class SpeedBench:
     """What is measured: the trainer on one block of images after the other, and the loop on the same rollouts."""
 
     def __init__(self, run: Run, loop_images: int) -> None:
@@ -295,7 +295,7 @@ def main() -> None:
         run = replace(run, config=replace(run.config, precision=arguments.precision))
     if arguments.images_per_update:
         run = replace(run, config=replace(run.config, images_per_update=arguments.images_per_update))
-    bench = Bench(run, arguments.loop_images)
+    bench = SpeedBench(run, arguments.loop_images)
     bench.round(0)
     print(report(run, [bench.round(1 + number) for number in range(arguments.rounds)], bench.visits))
 

@@ -78,6 +78,7 @@ def read_fields(kind: type[T], payload: Any, where: str | Path, remedy: str = RE
     """
     from pydantic import ValidationError
 
+    _check_states_itself(kind, payload, where, remedy)
     try:
         # By way of JSON text, for only there pydantic reads strictly and yet takes lists for tuples.
         (found,) = _adapter(kind).validate_json(json.dumps([payload], default=str))
@@ -120,6 +121,14 @@ def json_schema(kind: type[T]) -> dict[str, Any]:
     return described | ({"$defs": types} if types else {})
 
 
+def _check_states_itself(kind: type[Any], payload: Any, where: str | Path, remedy: str) -> None:
+    """Format and version have defaults for those who write, but one who reads must not guess them."""
+    stated = {field.name for field in dataclasses.fields(kind)} & {"format", "version"}
+    lacking = sorted(stated - payload.keys()) if isinstance(payload, Mapping) else []
+    if lacking:
+        raise UserError(f"{where} lacks {lacking[0]}: {remedy}")
+
+
 @cache
 def _adapter(kind: type[Any]) -> TypeAdapter[list[Any]]:
     from pydantic import ConfigDict, TypeAdapter
@@ -132,6 +141,10 @@ def _adapter(kind: type[Any]) -> TypeAdapter[list[Any]]:
 def _refusal(kind: type[Any], error: ErrorDetails, where: str | Path, remedy: str) -> UserError:
     """One line for the first thing that was wrong."""
     path = _path(error["loc"][1:])
+    if (
+        error["type"] == "json_invalid"
+    ):  # what Python's parser takes and pydantic's does not: lone surrogates, deep nests
+        return UserError(f"{where} is not valid JSON ({error['ctx']['error']}): {remedy}")
     if error["type"] == "missing":
         return UserError(f"{where} lacks {path}: {remedy}")
     if error["type"] == "unexpected_keyword_argument":

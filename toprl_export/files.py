@@ -66,14 +66,15 @@ def read_json_versioned(path: Path, format: str, version: int) -> dict[str, Any]
         raise UserError(
             f"{path} cannot be read ({error.strerror}); expected a {format} file: check the path"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); expected a {format} file: write it again") from error
     if not isinstance(payload, dict) or payload.get("format") != format:
         found = payload.get("format") if isinstance(payload, dict) else type(payload).__name__
         raise UserError(f"{path} has format {found!r}, expected {format!r}: give the path of a {format} file")
-    if payload.get("version") != version:
+    found = payload.get("version")
+    if found != version or isinstance(found, bool):  # true equals 1
         raise UserError(
-            f"{path} has version {payload.get('version')!r} of {format}, but this release reads version {version}: "
+            f"{path} has version {found!r} of {format}, but this release reads version {version}: "
             "create it again or install the release that wrote it"
         )
     return payload

@@ -38,7 +38,7 @@ CPU_FACTOR = 3
 
 
 @dataclass(frozen=True)
-class Settings:
+class CommandLine:
     """The command line."""
 
     output: Path
@@ -50,10 +50,10 @@ class Settings:
 
 
 @dataclass
-class Run:
+class GpuRun:
     """One run: what its processes are given, and their results so far."""
 
-    settings: Settings
+    settings: CommandLine
     checks: Mapping[str, Check]
     environment: Mapping[str, str]
     started: float = field(default_factory=time.monotonic)
@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None, checks: Mapping[str, Check] = C
     settings.output.mkdir(parents=True, exist_ok=True)
     write_text(settings.output / "log.txt", "")
     with tempfile.TemporaryDirectory(prefix="toprl-gpu-") as site:
-        run = Run(settings, checks, _environment(Path(site), settings.device))
+        run = GpuRun(settings, checks, _environment(Path(site), settings.device))
         run.machine = probe(run.environment)
         for name in settings.only:
             run.check(name)
@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None, checks: Mapping[str, Check] = C
     return int(report.broken)
 
 
-def _parse(arguments: Sequence[str], checks: Mapping[str, Check]) -> Settings:
+def _parse(arguments: Sequence[str], checks: Mapping[str, Check]) -> CommandLine:
     parser = argparse.ArgumentParser(
         prog="ci/gpu.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -144,7 +144,7 @@ def _parse(arguments: Sequence[str], checks: Mapping[str, Check]) -> Settings:
     if found.device == "cpu" and not found.quick:
         parser.error("full shapes are far too large for a CPU: add --quick")
     command = shlex.join(["ci/gpu.sh", *arguments])
-    return Settings(found.output, found.device, found.quick, only, found.seconds, command)
+    return CommandLine(found.output, found.device, found.quick, only, found.seconds, command)
 
 
 def _environment(site: Path, device: str) -> dict[str, str]:

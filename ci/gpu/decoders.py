@@ -138,7 +138,7 @@ def _flash_attn() -> Heads:
 
 
 @dataclass(frozen=True)
-class PrefillResult:
+class Prefilled:
     """After the prompt: logits of its last position ``[b, V]``, per layer keys and values ``[b, heads, s_l, hd]``; of
     our walk also what it kept, and per group of layers which cached tokens are valid, ``bool [b, s_g]``."""
 
@@ -174,16 +174,16 @@ class HuggingFaceDecoder:
     model: BenchModel
     implementation: str
 
-    def prefill(self, prompt: Prompt) -> PrefillResult:
+    def prefill(self, prompt: Prompt) -> Prefilled:
         """Run the prompt."""
         from transformers import DynamicCache
 
         cache: Any = DynamicCache()
         logits = self._forward(cache, self.model.embed(prompt.tokens, prompt.visual), prompt.tokens.position_ids)
         keys, values = zip(*((layer.keys, layer.values) for layer in cache.layers), strict=True)
-        return PrefillResult(logits, keys, values)
+        return Prefilled(logits, keys, values)
 
-    def start(self, filled: PrefillResult) -> Any:
+    def start(self, filled: Prefilled) -> Any:
         """A state to decode from, which decoding may change."""
         from transformers import DynamicCache
 
@@ -219,18 +219,18 @@ class WalkDecoder:
         """Before which tokens are dropped."""
         return self.pruning.stage_layers if self.pruning else ()
 
-    def prefill(self, prompt: Prompt) -> PrefillResult:
+    def prefill(self, prompt: Prompt) -> Prefilled:
         """Run the prompt."""
         decoder, needs = self.model.decoder, self.pruning.scorer.needs if self.pruning else NO_NEEDS
         with attention_implementation(self.model.text_config, self.implementation):
             done = walk_prefill(decoder, prompt.tokens, prompt.visual, self.stage_layers, self._decide, needs)
-        return PrefillResult(done.logits, done.keys, done.values, done.masks, done.kept)
+        return Prefilled(done.logits, done.keys, done.values, done.masks, done.kept)
 
-    def start(self, filled: PrefillResult) -> PrefillResult:
+    def start(self, filled: Prefilled) -> Prefilled:
         """A state to decode from, which decoding may change."""
         return filled
 
-    def step(self, state: PrefillResult, token: Tensor, position: Tensor) -> tuple[Tensor, PrefillResult]:
+    def step(self, state: Prefilled, token: Tensor, position: Tensor) -> tuple[Tensor, Prefilled]:
         """One token a row, ``[b, 1]`` both; logits ``[b, V]`` and the state after it."""
         decoder, seen = self.model.decoder, torch.ones_like(token, dtype=torch.bool)
         masks = tuple(torch.cat([mask, seen], dim=1) for mask in state.masks)

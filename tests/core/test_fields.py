@@ -113,6 +113,8 @@ def test_types_as_json_has_them():
         (changed(by_name=[]), f"f.json: by_name is [], expected an object: {REMEDY}"),
         (changed(kind="c"), f"f.json: kind is 'c', expected 'a' or 'b': {REMEDY}"),
         (changed(version=3), f"f.json: version is 3, expected 2: {REMEDY}"),
+        ({name: one for name, one in changed().items() if name != "format"}, f"f.json lacks format: {REMEDY}"),
+        ({name: one for name, one in changed().items() if name != "version"}, f"f.json lacks version: {REMEDY}"),
         (changed(perhaps="x"), f"f.json: perhaps is 'x', expected an object: {REMEDY}"),
         (changed(nam="x"), f"f.json has the unknown field nam; did you mean 'name'?: {REMEDY}"),
         (
@@ -128,9 +130,11 @@ def test_what_is_wrong_is_one_line(payload: object, message: str):
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("key", [(1, 2), "\ud800"])
-def test_what_only_yaml_or_python_can_say(key: Any):
-    with pytest.raises(UserError, match=r"^x\.yaml"):
+@pytest.mark.parametrize(
+    ("key", "message"), [((1, 2), "holds what JSON cannot say"), ("\ud800", r"is not valid JSON \(")]
+)
+def test_what_only_yaml_or_python_can_say(key: Any, message: str):
+    with pytest.raises(UserError, match=rf"^x\.yaml {message}"):
         read_fields(Outer, changed(anything={key: 1}), "x.yaml")
 
 

@@ -117,6 +117,8 @@ def test_json_refuses_what_json_cannot_say(tmp_path: Path):
         ('{"format": "g", "version": 1}', "has format 'g', expected 'f'"),
         ('{"format": "f"}', "has version None of f, but this release reads version 1"),
         ('{"format": "f", "version": 2}', "has version 2 of f, but this release reads version 1"),
+        ('{"format": "f", "version": true}', "has version True of f, but this release reads version 1"),
+        ("[" * 100_000, "is not valid JSON"),
     ],
 )
 def test_read_json_says_what_is_wrong(tmp_path: Path, content: str, expected: str):

@@ -17,7 +17,7 @@ FIRST_ADDRESS = 1 << 32
 
 
 class FakeDevice:
-    """See `toprl_engines.trt.run.device.Device`.
+    """See `toprl_engines.trt.run.device.GpuDevice`.
 
     As on a GPU, nothing queued happens before :meth:`synchronize`, a copy from ordinary host memory takes its source
     at once and one from pinned memory when it runs, and an access outside of an allocation is an error.

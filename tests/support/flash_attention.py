@@ -14,7 +14,7 @@ from typing import Any
 
 from toprl_flash_attention.compile import Image, argument_letters, cpp_source
 from toprl_flash_attention.library import CoreError, CoreLibrary, Params
-from toprl_flash_attention.variants import KERNELS, Variant, variants
+from toprl_flash_attention.variants import KERNELS, KernelVariant, variants
 
 ROOT = Path(__file__).parents[2]
 ROOM = ROOT / "engines" / "flash_attention"
@@ -29,7 +29,7 @@ class Launch:
 
     Attributes:
         kind: "cubin" or "ptx".
-        name: of the code, `Variant.image`.
+        name: of the code, `KernelVariant.image`.
         grid: programs.
         threads: per program.
         shared: bytes per program.
@@ -60,7 +60,7 @@ def kernel_of(image: str) -> str:
     return max((kernel for kernel in KERNELS if image.startswith(kernel)), key=len)
 
 
-def stand_in_image(variant: Variant) -> Image:
+def stand_in_image(variant: KernelVariant) -> Image:
     """Code that the stand-in for the driver understands: the letters of its arguments."""
     letters = argument_letters(argument_names(variant.kernel))
     code = f"{variant.image} {letters}".encode()

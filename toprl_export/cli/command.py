@@ -30,7 +30,7 @@ CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True,
 
 
 @dataclass
-class Settings:
+class Reporting:
     """How a command reports; the context's object, set by the flags that every command has.
 
     Attributes:
@@ -163,7 +163,7 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command with the log on standard error."""
-        with log_on_stderr(ctx.ensure_object(Settings).log_level):
+        with log_on_stderr(ctx.ensure_object(Reporting).log_level):
             return super().invoke(ctx)
 
 
@@ -224,7 +224,7 @@ def debug_option() -> click.Option:
 
     def switch_on(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         if value:
-            ctx.ensure_object(Settings).debug = True
+            ctx.ensure_object(Reporting).debug = True
 
     return Option(
         ["--debug"],
@@ -276,7 +276,7 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
 def _log_at(level: int) -> Callable[[click.Context, click.Parameter, bool], None]:
     def set_level(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         if value:
-            ctx.ensure_object(Settings).log_level = level
+            ctx.ensure_object(Reporting).log_level = level
 
     return set_level
 

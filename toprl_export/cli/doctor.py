@@ -21,8 +21,6 @@ from toprl_export.cli.output import print_json
 
 DISTRIBUTION = "toprl-export"
 GIB = 2**30
-SUBSTITUTES = {"onnxruntime": "onnxruntime-gpu"}
-"""Distributions that serve in place of the one an extra asks for."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +102,10 @@ def _packages(distribution: str, extra: str) -> list[Package]:
 
 
 def _installed(distribution: str) -> str | None:
-    for candidate in (distribution, SUBSTITUTES.get(distribution)):
+    # A build for GPUs, which has a name of its own, serves in place of the one that an extra asks for.
+    for candidate in (distribution, f"{distribution}-gpu"):
         with suppress(metadata.PackageNotFoundError):
-            if candidate:
-                return metadata.version(candidate)
+            return metadata.version(candidate)
     return None
 
 

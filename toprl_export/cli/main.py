@@ -14,7 +14,7 @@ from types import TracebackType
 
 import click
 
-from toprl_export.cli.command import LazyGroup, Settings, debug_option
+from toprl_export.cli.command import LazyGroup, Reporting, debug_option
 from toprl_export.cli.output import print_json
 from toprl_export.errors import UserError, missing_extra
 from toprl_export.files import disk_full_error
@@ -83,14 +83,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     # Looked up before parsing, so that parsing errors too are reported in the requested form.
-    settings = Settings(debug="--debug" in arguments, as_json="--json" in arguments)
+    settings = Reporting(debug="--debug" in arguments, as_json="--json" in arguments)
     with _Outcome(settings) as outcome:
         outcome.code = _run(arguments, settings)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is where the shell closed it
+            sys.stdout.flush()
     return outcome.code
 
 
-def _run(arguments: list[str], settings: Settings) -> int:
+def _run(arguments: list[str], settings: Reporting) -> int:
     instruction = os.environ.get(COMPLETE_VARIABLE)
     if instruction:
         from click.shell_completion import shell_complete
@@ -109,7 +110,7 @@ class _Outcome:
     uncaught one is 1, which here means that a gate failed.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Reporting) -> None:
         self._settings = settings
         self.code = 0
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from toprl_export.cli.command import INPUTS, MACHINE, OUTPUT, Decorated, Option, Settings, option
+from toprl_export.cli.command import INPUTS, MACHINE, OUTPUT, Decorated, Option, Reporting, option
 from toprl_export.errors import UserError
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ def picture(required: bool, help: str) -> Callable[[Decorated], Decorated]:
 
 
 def _report_as_json(ctx: click.Context, _: click.Parameter, value: bool) -> bool:
-    ctx.ensure_object(Settings).as_json |= value
+    ctx.ensure_object(Reporting).as_json |= value
     return value
 
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from toprl_export.comparison.method_cell import MethodCell, cell_pruning
 from toprl_export.evaluation.answering import EncodedBatch
 from toprl_export.evaluation.cells import CellStore
-from toprl_export.evaluation.machine import Device, describe_device
+from toprl_export.evaluation.machine import Device, describe_device, torch_threads
 from toprl_export.evaluation.questions import SPLIT
 from toprl_export.fields import read_fields, to_json
 from toprl_export.models.adapter import LVLMAdapter
@@ -121,7 +119,7 @@ def measure_latency(adapter: LVLMAdapter, cell: LatencyCell, store: CellStore) -
     questions = [EncodedBatch(runner, [task.sample(SPLIT, seed, index)]) for index in range(count)]
     methods = {(one.method, one.budget_kept): cell_pruning(one, adapter)(questions[0].samples) for one in cell.cells}
     # The first question's samples stand for all: without the oracle no pruning depends on them.
-    with _torch_threads(cell.device.threads):
+    with torch_threads(cell.device.threads):
         rounds = time_prefills(runner, methods, questions, cell.iterations)
     reference = rounds[first.method, first.budget_kept]
     entries = tuple(_entry(name, times, reference) for name, times in rounds.items())
@@ -168,14 +166,3 @@ def _time_prefill(runner: ReferenceRunner, batch: EncodedBatch, pruning: Pruning
 def _entry(name: TimedMethod, times: NDArray[np.float64], reference: NDArray[np.float64]) -> LatencyEntry:
     low, median, high = np.percentile(times, (25, 50, 75))
     return LatencyEntry(*name, float(median), float(high - low), float(np.median(reference / times)))
-
-
-@contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    """Let PyTorch use ``threads`` for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 from toprl_export.errors import UserError
+from toprl_export.evaluation.machine import torch_threads
 from toprl_export.fields import read_file, to_json
 from toprl_export.files import write_json_atomic
 from toprl_export.progress import Progress
@@ -248,23 +249,11 @@ def _in_this_process(
 ) -> Generator[tuple[T, R], None, None]:
     if not items:
         return
-    with _one_torch_thread():
+    # Another number of threads splits sums differently and rounds them differently.
+    with torch_threads(1):
         work = open_worker()
         for item in items:
             yield item, work(item)
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    import torch
-
-    # Another number of threads splits sums differently and rounds them differently.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _begin_process() -> None:

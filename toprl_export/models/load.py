@@ -72,7 +72,7 @@ def load_model(
             revision=revision,
             model=network.to(device),
             tokenizer=_tokenizer(transformers, source, revision),
-            image_processor=_image_processor(transformers, source, revision),
+            image_processor=_image_processor(source, revision),
             prompt_format=_prompt_format(Path(source), adapter.default_prompt),
         )
 
@@ -161,7 +161,7 @@ def _tokenizer(transformers: Any, source: str, revision: str | None) -> Any:
     return Tokenizer.from_str(text)
 
 
-def _image_processor(transformers: Any, source: str, revision: str | None) -> ImageProcessor:
+def _image_processor(source: str, revision: str | None) -> ImageProcessor:
     from transformers.image_processing_base import ImageProcessingMixin
 
     from toprl_export.runtime.preprocess import ImageProcessor

@@ -1,7 +1,4 @@
-"""Greedy answers from an engine session: a batch at a time, streamed word by word, every part timed.
-
-How long an answer may be, and what room that leaves for the prompt, is said here alone.
-"""
+"""Greedy answers from an engine session: a batch at a time, streamed word by word, every part timed."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Timings:
+class RoundTimings:
     """Milliseconds in every round, ``float64 [rounds, 4]``: of the four parts that are the fields of ``Latency``."""
 
     rounds: NDArray[np.float64]
@@ -73,7 +73,7 @@ def measure_latency(
     warmup: int,
     iterations: int,
     progress: Callable[[], object] = lambda: None,
-) -> dict[str, Timings]:
+) -> dict[str, RoundTimings]:
     """Time whole requests (vision, prefill and greedy decoding to 16 tokens) of every session, interleaved.
 
     Preprocessing and tokenising are left out: they are the same for all. Answers are not ended early.
@@ -94,7 +94,7 @@ def measure_latency(
             if number >= warmup:
                 rounds[name].append(timed)
         progress()
-    return {name: Timings(np.array(timed)) for name, timed in rounds.items()}
+    return {name: RoundTimings(np.array(timed)) for name, timed in rounds.items()}
 
 
 def time_request(measured: MeasuredSession, workload: Workload) -> tuple[float, float, float, float]:

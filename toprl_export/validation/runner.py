@@ -13,7 +13,7 @@ import torch
 
 from toprl_export.bundle import stamp_validation
 from toprl_export.errors import UserError
-from toprl_export.evaluation.machine import describe_device, installed_versions
+from toprl_export.evaluation.machine import describe_device, installed_versions, torch_threads
 from toprl_export.fields import read_header
 from toprl_export.files import check_replaceable, sha256_of, staged_directory, write_text_atomic
 from toprl_export.progress import Progress
@@ -27,7 +27,7 @@ from toprl_export.validation.costs import (
     ENGINE_UNPRUNED,
     GENERATED_TOKENS,
     REFERENCE,
-    Timings,
+    RoundTimings,
     Workload,
     measure_latency,
     measure_throughput,
@@ -86,7 +86,7 @@ def validate(
     options, limits = options or ValidationOptions(), limits or GateLimits()
     target = report_dir or default_report_dir(bundle)
     _check_takes_report(target)
-    with _torch_threads(options.thread_count), _fp32_without_tf32(), _out_of_memory_in_one_line():
+    with torch_threads(options.thread_count), _fp32_without_tf32(), _out_of_memory_in_one_line():
         bench = open_bench(bundle, task, options)
         limits.check_budgets(bench.budgets_kept)
         measured = _measure(bench, options)
@@ -134,7 +134,7 @@ class Measured:
 
     retention: dict[int, Retention]
     parity: dict[int, Parity]
-    timings: dict[str, Timings]
+    timings: dict[str, RoundTimings]
     throughput: dict[str, tuple[float, ...]]
     memory: dict[str, int]
 
@@ -173,7 +173,7 @@ def _parts(bench: Bench, encoded: EncodedQuestions, questions: Sequence[str]) ->
         yield encoded.part(start, bench.tokens(questions[start : start + size]))
 
 
-def _time(bench: Bench, options: ValidationOptions) -> tuple[dict[str, Timings], dict[str, tuple[float, ...]]]:
+def _time(bench: Bench, options: ValidationOptions) -> tuple[dict[str, RoundTimings], dict[str, tuple[float, ...]]]:
     sessions = bench.timed_sessions()
     first = bench.batches(1, 1)[0]
     with Progress("latency", options.warmup + options.iterations, "round") as bar:
@@ -310,17 +310,6 @@ def _subject(bench: Bench) -> Subject:
 def _prompt_tokens(bench: Bench) -> int:
     """Tokens of the first question's prompt, which is the one whose time is taken."""
     return int(bench.batches(1, 1)[0].tokens.input_ids.shape[1])
-
-
-@contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    """Let PyTorch use ``threads`` for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from toprl_flash_attention.tiles import TILES
-from toprl_flash_attention.variants import ALIGNMENT, Variant, argument_kind, is_aligned, variants
+from toprl_flash_attention.variants import ALIGNMENT, KernelVariant, argument_kind, is_aligned, variants
 
 PTX_VERSION = 80
 """The oldest that has all the instructions: drivers from CUDA 12.0 on can compile it."""
@@ -49,7 +49,7 @@ class Image:
     scratch: int
 
 
-def compile_variant(variant: Variant, ptxas: str | None = None) -> Image:
+def compile_variant(variant: KernelVariant, ptxas: str | None = None) -> Image:
     """Compile one kernel; ``ptxas`` is the assembler to use in place of Triton's own.
 
     Raises:
@@ -95,7 +95,9 @@ def argument_letters(names: list[str]) -> str:
     return "".join(_CODES[argument_kind(name)] for name in names)
 
 
-def _signature(variant: Variant, names: list[str]) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], Any]]:
+def _signature(
+    variant: KernelVariant, names: list[str]
+) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], Any]]:
     """Types, constants and alignments of a kernel's arguments, as Triton wants them."""
     types = {}
     for name in names:
@@ -114,7 +116,7 @@ def _parameters(ptx: str) -> int:
     return entry.group(1).count(".param")
 
 
-def compile_all(distinct: dict[str, Variant], jobs: int, ptxas: str | None) -> dict[str, Image]:
+def compile_all(distinct: dict[str, KernelVariant], jobs: int, ptxas: str | None) -> dict[str, Image]:
     """Compile kernels, ``jobs`` at a time, and say so."""
     images: dict[str, Image] = {}
     waiting = list(distinct)
@@ -129,7 +131,7 @@ def compile_all(distinct: dict[str, Variant], jobs: int, ptxas: str | None) -> d
     return images
 
 
-def cpp_source(found: tuple[Variant, ...], images: dict[str, Image]) -> Iterator[str]:
+def cpp_source(found: tuple[KernelVariant, ...], images: dict[str, Image]) -> Iterator[str]:
     """The lines of kernels.cpp."""
     yield "// Written by toprl_flash_attention.compile."
     yield '#include "variants.h"'

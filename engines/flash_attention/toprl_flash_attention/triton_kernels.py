@@ -25,7 +25,9 @@ SIZES = (
 
 
 @triton.jit
-def _load_rows(base, first, end, stride, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, CHECKED: tl.constexpr):
+def _load_rows(
+    base, first, end, stride, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, CHECKED: tl.constexpr
+) -> tl.tensor:
     """Rows ``first ...`` of a head: [block, head_dim]; checked: zeros from row ``end`` on."""
     rows = tl.arange(0, BLOCK)
     # Where the tile starts is counted in 64 bits, what lies within it in 32.
@@ -36,7 +38,7 @@ def _load_rows(base, first, end, stride, BLOCK: tl.constexpr, HEAD_DIM: tl.const
 
 
 @triton.jit
-def _store_rows(base, first, end, stride, rows_data, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr):
+def _store_rows(base, first, end, stride, rows_data, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr) -> None:
     """The counterpart of `_load_rows`: rows from ``end`` on are left out."""
     rows = tl.arange(0, BLOCK)
     tile = base + first.to(tl.int64) * stride + (rows[:, None] * stride + tl.arange(0, HEAD_DIM)[None, :])
@@ -44,26 +46,28 @@ def _store_rows(base, first, end, stride, rows_data, BLOCK: tl.constexpr, HEAD_D
 
 
 @triton.jit
-def _nothing_seen(BLOCK_Q: tl.constexpr, HEAD_DIM: tl.constexpr):
+def _nothing_seen(BLOCK_Q: tl.constexpr, HEAD_DIM: tl.constexpr) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Sums, totals and maxima before the first tile."""
     sums = tl.zeros([BLOCK_Q, HEAD_DIM], tl.float32)
     return sums, tl.zeros([BLOCK_Q], tl.float32), tl.full([BLOCK_Q], LOWEST, tl.float32)
 
 
 @triton.jit
-def _averages(sums, total):
+def _averages(sums, total) -> tl.tensor:
     """What the sums are of; zeros where nothing was allowed."""
     return sums / tl.where(total == 0.0, 1.0, total)[:, None]
 
 
 @triton.jit
-def _seen(row, k_len, diagonal):
+def _seen(row, k_len, diagonal) -> tl.tensor:
     """How many keys the query in place ``row`` may attend to, but for a mask."""
     return tl.maximum(tl.minimum(k_len, row + diagonal + 1), 0)
 
 
 @triton.jit
-def _allowed(base, mask_row, row, row_exists, first, k_len, diagonal, BLOCK_K: tl.constexpr, MASKED: tl.constexpr):
+def _allowed(
+    base, mask_row, row, row_exists, first, k_len, diagonal, BLOCK_K: tl.constexpr, MASKED: tl.constexpr
+) -> tl.tensor:
     """Which of the keys ``first ...`` each query may attend to: [block_q, block_k]."""
     column = tl.arange(0, BLOCK_K)
     allowed = column[None, :] < tl.minimum(row + (diagonal + 1), k_len)[:, None] - first
@@ -78,7 +82,7 @@ def _fold(
     sums, total, highest, query, key, value, mask, mask_row, row, row_exists,
     k_stride, v_stride, k_len, diagonal, scale_log2, begin, end, gap_begin, gap,
     HEAD_DIM: tl.constexpr, BLOCK_K: tl.constexpr, CHECKED: tl.constexpr, MASKED: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """Take key tiles ``begin ... end - 1``, without the ``gap`` tiles from ``gap_begin`` on, into the running sums,
     totals and maxima of each row. ``STAGES`` is how many are in flight, None for the kernel's own number.
     """
@@ -107,7 +111,7 @@ def _fold(
 
 
 @triton.jit
-def _marked_spans(marks, tiles):
+def _marked_spans(marks, tiles) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
     """From a row of `mark_tiles`: the first tile and the end of what must be seen, and the full run within."""
     begin = NO_TILE
     end = 0
@@ -131,7 +135,7 @@ def attend(
     query, key, value, out, mask, marks, scale_log2, heads, group, q_len, k_len, diagonal,
     q_b, q_h, q_r, k_b, k_h, k_r, v_b, v_h, v_r, o_b, o_h, o_r, mask_b, mask_h, mask_r, marks_b, marks_h,
     HEAD_DIM: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, MASKED: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """One program per block of queries of one head; grid: (query blocks · batch · heads,).
 
     Only tiles on the diagonal, at the end, or partly masked are checked element by element. They are few: their loads
@@ -172,7 +176,7 @@ def attend(
 def mark_tiles(
     mask, marks, q_len, k_len, diagonal, mask_b, mask_h, mask_r, mask_heads,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Write 0 for a tile of the mask that allows nothing, 2 for one that allows everything, else 1.
 
     ``marks`` is int8 [mask batch, mask heads, query blocks, key tiles]; grid: (its size,).
@@ -202,7 +206,7 @@ def attend_few(
     q_b, q_h, q_r, k_b, k_h, k_r, v_b, v_h, v_r, o_b, o_h, o_r, mask_b, mask_h, mask_r,
     splits, tiles_per_split, part_rows,
     HEAD_DIM: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, MASKED: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """One program per split of the keys of one key-value head, for all its queries: group · q_len <= BLOCK_Q.
 
     Grid: (splits · kv heads · batch,). One split writes the result; each of several writes a part for `merge_splits`.
@@ -242,7 +246,7 @@ def attend_few(
 
 
 @triton.jit
-def _store_few(out_row, parts, part, exists, splits, part_rows, sums, total, highest, HEAD_DIM: tl.constexpr):
+def _store_few(out_row, parts, part, exists, splits, part_rows, sums, total, highest, HEAD_DIM: tl.constexpr) -> None:
     """The only split writes the result. Others write parts: the sums of all, then their totals, then their maxima."""
     column = tl.arange(0, HEAD_DIM)[None, :]
     if splits == 1:
@@ -256,7 +260,7 @@ def _store_few(out_row, parts, part, exists, splits, part_rows, sums, total, hig
 
 
 @triton.jit(do_not_specialize=SIZES)
-def merge_splits(parts, out, heads, q_len, o_b, o_h, o_r, splits, part_rows, HEAD_DIM: tl.constexpr):
+def merge_splits(parts, out, heads, q_len, o_b, o_h, o_r, splits, part_rows, HEAD_DIM: tl.constexpr) -> None:
     """Join what `attend_few` left of one query: ``parts`` is float32 sums [row, split, head_dim], totals, maxima.
 
     Grid: (batch · heads · q_len,), the rows of the parts.

@@ -17,7 +17,7 @@ _WIDE = {"b", "h"}
 
 
 @dataclass(frozen=True)
-class Variant:
+class KernelVariant:
     """One kernel as it is compiled.
 
     Attributes:
@@ -55,7 +55,7 @@ class Variant:
         return "_".join([*filter(None, parts), f"w{self.tile.warps}", f"s{self.tile.stages}"])
 
 
-def variants(sms: tuple[int, ...] = tuple(TILES)) -> tuple[Variant, ...]:
+def variants(sms: tuple[int, ...] = tuple(TILES)) -> tuple[KernelVariant, ...]:
     """All that the core library needs for these SMs."""
     found = []
     for sm in sms:
@@ -63,11 +63,11 @@ def variants(sms: tuple[int, ...] = tuple(TILES)) -> tuple[Variant, ...]:
         for dtype in DTYPES:
             for masked, ((head_dim, form), tile) in product((False, True), table.items()):
                 kernel = "attend_few" if form == "few" else "attend"
-                found.append(Variant(kernel, sm, dtype, head_dim, masked, form, tile))
+                found.append(KernelVariant(kernel, sm, dtype, head_dim, masked, form, tile))
             merging = Tile(1, 1, 4, 1)
-            found += [Variant("merge_splits", sm, dtype, head_dim, False, "", merging) for head_dim in HEAD_DIMS]
+            found += [KernelVariant("merge_splits", sm, dtype, head_dim, False, "", merging) for head_dim in HEAD_DIMS]
         blocks = {(tile.block_q, tile.block_k) for (_, form), tile in table.items() if form != "few"}
-        found += [Variant("mark_tiles", sm, "", 0, True, "", Tile(q, k, 8, 1)) for q, k in sorted(blocks)]
+        found += [KernelVariant("mark_tiles", sm, "", 0, True, "", Tile(q, k, 8, 1)) for q, k in sorted(blocks)]
     return tuple(found)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Union
 
 import onnx
 import torch
 from onnx.defs import OpSchema
-from onnxscript import script
+from onnxscript import BFLOAT16, FLOAT, FLOAT16, script
 from onnxscript.onnx_opset import opset23 as op
 from onnxscript.values import Op, Opset
 from torch import Tensor, nn
@@ -80,11 +80,12 @@ def routed_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 _TOPRL = Opset(DOMAIN, VERSION)
+_Floats = Union[BFLOAT16, FLOAT, FLOAT16]  # noqa: UP007 (onnxscript knows no other form)
 
 
 @script(_TOPRL, default_opset=op)
-def FlashAttention(query, key, value, mask, scale: float):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-    return op.Attention(query, key, value, mask, scale=scale)
+def FlashAttention(query, key, value, mask, scale: float) -> _Floats:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    return op.Attention(query, key, value, mask, scale=scale)  # type: ignore[return-value]
 
 
 def function_proto() -> onnx.FunctionProto:

@@ -60,7 +60,7 @@ class ONNXRuntimeSession:
 
         def graph(role: str, packed: bool) -> Graph:
             settings = provider_settings(bundle, provider, role)
-            target = Target(provider, options.provider is not None, settings)
+            target = ProviderChoice(provider, options.provider is not None, settings)
             return Graph(bundle.path(role), target, options.threads, packed)
 
         self._vision, self._prefill, self._decode = (
@@ -162,7 +162,7 @@ class Graph:
         UserError: ``target`` is required and cannot be started.
     """
 
-    def __init__(self, path: Path, target: Target, threads: int | None, packed: bool) -> None:
+    def __init__(self, path: Path, target: ProviderChoice, threads: int | None, packed: bool) -> None:
         def options() -> onnxruntime.SessionOptions:
             made = onnxruntime.SessionOptions()
             if not packed:
@@ -197,7 +197,7 @@ class Graph:
 
 
 @dataclass(frozen=True)
-class Target:
+class ProviderChoice:
     """Where a session is to run.
 
     Attributes:
@@ -218,7 +218,7 @@ def provider_used(session: onnxruntime.InferenceSession) -> str:
 
 
 def open_session(
-    path: Path, options: Callable[[], onnxruntime.SessionOptions], target: Target
+    path: Path, options: Callable[[], onnxruntime.SessionOptions], target: ProviderChoice
 ) -> tuple[onnxruntime.InferenceSession, str]:
     """A session of the graph at ``path``, and our name of where it runs.
 
@@ -246,7 +246,7 @@ def open_session(
     return onnxruntime.InferenceSession(str(path), options(), providers=[PROVIDERS[CPU]]), CPU
 
 
-def _start(path: Path, options: onnxruntime.SessionOptions, target: Target) -> onnxruntime.InferenceSession:
+def _start(path: Path, options: onnxruntime.SessionOptions, target: ProviderChoice) -> onnxruntime.InferenceSession:
     # Without this record a graph that went to the CPU whole would look as if the provider ran it.
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     full = PROVIDERS[target.provider]

@@ -375,3 +375,9 @@ def test_a_reader_that_goes_away_is_met_quietly():
     os.close(writing)
     assert done.returncode == 141
     assert done.stderr == b""
+
+
+def test_output_may_be_closed():
+    command = f'exec 1>&-; exec "{sys.executable}" -m toprl_export.cli.main tasks'
+    done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")

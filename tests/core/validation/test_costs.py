@@ -14,7 +14,7 @@ from toprl_export.runtime.session import EncodedImages, PrefillResult
 from toprl_export.validation import costs
 from toprl_export.validation.costs import (
     MeasuredSession,
-    Timings,
+    RoundTimings,
     Workload,
     measure_latency,
     measure_throughput,
@@ -81,7 +81,7 @@ def test_sessions_take_turns_and_warm_up_is_not_counted(monkeypatch: pytest.Monk
 
 
 def test_medians_and_spreads():
-    timings = Timings(np.array([[1.0, 10, 2, 20], [2, 20, 2, 30], [9, 90, 2, 99]]))
+    timings = RoundTimings(np.array([[1.0, 10, 2, 20], [2, 20, 2, 30], [9, 90, 2, 99]]))
     assert timings.median == Latency(2, 20, 2, 30)
     assert timings.interquartile_range == Latency(4, 40, 0, 39.5)
 

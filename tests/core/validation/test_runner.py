@@ -167,7 +167,7 @@ def test_images_are_encoded_once_and_the_unpruned_graph_counted_once(
 
 
 def untimed(opened: bench.Bench) -> tuple[dict, dict]:
-    timings = costs.Timings(np.ones((1, 4)))
+    timings = costs.RoundTimings(np.ones((1, 4)))
     names = opened.timed_sessions()
     return dict.fromkeys(names, timings), dict.fromkeys(names, ())
 

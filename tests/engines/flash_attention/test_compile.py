@@ -16,10 +16,10 @@ import pytest
 
 from tests.support.flash_attention import SCRATCH, argument_names
 from toprl_flash_attention.compile import Image, compile_variant, cpp_source, main
-from toprl_flash_attention.variants import Variant, variants
+from toprl_flash_attention.variants import KernelVariant, variants
 
 
-def the(kernel, sm, head_dim, masked=False, form="", dtype="fp16") -> Variant:
+def the(kernel, sm, head_dim, masked=False, form="", dtype="fp16") -> KernelVariant:
     key = (kernel, sm, dtype, head_dim, masked, form)
     (found,) = [v for v in variants() if (v.kernel, v.sm, v.dtype, v.head_dim, v.masked, v.form) == key]
     return found

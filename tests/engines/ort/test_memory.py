@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 import numpy as np
 import onnxruntime
-from toprl_engines.ort.session import Graph, Target
+from toprl_engines.ort.session import Graph, ProviderChoice
 
 def private_bytes():
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -29,7 +29,7 @@ folder, packed = Path(sys.argv[1]), sys.argv[2] == "packed"
 x = np.ones((40, 4096), dtype=np.float32)
 warm = onnxruntime.InferenceSession(str(folder / "small.onnx"), providers=["CPUExecutionProvider"])
 before = private_bytes()
-graphs = [Graph(folder / f"{name}.onnx", Target("cpu", True), 1, packed) for name in ("a", "b", "c")]
+graphs = [Graph(folder / f"{name}.onnx", ProviderChoice("cpu", True), 1, packed) for name in ("a", "b", "c")]
 outputs = [graph.run({"x": x})["y"].numpy()[0, 0] for graph in graphs]
 assert outputs == [4096.0] * 3, outputs
 print(private_bytes() - before)

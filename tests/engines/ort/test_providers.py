@@ -25,7 +25,7 @@ from toprl_engines.ort.providers import (
     provider_chain,
     provider_settings,
 )
-from toprl_engines.ort.session import Target, open_session
+from toprl_engines.ort.session import ProviderChoice, open_session
 from toprl_export.bundle import Bundle
 from toprl_export.engine import SessionOptions
 from toprl_export.errors import UserError
@@ -115,7 +115,7 @@ def test_a_provider_that_cannot_start_is_refused_when_asked_for(tmp_path, provid
     bundle = staged_bundle().bundle
     message = rf"'{provider}' was requested, but ONNX Runtime could not start it \(it fell back to 'cpu'\)"
     with pytest.raises(UserError, match=message):
-        open_session(bundle.path("decode"), onnxruntime.SessionOptions, Target(provider, required=True))
+        open_session(bundle.path("decode"), onnxruntime.SessionOptions, ProviderChoice(provider, required=True))
 
 
 @pytest.mark.usefixtures("cuda_without_a_gpu")
@@ -140,8 +140,8 @@ def test_a_provider_that_raises_is_refused_with_its_reason_and_prints_nothing(mo
     monkeypatch.setattr(onnxruntime, "InferenceSession", failing)
     path = staged_bundle().bundle.path("decode")
     with pytest.raises(UserError, match=r"could not start it \(CUDA failure 35: driver too old\): check the GPU"):
-        open_session(path, onnxruntime.SessionOptions, Target("cuda", required=True))
-    assert open_session(path, onnxruntime.SessionOptions, Target("cuda", required=False))[1] == "cpu"
+        open_session(path, onnxruntime.SessionOptions, ProviderChoice("cuda", required=True))
+    assert open_session(path, onnxruntime.SessionOptions, ProviderChoice("cuda", required=False))[1] == "cpu"
     assert capsys.readouterr().out == ""
 
 
@@ -161,7 +161,7 @@ def test_a_provider_that_runs_no_part_of_the_graph_is_no_start(monkeypatch, take
             return [SimpleNamespace(ep_name=name) for name in taken]
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
-    target = Target("cuda", required=True)
+    target = ProviderChoice("cuda", required=True)
     if refused:
         with pytest.raises(UserError, match="can run no part of the graph"):
             open_session("graph.onnx", onnxruntime.SessionOptions, target)
@@ -200,7 +200,9 @@ def test_nvidias_plugin_is_registered_once_and_given_its_options(monkeypatch, li
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
     session_module._register_plugin.cache_clear()
     for _ in range(2):
-        _, used = open_session("graph.onnx", Options, Target("tensorrt-rtx", True, {"nv_runtime_cache_path": "p"}))
+        _, used = open_session(
+            "graph.onnx", Options, ProviderChoice("tensorrt-rtx", True, {"nv_runtime_cache_path": "p"})
+        )
         assert used == "tensorrt-rtx"
     session_module._register_plugin.cache_clear()
     assert registered == [("NvTensorRTRTXExecutionProvider", "x.so")]
@@ -213,7 +215,7 @@ def test_nvidias_real_plugin_without_a_gpu_is_refused_in_one_line():
         pytest.skip("there is an RTX GPU")
     path = staged_bundle().bundle.path("decode")
     with pytest.raises(UserError, match=r"'tensorrt-rtx' was requested, .* RTX 30 series or newer") as caught:
-        open_session(path, onnxruntime.SessionOptions, Target("tensorrt-rtx", required=True))
+        open_session(path, onnxruntime.SessionOptions, ProviderChoice("tensorrt-rtx", required=True))
     assert "\n" not in str(caught.value)
 
 

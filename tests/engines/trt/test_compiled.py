@@ -91,9 +91,12 @@ def test_what_the_manifest_keeps_is_read_back(compiled: Compiled):
     ("change", "message"),
     [
         ({"attention": "flash"}, "attention 'flash' is unknown, expected plugin or native"),
-        ({"weight_stripped": 1}, "engine.details: weight_stripped is 1, expected true or false"),
-        ({"gpu": {"name": "L4"}}, "engine.details lacks gpu.sm"),
-        ({"other": 1}, "engine.details has the unknown field other"),
+        (
+            {"weight_stripped": 1},
+            "engine.details: weight_stripped is 1, expected true or false: build",
+        ),
+        ({"gpu": {"name": "L4"}}, "engine.details lacks gpu.(driver|sm): build the bundle again"),
+        ({"other": 1}, "engine.details has the unknown field other: build the bundle again"),
     ],
 )
 def test_details_that_the_engine_did_not_write_are_refused(change, message):

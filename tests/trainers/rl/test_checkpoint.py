@@ -36,6 +36,11 @@ class OtherHeader:
     digest: str = "abc"
 
 
+@dataclass(frozen=True)
+class Headless:
+    digest: str = "abc"
+
+
 def stepped(steps: int) -> torch.optim.Adam:
     weight = nn.Parameter(torch.tensor([1.0, -2.0]))
     optimizer = torch.optim.Adam([weight], lr=0.1)
@@ -60,6 +65,7 @@ def test_header_and_moments_come_back(tmp_path: Path):
     [
         (OtherHeader("toprl-export/other", 3), "format is 'toprl-export/other', expected 'toprl-export/test-training'"),
         (OtherHeader("toprl-export/test-training", 4), "version is 4, expected 3"),
+        (Headless(), "lacks format"),
     ],
 )
 def test_another_learner_or_version_is_refused(tmp_path: Path, other: Any, message: str):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
-
-import torch
 
 from toprl_export.agent import AGENT_FILE, Agent, AgentRecord, TrainingRecord, save_agent
 from toprl_export.errors import require
+from toprl_export.evaluation.machine import torch_threads
 from toprl_export.fields import to_json
 from toprl_export.files import staged_directory, write_bytes_atomic, write_json_atomic, write_text_atomic
 from toprl_export.trainer import TrainOutcome, TrainRequest
@@ -69,7 +67,7 @@ def _train(run: Run, resumes: bool) -> TrainOutcome:
     processes, threads = run.processes, run.request.threads
     if resumes and not threads:
         threads = read_checkpoint_header(CheckpointHeader, run.checkpoint).threads
-    with cpu_threads(threads):
+    with torch_threads(threads):
         with processes.collective_errors():
             state = _state(run, resumes)
         processes.check_same("checkpoint", state.update)
@@ -105,17 +103,6 @@ def _state(run: Run, resumes: bool) -> TrainingState:
 def _blocks(run: Run, first: int, images: int, precision: str, processes: Processes = SINGLE_PROCESS) -> BlockSource:
     request, per_block = run.request, processes.count * run.config.images_per_update
     return BlockSource(request.adapter, request.task, request.seed, first, images, per_block, precision, processes)
-
-
-@contextmanager
-def cpu_threads(count: int | None) -> Iterator[None]:
-    """Let torch use ``count`` CPU threads inside the block; None changes nothing."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def write_agent(run: Run, state: TrainingState, figures: Sequence[BudgetFigures]) -> None:

@@ -38,7 +38,7 @@ class CapturedGraph(Protocol):
         ...
 
 
-class Device(Protocol):
+class GpuDevice(Protocol):
     """One GPU and one stream on it. Everything but allocation is queued and done in order.
 
     Attributes:
@@ -108,7 +108,7 @@ class Block:
         size: its bytes.
     """
 
-    def __init__(self, device: Device, size: int, what: str) -> None:
+    def __init__(self, device: GpuDevice, size: int, what: str) -> None:
         self.size = max(size, ALIGNMENT)
         self.address = device.allocate(self.size, what)
         # At the end of the process the driver takes everything back, and may be gone before us.
@@ -139,7 +139,7 @@ class CudaError(ToprlError):
 
 
 class CudaDevice:
-    """The first GPU that the process may use, and a stream of its own on it; see `Device`.
+    """The first GPU that the process may use, and a stream of its own on it; see `GpuDevice`.
 
     Raises:
         MissingExtraError: `cuda-bindings` is not installed.

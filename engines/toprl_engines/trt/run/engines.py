@@ -14,7 +14,7 @@ from toprl_engines.trt.binding import Binding
 from toprl_engines.trt.compiled import Compiled, check_compatible, copy_role
 from toprl_engines.trt.native_calls import BuildLog, deferred_interrupt, last_error, make_log, out_of_device_memory
 from toprl_engines.trt.plugin import register_plugin
-from toprl_engines.trt.run.device import Block, Device, out_of_memory
+from toprl_engines.trt.run.device import Block, GpuDevice, out_of_memory
 from toprl_export.bundle import Bundle
 from toprl_export.errors import ToprlError, UserError, require
 
@@ -101,7 +101,7 @@ class LoadedEngine:
         """In the engine's order."""
         return [tensor for tensor in self.tensors.values() if not tensor.is_input]
 
-    def context(self, activations: Block, repeated: bool = False) -> Context:
+    def context(self, activations: Block, repeated: bool = False) -> EngineContext:
         """A context that works in ``activations``, which it may share with others on the same stream.
 
         Args:
@@ -120,7 +120,7 @@ class LoadedEngine:
         if context is None:
             raise _no_memory(self.name)
         context.set_device_memory(activations.address, activations.size)
-        return Context(self.name, context, self._log, captures_itself=repeated and self._captures_itself)
+        return EngineContext(self.name, context, self._log, captures_itself=repeated and self._captures_itself)
 
     def _describe(self, name: str) -> TensorInfo:
         engine, trt = self._engine, self._trt
@@ -139,7 +139,7 @@ class LoadedEngine:
         return TensorInfo(name, is_input, dtype, shape, on_host, smallest, largest, values)
 
 
-class Context:
+class EngineContext:
     """One engine made ready for one set of sizes and addresses at a time.
 
     All methods raise `EngineError` where TensorRT refuses, and `UserError` where it is out of memory.
@@ -227,7 +227,7 @@ def refit_engine(binding: Binding, engine: Any, graph: Path, log: BuildLog) -> N
     )
 
 
-def open_engines(bundle: Bundle, roles: Sequence[str], binding: Binding, device: Device) -> list[LoadedEngine]:
+def open_engines(bundle: Bundle, roles: Sequence[str], binding: Binding, device: GpuDevice) -> list[LoadedEngine]:
     """Load the engines of these roles, in their order.
 
     Raises:

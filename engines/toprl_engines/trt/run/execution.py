@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toprl_engines.trt.run.device import Block, CapturedGraph, CaptureError, Device, offsets_of
-from toprl_engines.trt.run.engines import Context, LoadedEngine, Shape, TensorInfo
+from toprl_engines.trt.run.device import Block, CapturedGraph, CaptureError, GpuDevice, offsets_of
+from toprl_engines.trt.run.engines import EngineContext, LoadedEngine, Shape, TensorInfo
 from toprl_engines.trt.run.memory import CacheLayout
 
 
@@ -28,7 +28,7 @@ class VariableGraph:
 
     def __init__(
         self,
-        device: Device,
+        device: GpuDevice,
         engine: LoadedEngine,
         activations: Block,
         elsewhere: Mapping[str, int | None],
@@ -92,13 +92,13 @@ STEPS_KEPT = 16
 """Captured graphs that are kept; each is for one batch, one length per group and one cache memory."""
 
 
-class Decoder:
+class DecodeRunner:
     """Runs the decode engine over `CacheLayout`.
 
     Token and position go up in one copy, the logits come down in one; the copies are part of the captured graph.
     """
 
-    def __init__(self, device: Device, engine: LoadedEngine, max_batch: int, activations: Block) -> None:
+    def __init__(self, device: GpuDevice, engine: LoadedEngine, max_batch: int, activations: Block) -> None:
         self._device = device
         self._engine = engine
         self._activations = activations
@@ -172,7 +172,7 @@ class Decoder:
                 shapes[name] = (cache.batch, heads, slots, width)
         return shapes
 
-    def _work(self, context: Context, batch: int) -> Any:
+    def _work(self, context: EngineContext, batch: int) -> Any:
         device, logits = self._device, self._logits[: batch * self._vocabulary]
         address, below = self._buffers.address, self._buffers.address + self._logits_offset
 
@@ -187,7 +187,7 @@ class Decoder:
 class _Step:
     """One context with fixed sizes and addresses: run as it is the first time, captured the second."""
 
-    def __init__(self, device: Device, context: Context, work: Any) -> None:
+    def __init__(self, device: GpuDevice, context: EngineContext, work: Any) -> None:
         self._device = device
         self._graph: CapturedGraph | None = None  # before the work, whose context it must not outlive
         self._work = work

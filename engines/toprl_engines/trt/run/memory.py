@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd
 
-from toprl_engines.trt.run.device import ALIGNMENT, Block, Device, Rows, offsets_of
+from toprl_engines.trt.run.device import ALIGNMENT, Block, GpuDevice, Rows, offsets_of
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class CacheGroup:
 class CacheMemory:
     """Room for the longest caches and masks of one request."""
 
-    def __init__(self, device: Device, groups: Sequence[CacheGroup], max_batch: int) -> None:
+    def __init__(self, device: GpuDevice, groups: Sequence[CacheGroup], max_batch: int) -> None:
         sizes = {group.mask: max_batch * (group.capacity + 1) for group in groups}
         sizes |= {f"caches {group.mask}": group.size(max_batch, group.capacity) for group in groups}
         offsets, size = offsets_of(sizes)
@@ -101,7 +101,7 @@ class CacheStore:
         max_batch: maximum batch of a request.
     """
 
-    def __init__(self, device: Device, groups: Sequence[CacheGroup], max_batch: int) -> None:
+    def __init__(self, device: GpuDevice, groups: Sequence[CacheGroup], max_batch: int) -> None:
         self.groups = tuple(groups)
         self.max_batch = max_batch
         self._device = device

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from toprl_engines.feeds import request_feeds
 from toprl_engines.trt.binding import Binding, load_binding
 from toprl_engines.trt.compiled import Compiled
-from toprl_engines.trt.run.device import Block, CudaDevice, Device
+from toprl_engines.trt.run.device import Block, CudaDevice, GpuDevice
 from toprl_engines.trt.run.engines import LoadedEngine, TensorInfo, open_engines
-from toprl_engines.trt.run.execution import Decoder, VariableGraph
+from toprl_engines.trt.run.execution import DecodeRunner, VariableGraph
 from toprl_engines.trt.run.memory import CacheGroup, CacheLayout, CacheStore
 from toprl_export.bundle import Bundle
 from toprl_export.engine import SessionOptions
@@ -151,7 +151,7 @@ class TensorRTSession:
         options: SessionOptions,
         *,
         binding: Binding | None = None,
-        device: Device | None = None,
+        device: GpuDevice | None = None,
     ) -> None:
         if options.provider not in (None, "cuda"):
             raise UserError(
@@ -162,7 +162,7 @@ class TensorRTSession:
         self._pruned = not options.unpruned
         compiled = Compiled.from_details(bundle.manifest.engine.details)
         binding = binding or load_binding(compiled.binding)
-        self._device: Device = device or CudaDevice()
+        self._device: GpuDevice = device or CudaDevice()
         roles = ("vision", "prefill" if self._pruned else "prefill_unpruned", "decode")
         vision, prefill, decode = open_engines(bundle, roles, binding, self._device)
         self._limits = Limits.of(vision, prefill, decode)
@@ -176,7 +176,7 @@ class TensorRTSession:
         shortened = _shortened(self._groups, self._planned, plan.visual_tokens, self._limits.text[1])
         # The first is for the bundle's budgets; another follows when a request keeps more tokens than any of them.
         self._stores = [CacheStore(self._device, shortened, max_batch)]
-        self._decoder = Decoder(self._device, decode, max_batch, self._activations)
+        self._decoder = DecodeRunner(self._device, decode, max_batch, self._activations)
         self._vision, self._prefill = self._prompt_graphs(vision, prefill)
         self._encoded = [tensor.name for tensor in vision.outputs]
         # One mask serves all groups where nothing is pruned.

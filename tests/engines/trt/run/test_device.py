@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.fake_device import FakeDevice
 from toprl_engines.trt.run import device as device_module
-from toprl_engines.trt.run.device import Block, CaptureError, CudaDevice, CudaError, Device, Rows
+from toprl_engines.trt.run.device import Block, CaptureError, CudaDevice, CudaError, GpuDevice, Rows
 from toprl_export.errors import MissingExtraError, UserError
 
 
@@ -161,7 +161,7 @@ def test_the_stand_in_has_no_name_that_nvidias_bindings_lack():
         assert hasattr(runtime, name) or hasattr(runtime.cudaError_t, name)
 
 
-def scramble(device: Device) -> np.ndarray:
+def scramble(device: GpuDevice) -> np.ndarray:
     """All that a device does, and what is left in memory."""
     block = Block(device, 4096, "test")
     up = np.arange(600, dtype=np.uint8)
