@@ -10,6 +10,7 @@ fails the build (`check_passes`): the graph would compute the same, only more sl
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -102,7 +103,7 @@ def simplify(model: ir.Model) -> tuple[PassResult, ...]:
     return _apply(model, RowGather(), ConstantReshape(), RowByScalar(), ElementOfVector())
 
 
-class CountingRule(RewriteRuleClassBase):
+class CountingRule(RewriteRuleClassBase, ABC):
     """A rewrite that counts what it matches.
 
     Args:
@@ -121,9 +122,9 @@ class CountingRule(RewriteRuleClassBase):
         """What it has done so far."""
         return PassResult(str(self.name), self._matched, self._changed)
 
+    @abstractmethod
     def replacement(self, *_: Any, **matched: Any) -> Any:
         """What takes the place of a match, given onnxscript's builder and the matched values; None leaves it."""
-        raise NotImplementedError
 
     def rewrite(self, op: Any, *_: Any, **matched: Any) -> Any:
         """Called by onnxscript for every match that passes the check."""
