@@ -75,7 +75,7 @@ class StockLoop:
             kept: what to keep at each stage; None for no pruning.
         """
         adapter, device = self._adapter, self._adapter.device
-        batch = adapter.prompt_format.tokenize(adapter.tokenizer, [question.text], adapter.visual_tokens)
+        batch = adapter.frontend.tokens([question.text])
         answer = adapter.tokenizer.encode(question.answer, add_special_tokens=False).ids
         ids = torch.tensor([[*batch.input_ids[0].tolist(), *answer]], device=device)
         labels = torch.tensor([*answer, adapter.end_tokens[0]], device=device)
@@ -180,7 +180,7 @@ class SpeedBench:
         run, task = self._run, self._run.request.task
         first = number * run.config.images_per_update
         groups = [task.question_group("train", run.request.seed, first + image) for image in range(self._loop_images)]
-        pixels = torch.from_numpy(self._adapter.image_processor([group.image for group in groups]))
+        pixels = torch.from_numpy(self._adapter.frontend.pixels([group.image for group in groups]))
         pixels = pixels.to(self._adapter.device)
         with torch.no_grad(), model_precision(self._adapter, run.config.precision):
             features = self._adapter.encode_image(pixels).float()

@@ -22,7 +22,7 @@ MODULES = (
     "toprl_export.pruning.select",
     "toprl_export.registry",
     "toprl_export.runtime.answer_length",
-    "toprl_export.runtime.preprocess",
+    "toprl_export.runtime.frontend",
     "toprl_export.seeding",
     "toprl_export.tasks.metrics",
     "toprl_export.tasks.registry",

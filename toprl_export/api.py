@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, overload
+from typing import Literal, Self, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-from tokenizers import Tokenizer
 
 from toprl_export.bundle import Bundle, load_bundle
 from toprl_export.engine import SessionOptions, get_engine
 from toprl_export.errors import UserError
 from toprl_export.runtime.answer_length import DEFAULT_NEW_TOKENS, prompt_room
 from toprl_export.runtime.generation import Generation, GenerationRequest, GenerationStream
-from toprl_export.runtime.preprocess import ImageInput
-from toprl_export.runtime.prompt import TokenBatch
+from toprl_export.runtime.layout import TokenBatch
+from toprl_export.runtime.pictures import ImageInput
 from toprl_export.runtime.session import EngineSession
 
 
@@ -27,12 +25,12 @@ class LoadedBundle:
 
     Attributes:
         bundle: directory and manifest.
-        tokenizer: the model's.
+        frontend: what turns pictures and questions into the engine's inputs.
     """
 
     def __init__(self, bundle: Bundle, session: EngineSession) -> None:
         self.bundle = bundle
-        self.tokenizer: Tokenizer = Tokenizer.from_file(str(bundle.path("tokenizer")))
+        self.frontend = bundle.frontend()
         self._session: EngineSession | None = session
 
     def __enter__(self) -> Self:
@@ -123,7 +121,7 @@ class LoadedBundle:
                 or budget is unknown, or the bundle was closed.
         """
         request = self.request(images, prompts, task, budget_kept, max_new_tokens)
-        growing = GenerationStream(self.session, self.tokenizer, request)
+        growing = GenerationStream(self.session, self.frontend.tokenizer, request)
         return growing if stream else growing.result
 
     def request(
@@ -150,8 +148,9 @@ class LoadedBundle:
         Raises:
             UserError: there is none or one is no image.
         """
-        listed = [images] if isinstance(images, Image.Image | Path | str | np.ndarray) else images
-        return self.bundle.manifest.image_processor(listed)
+        # A path is a sequence too, of letters, and arrays and bytes are sequences of numbers.
+        listed = images if isinstance(images, list | tuple) else [cast("ImageInput", images)]
+        return self.frontend.pixels(listed)
 
     def tokens(self, prompts: str | Sequence[str], max_new_tokens: int = DEFAULT_NEW_TOKENS) -> TokenBatch:
         """Questions as the engine takes them.
@@ -162,7 +161,7 @@ class LoadedBundle:
         model = self.bundle.manifest.model
         room = prompt_room(model.max_length, model.visual_tokens, max_new_tokens)
         listed = [prompts] if isinstance(prompts, str) else list(prompts)
-        return self.bundle.manifest.prompt.tokenize(self.tokenizer, listed, model.visual_tokens, room)
+        return self.frontend.tokens(listed, room)
 
 
 def load(

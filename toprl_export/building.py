@@ -13,7 +13,7 @@ from pathlib import Path
 from toprl_export.agent import ACTOR_FILE, AGENT_FILE, Agent, load_agent
 from toprl_export.bundle import (
     MANIFEST_NAME,
-    TOKENIZER_NAME,
+    PROCESSOR_DIR,
     AgentEntry,
     Bundle,
     EngineEntry,
@@ -33,8 +33,7 @@ from toprl_export.engine import (
     get_engine,
 )
 from toprl_export.errors import UserError
-from toprl_export.fields import to_json
-from toprl_export.files import check_replaceable, staged_directory, write_text_atomic
+from toprl_export.files import check_replaceable, staged_directory
 from toprl_export.manifest import check_relative
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.load import load_model
@@ -172,8 +171,9 @@ def write_bundle(prepared: PreparedBuild, output_dir: Path, overwrite: bool, com
     with staged_directory(output_dir, overwrite, MANIFEST_NAME) as staging:
         earlier = output_dir.resolve() if (output_dir / MANIFEST_NAME).is_file() else None
         result = prepared.engine.build(replace(prepared.request, earlier=earlier), staging)
-        write_text_atomic(staging / TOKENIZER_NAME, prepared.request.adapter.tokenizer.to_str(pretty=True))
-        own_files = [("tokenizer", TOKENIZER_NAME), *_copy_agents(prepared, staging)]
+        processor = prepared.request.adapter.frontend.save(staging / PROCESSOR_DIR)
+        own_files = [("processor", f"{PROCESSOR_DIR}/{name}") for name in processor]
+        own_files += _copy_agents(prepared, staging)
         write_manifest(staging, _manifest(prepared, result, staging, own_files, command))
     return load_bundle(output_dir, verify=False)
 
@@ -211,11 +211,9 @@ def input_digest(prepared: PreparedBuild, toolchain: dict[str, str]) -> str:
         "toprl_export": metadata.version("toprl-export"),
         "model": [adapter.model_id, adapter.revision, adapter.fingerprint],
         "config": _text_digest(adapter.model.config.to_json_string()),
-        "tokenizer": _text_digest(adapter.tokenizer.to_str()),
+        "frontend": adapter.frontend.fingerprint,
         "end_tokens": adapter.end_tokens,
         "max_length": adapter.max_length,
-        "prompt": to_json(adapter.prompt_format),
-        "image_processor": to_json(adapter.image_processor),
         "agents": [[agent.record.task, agent.fingerprint] for agent in request.agents],
         "baseline": request.baseline,
         "plan": request.plan.to_json(),
@@ -333,8 +331,6 @@ def _manifest(
             result.details,
         ),
         files=files,
-        image_processor=adapter.image_processor,
-        prompt=adapter.prompt_format,
         build_command=command,
         input_digest=input_digest(prepared, result.toolchain),
     )
@@ -346,6 +342,7 @@ def _model_entry(adapter: LVLMAdapter) -> ModelEntry:
         revision=adapter.revision,
         fingerprint=adapter.fingerprint,
         visual_tokens=adapter.visual_tokens,
+        image_size=adapter.image_size,
         max_length=adapter.max_length,
         end_tokens=adapter.end_tokens,
         shape=DecoderShape(**asdict(adapter.shape)),

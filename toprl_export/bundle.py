@@ -1,4 +1,4 @@
-"""A bundle on disk: a directory of graphs, tokenizer and agents, and the manifest with their digests."""
+"""A bundle on disk: a directory of graphs, processor and agents, and the manifest with their digests."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from toprl_export.manifest import (
     read_manifest,
 )
 from toprl_export.registry import unknown_name
+from toprl_export.runtime.frontend import Frontend, read_processor
 
 __all__ = [
     "MANIFEST_NAME",
@@ -36,7 +37,7 @@ __all__ = [
 ]
 
 MANIFEST_NAME = "manifest.json"
-TOKENIZER_NAME = "tokenizer.json"
+PROCESSOR_DIR = "processor"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Bundle:
     manifest: Manifest
 
     def path(self, role: str) -> Path:
-        """The one file of a role ("vision", "prefill", "decode", "weights", "tokenizer").
+        """The one file of a role ("vision", "prefill", "decode", "weights").
 
         Raises:
             UserError: the manifest lists none or several.
@@ -56,6 +57,23 @@ class Bundle:
         if len(found) != 1:
             raise UserError(f"{self.dir} lists {len(found)} files of the role {role!r}, expected one: build it again")
         return self.dir / found[0]
+
+    def frontend(self) -> Frontend:
+        """What turns pictures and questions into the engine's inputs.
+
+        Raises:
+            UserError: the processor's files cannot be read, or others than the listed ones stand beside them.
+        """
+        listed = {file.path for file in self.manifest.files if file.role == "processor"}
+        place = self.dir / PROCESSOR_DIR
+        found = {f"{PROCESSOR_DIR}/{path.name}" for path in place.iterdir()} if place.is_dir() else set()
+        if not listed or listed != found:
+            name = next(iter(sorted(listed ^ found)), PROCESSOR_DIR)
+            raise UserError(f"{self.dir / name} is not what {MANIFEST_NAME} lists of the processor: build it again")
+        model = self.manifest.model
+        frontend = Frontend(read_processor(str(place), name=str(self.dir)), model.visual_tokens, model.image_size)
+        frontend.check(str(self.dir))
+        return frontend
 
     def task(self, task: str | None = None) -> str:
         """The task given, else the first agent's, else (with a baseline) the first registered one.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 EXTRA_OF_MODULE = {
     "accelerate": "train",
     "torch": "train",
-    "transformers": "train",
     "sklearn": "train",
     "matplotlib": "train",
     "onnx": "onnx",
@@ -64,3 +65,27 @@ def missing_extra(error: ModuleNotFoundError) -> MissingExtraError | None:
     module = (error.name or "").partition(".")[0]
     extra = EXTRA_OF_MODULE.get(module)
     return MissingExtraError(module, extra) if extra and error.name == module else None
+
+
+SAVE_AGAIN = "save it again with save_pretrained by a release of transformers that is not newer, or give another model"
+"""What to do about a checkpoint's file that cannot be read."""
+
+
+@contextmanager
+def refusing(what: str, remedy: str) -> Iterator[None]:
+    """Turn whatever a library raises over somebody else's files into one line.
+
+    Args:
+        what: what cannot be done, for the message; the first line of the reason follows.
+        remedy: what to do about it.
+
+    Raises:
+        UserError: anything went wrong inside.
+    """
+    try:
+        yield
+    except ToprlError:
+        raise
+    except Exception as error:  # what a foreign file can make transformers, tokenizers and jinja raise has no end
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{what} ({type(error).__name__}: {reason}): {remedy}") from error

@@ -13,8 +13,6 @@ from toprl_export.errors import UserError
 from toprl_export.fields import fields_to_json, read_fields, read_header
 from toprl_export.models.shape import DecoderShape
 from toprl_export.pruning.plan import PruningPlan
-from toprl_export.runtime.preprocess import ImageProcessor
-from toprl_export.runtime.prompt import PromptFormat
 
 Verdict: TypeAlias = Literal["passed", "failed"]
 _DIGEST = "content_sha256"
@@ -25,14 +23,15 @@ _REMEDY = "build the bundle again"
 class ModelEntry:
     """The reference model: it is not in the bundle, so its weights' fingerprint says which one it was.
 
-    ``max_length`` is the maximum sequence length, generated tokens included; ``end_tokens`` are the ids
-    that end an answer.
+    ``image_size`` is height and width of the pixels that the vision graph takes; ``max_length`` the maximum sequence
+    length, generated tokens included; ``end_tokens`` are the ids that end an answer.
     """
 
     id: str
     revision: str | None
     fingerprint: str
     visual_tokens: int
+    image_size: tuple[int, int]
     max_length: int
     end_tokens: tuple[int, ...]
     shape: DecoderShape
@@ -112,7 +111,7 @@ class Manifest:
     """
 
     format: Literal["toprl-export/bundle"] = field(default="toprl-export/bundle", kw_only=True)
-    version: Literal[4] = field(default=4, kw_only=True)
+    version: Literal[5] = field(default=5, kw_only=True)
     toprl_export: str
     model: ModelEntry
     agents: tuple[AgentEntry, ...]
@@ -120,8 +119,6 @@ class Manifest:
     plan: PruningPlan
     engine: EngineEntry
     files: tuple[FileEntry, ...]
-    image_processor: ImageProcessor
-    prompt: PromptFormat
     build_command: str
     input_digest: str
     validations: tuple[ValidationStamp, ...] = ()

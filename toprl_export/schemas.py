@@ -22,7 +22,6 @@ from toprl_export.fields import json_schema
 from toprl_export.files import write_json_atomic
 from toprl_export.manifest import Manifest
 from toprl_export.pruning.plan import PruningPlan
-from toprl_export.runtime.prompt import PromptFormat
 from toprl_export.validation.report import Report
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -33,7 +32,6 @@ PUBLISHED: tuple[type[Any], ...] = (
     Comparison,
     KeptCell,
     Manifest,
-    PromptFormat,
     PruningPlan,
     Report,
     Sensitivity,

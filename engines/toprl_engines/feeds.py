@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from toprl_export.bundle import Bundle
 from toprl_export.errors import UserError
 from toprl_export.manifest import Manifest
-from toprl_export.runtime.prompt import TokenBatch
+from toprl_export.runtime.layout import TokenBatch
 from toprl_export.runtime.session import PrefillRequest
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer
 
 from tests.support import fake_engine as fakes
 from tests.support.agents import save_tiny_agent
@@ -24,8 +23,10 @@ from toprl_export.bundle import Bundle, load_bundle, stamp_validation
 from toprl_export.engine import BuildRequest, BuildResult, EngineOptions
 from toprl_export.errors import UserError
 from toprl_export.models.llava import LlavaAdapter
+from toprl_export.models.mini.processor import mini_processor
 from toprl_export.pruning.baselines.specs import baseline_plan
 from toprl_export.pruning.plan import PruningPlan, Schedule, make_plan, solve_schedule
+from toprl_export.runtime.frontend import Frontend
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +105,9 @@ def test_another_model_or_prompt_makes_a_rebuild_needed(agent, adapter: LlavaAda
     built(tmp_path, source)
     prepared = prepare("tiny", [source], None, "fake", "fp32")
     same, prompted, worded, eased = (copy.copy(adapter) for _ in range(4))
-    prompted.prompt_format = replace(adapter.prompt_format, before_image="")
-    worded.tokenizer = Tokenizer.from_str(adapter.tokenizer.to_str())
+    for other, processor in ((prompted, mini_processor(40, 8)), (worded, mini_processor(40, 8))):
+        other.frontend = Frontend(processor, adapter.visual_tokens, adapter.image_size)
+    prompted.frontend.processor.chat_template += " "
     worded.tokenizer.add_tokens(["unheard-of"])
     eased.model = copy.copy(adapter.model)
     eased.model.config = copy.deepcopy(adapter.model.config)

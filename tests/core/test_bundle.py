@@ -31,8 +31,6 @@ from toprl_export.errors import UserError
 from toprl_export.manifest import check_relative, read_manifest
 from toprl_export.models.shape import DecoderShape
 from toprl_export.pruning.plan import make_plan
-from toprl_export.runtime.preprocess import ImageProcessor
-from toprl_export.runtime.prompt import PromptFormat
 
 names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
 plain_paths = st.lists(st.from_regex(r"[a-z0-9_-]{1,8}", fullmatch=True), min_size=1, max_size=3).map("/".join)
@@ -58,6 +56,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
             revision=draw(st.none() | names),
             fingerprint=draw(names),
             visual_tokens=visual,
+            image_size=(draw(sizes), draw(sizes)),
             max_length=draw(sizes),
             end_tokens=tuple(draw(st.lists(st.integers(0, 10**6), max_size=3))),
             shape=DecoderShape(layers, *(draw(sizes) for _ in range(6))),
@@ -76,8 +75,6 @@ def manifests(draw: st.DrawFn) -> Manifest:
             FileEntry(path, draw(names), draw(sizes), draw(names))
             for path in draw(st.lists(plain_paths, max_size=4, unique=True))
         ),
-        image_processor=ImageProcessor((draw(st.integers(1, 999)), 5), mean=(draw(st.floats(-2, 2)), 0.0, 1.0)),
-        prompt=PromptFormat("<s>", "{question}" + draw(names), "\x00image", draw(names)),
         build_command=draw(st.text(st.characters(codec="utf-8"))),
         input_digest=draw(names),
         validations=draw(st.sampled_from([(), (ValidationStamp("mini-exist", "d" * 64, "failed"),)])),
@@ -93,7 +90,7 @@ def test_manifest_round_trip(manifest: Manifest):
 
 def test_manifest_states_how_budgets_and_agents_relate():
     written = made_up_manifest().to_json()
-    assert (written["format"], written["version"], written["baseline"]) == ("toprl-export/bundle", 4, None)
+    assert (written["format"], written["version"], written["baseline"]) == ("toprl-export/bundle", 5, None)
     assert written["plan"]["visual_tokens"] == written["model"]["visual_tokens"] == VISUAL_TOKENS
     assert [schedule["budget_kept"] for schedule in written["plan"]["schedules"]] == [4, 8]
     assert all(len(schedule["keep_counts"]) == 2 for schedule in written["plan"]["schedules"])
@@ -160,7 +157,9 @@ def refused(directory: Path, expected: str, names: str | None = None) -> None:
     assert (names or str(directory)) in message
 
 
-@pytest.mark.parametrize("name", ["vision.onnx", "weights.bin", "tokenizer.json", "agents/mini-exist/agent.json"])
+@pytest.mark.parametrize(
+    "name", ["vision.onnx", "weights.bin", "processor/tokenizer.json", "agents/mini-exist/agent.json"]
+)
 def test_a_changed_byte_anywhere(tmp_path: Path, name: str):
     made_up_bundle(tmp_path / "bundle")
     path = tmp_path / "bundle" / name
@@ -295,9 +294,9 @@ def test_manifests_of_another_version_format_or_content(tmp_path: Path):
     directory = tmp_path / "bundle"
     made_up_bundle(directory)
     original = (directory / "manifest.json").read_text()
-    for version in (3, 5):
+    for version in (4, 6):
         rewrite(directory, version=version)
-        refused(directory, f"has version {version} of toprl-export/bundle, but this release reads version 4")
+        refused(directory, f"has version {version} of toprl-export/bundle, but this release reads version 5")
     rewrite(directory, version=2, format="toprl-export/agent")
     refused(directory, "has format 'toprl-export/agent', expected 'toprl-export/bundle'")
     (directory / "manifest.json").write_text(original.replace('"fp32"', '"fp16"'))

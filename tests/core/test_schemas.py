@@ -22,7 +22,6 @@ from toprl_export.pruning.plan import make_plan
 from toprl_export.validation.gates import GateLimits
 
 DIRECTORY = Path(__file__).parents[2] / "docs" / "schemas"
-MINI_PROMPT = Path(schemas.__file__).parent / "models" / "mini" / "checkpoint" / "prompt_format.json"
 VARIANTS = Path(schemas.__file__).parent / "analysis" / "variants.yaml"
 TYPES = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "boolean": bool}
 
@@ -85,7 +84,6 @@ def written(tmp_path: Path) -> dict[str, Any]:
         "cell": to_json(KeptCell({"what": "x"}, {"right": [1, 0]})),
         "comparison": to_json(made_up_comparison()),
         "plan": make_plan(576, 8, (0, 2, 5), "actor", (192,)).to_json(),
-        "prompt-format": json.loads(MINI_PROMPT.read_text()),
         "report": to_json(made_up_report(GateLimits())),
         "variants": yaml.safe_load(VARIANTS.read_text()),
     }

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.support.onnx_bundle import grouped_bundle, staged_bundle
-from toprl_export.runtime.prompt import TokenBatch
+from toprl_export.runtime.layout import TokenBatch
 from toprl_export.runtime.session import EncodedImages
 
 STEPS = 12

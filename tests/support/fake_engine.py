@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from toprl_export.bundle import (
-    TOKENIZER_NAME,
+    PROCESSOR_DIR,
     AgentEntry,
     Bundle,
     EngineEntry,
@@ -19,17 +19,17 @@ from toprl_export.bundle import (
     write_manifest,
 )
 from toprl_export.engine import BuildRequest, BuildResult, SessionOptions
-from toprl_export.models.mini.architecture import BEGIN, END, IMAGE, PAD, build_tokenizer
+from toprl_export.models.mini.architecture import END, build_tokenizer
+from toprl_export.models.mini.processor import mini_processor
 from toprl_export.models.shape import DecoderShape
 from toprl_export.pruning.plan import make_plan
-from toprl_export.runtime.preprocess import ImageProcessor
-from toprl_export.runtime.prompt import PromptFormat
+from toprl_export.runtime.frontend import Frontend
 from toprl_export.runtime.session import EncodedImages, PrefillRequest, PrefillResult
 
 VISUAL_TOKENS, WIDTH, MAX_LENGTH = 16, 8, 64
 TOKENIZER = build_tokenizer()
+FRONTEND = Frontend(mini_processor(image_pixels=8, patch_size=2), VISUAL_TOKENS, (8, 8))
 END_ID: int = TOKENIZER.token_to_id(END)
-PROMPT = PromptFormat(f"{BEGIN}user:", "{question} assistant:", image_token=IMAGE, pad_token=PAD)
 TOOLCHAIN = {"numpy": np.__version__}
 
 
@@ -132,6 +132,7 @@ def made_up_manifest(baseline: str | None = None) -> Manifest:
             revision=None,
             fingerprint="f" * 64,
             visual_tokens=VISUAL_TOKENS,
+            image_size=(8, 8),
             max_length=MAX_LENGTH,
             end_tokens=(END_ID,),
             shape=DecoderShape(4, WIDTH, 16, 1, 1, 8, TOKENIZER.get_vocab_size()),
@@ -141,8 +142,6 @@ def made_up_manifest(baseline: str | None = None) -> Manifest:
         plan=make_plan(VISUAL_TOKENS, 4, (0, 2), "actor", (8, 4)),
         engine=EngineEntry("fake", "fp32", 23, TOOLCHAIN),
         files=(),
-        image_processor=ImageProcessor((8, 8)),
-        prompt=PROMPT,
         build_command="toprl-export build",
         input_digest="c" * 64,
     )
@@ -154,13 +153,12 @@ def made_up_bundle(directory: Path, baseline: str | None = None) -> Bundle:
     (directory / "agents" / "mini-exist" / "agent.json").write_text("{}")
     for name in ("vision.onnx", "prefill.onnx", "decode.onnx", "weights.bin"):
         (directory / name).write_bytes(name.encode() * 100)
-    TOKENIZER.save(str(directory / TOKENIZER_NAME))
     files = [
         ("vision", "vision.onnx"),
         ("prefill", "prefill.onnx"),
         ("decode", "decode.onnx"),
         ("weights", "weights.bin"),
-        ("tokenizer", TOKENIZER_NAME),
+        *(("processor", f"{PROCESSOR_DIR}/{name}") for name in FRONTEND.save(directory / PROCESSOR_DIR)),
         ("agent", "agents/mini-exist/agent.json"),
     ]
     write_manifest(directory, replace(made_up_manifest(baseline), files=file_entries(directory, files)))

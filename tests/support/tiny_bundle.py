@@ -53,8 +53,8 @@ def picture(index: int) -> np.ndarray:
 def echo_task(adapter: LVLMAdapter, pruning: Pruning) -> EchoTask:
     reference, rows = ReferenceRunner(adapter), []
     for index in range(8):
-        visual = reference.encode_image(adapter.image_processor([picture(index)]))
-        prompt = adapter.prompt_format.tokenize(adapter.tokenizer, [QUESTIONS[index % 3]], adapter.visual_tokens)
+        visual = reference.encode_image(adapter.frontend.pixels([picture(index)]))
+        prompt = adapter.frontend.tokens([QUESTIONS[index % 3]])
         rows += reference.generate(prompt, visual, 16, pruning if index % 2 else None).tokens
     answers = tuple(adapter.tokenizer.decode_batch(rows))
     assert len(set(answers)) > 5  # or the task could be done without looking

@@ -7,8 +7,8 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from toprl_export.models.llava import LlavaAdapter
 from toprl_export.models.mini.architecture import BEGIN, END, IMAGE, PAD, build_tokenizer
-from toprl_export.runtime.preprocess import ImageProcessor
-from toprl_export.runtime.prompt import PromptFormat, TokenBatch
+from toprl_export.models.mini.processor import mini_processor
+from toprl_export.runtime.layout import TokenBatch
 
 IMAGE_PIXELS = 40
 VISUAL_TOKENS = 25
@@ -37,15 +37,8 @@ def llava_network(vision: CLIPVisionConfig, feature_layer: int = -1, **decoder: 
 
 def llava_adapter(model_id: str, network: torch.nn.Module) -> LlavaAdapter:
     """``network`` behind the adapter that real LLaVA checkpoints get, with `mini`'s way of asking."""
-    pixels = network.config.vision_config.image_size
-    return LlavaAdapter(
-        model_id=model_id,
-        revision=None,
-        model=network,
-        tokenizer=build_tokenizer(),
-        image_processor=ImageProcessor((pixels, pixels)),
-        prompt_format=PromptFormat(f"{BEGIN}user:", "{question} assistant:", image_token=IMAGE, pad_token=PAD),
-    )
+    vision = network.config.vision_config
+    return LlavaAdapter(model_id, None, network, mini_processor(vision.image_size, vision.patch_size))
 
 
 def tiny_network(kv_heads: int = 2, weight_scale: float = 8.0, layers: int = 4, seed: int = 0) -> torch.nn.Module:
@@ -84,7 +77,7 @@ def tiny_adapter(kv_heads: int = 2, weight_scale: float = 8.0, layers: int = 4, 
 def tiny_tokens(adapter: LlavaAdapter, batch: int = 2, repeat: int = 1) -> TokenBatch:
     """Questions of different lengths, so that rows are left-padded; ``repeat`` lengthens them."""
     questions = [" ".join([QUESTIONS[i % len(QUESTIONS)]] * repeat) for i in range(batch)]
-    return adapter.prompt_format.tokenize(adapter.tokenizer, questions, adapter.visual_tokens)
+    return adapter.frontend.tokens(questions)
 
 
 def tiny_pixels(batch: int = 2, seed: int = 1) -> torch.Tensor:

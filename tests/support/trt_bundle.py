@@ -61,7 +61,7 @@ def _ranges(
     """Smallest and largest sizes of dynamic inputs, and the same of the values of inputs on the host."""
     manifest = built.bundle.manifest
     shape, n, plan = manifest.model.shape, manifest.model.visual_tokens, manifest.plan
-    height, width = manifest.image_processor.output_size
+    height, width = manifest.model.image_size
 
     def rows(*rest: int) -> tuple[list[int], list[int]]:
         return [1, *rest], [limits.batch, *rest]

@@ -5,18 +5,16 @@ Its answers hang on the image, so that pruning changes some of them.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from toprl_export.fields import to_json
-from toprl_export.models.load import PROMPT_FILE, load_model
+from toprl_export.models.load import load_model
 from toprl_export.models.mini.architecture import BEGIN, END, IMAGE, PAD, build_tokenizer
+from toprl_export.models.mini.processor import mini_processor
 from toprl_export.models.reference import ReferenceRunner
-from toprl_export.runtime.prompt import PromptFormat
 from toprl_export.tasks.mini_tasks import EXIST
 
 LAYERS = 4
@@ -79,10 +77,8 @@ def _last_states(directory: Path) -> Tensor:
     runner = ReferenceRunner(load_model(str(directory)))
     adapter = runner.adapter
     samples = list(EXIST.samples("train", 0, 40))
-    tokens = adapter.prompt_format.tokenize(
-        adapter.tokenizer, [sample.question for sample in samples], adapter.visual_tokens
-    )
-    visual = runner.encode_image(adapter.image_processor([sample.image for sample in samples]))
+    tokens = adapter.frontend.tokens([sample.question for sample in samples])
+    visual = runner.encode_image(adapter.frontend.pixels([sample.image for sample in samples]))
     return runner.prefill(tokens, visual).hidden[:, -1].clone()
 
 
@@ -103,15 +99,4 @@ def _teach_two_words(network: LlavaForConditionalGeneration, states: Tensor) -> 
 
 def _write(network: LlavaForConditionalGeneration, directory: Path, pixels: int) -> None:
     network.save_pretrained(directory)
-    build_tokenizer().save(str(directory / "tokenizer.json"))
-    prompt = PromptFormat(f"{BEGIN}user:", "{question} assistant:", image_token=IMAGE, pad_token=PAD)
-    processor = {
-        "image_processor_type": "CLIPImageProcessor",
-        "size": {"height": pixels, "width": pixels},
-        "do_center_crop": False,
-        "resample": 3,
-        "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3,
-    }
-    (directory / "preprocessor_config.json").write_text(json.dumps(processor))
-    (directory / PROMPT_FILE).write_text(json.dumps(to_json(prompt)))
+    mini_processor(pixels, patch_size=8).save_pretrained(directory)

@@ -111,7 +111,7 @@ def answer_states(adapter: LlavaAdapter, images: range, kept: int) -> tuple[Tens
     """States ``[a, d]`` that predict the answers' tokens when the coloured and ``kept - 1`` random tokens are kept."""
     groups = [TASK.question_group("train", 99, index) for index in images]
     tokens, gold = pack_questions(adapter, [group.questions for group in groups])
-    visual = adapter.encode_image(torch.from_numpy(adapter.image_processor([group.image for group in groups])))
+    visual = adapter.encode_image(torch.from_numpy(adapter.frontend.pixels([group.image for group in groups])))
     evidence = torch.from_numpy(np.stack([group.evidence.flatten() for group in groups]))
     scores = torch.rand(evidence.shape, generator=torch.Generator().manual_seed(images.start)) + evidence
     prefill = walk_prefill(adapter.decoder, tokens, visual, (0,), lambda _: Decision(select(scores, kept)))

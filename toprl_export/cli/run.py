@@ -95,7 +95,7 @@ def command(
 
     loaded = load(bundle, threads=threads, provider=provider)
     request = loaded.request(list(images), list(prompts), task, budget_kept, max_new_tokens)
-    growing = GenerationStream(loaded.session, loaded.tokenizer, request)
+    growing = GenerationStream(loaded.session, loaded.frontend.tokenizer, request)
     if stream:
         for piece in growing:
             click.echo(piece.text, nl=False)

@@ -79,13 +79,13 @@ class EncodedBatch:
         self._runner = runner
         self._max_new_tokens = max_new_tokens
         self.samples = tuple(samples)
-        self.tokens = adapter.prompt_format.tokenize(adapter.tokenizer, questions, adapter.visual_tokens, room)
-        self.visual = runner.encode_image(adapter.image_processor([sample.image for sample in samples]))  # [b, n, d]
+        self.tokens = adapter.frontend.tokens(questions, room)
+        self.visual = runner.encode_image(adapter.frontend.pixels([sample.image for sample in samples]))  # [b, n, d]
 
     @cached_property
     def saliency(self) -> Tensor:
         """The vision tower's attention on each patch, ``float32 [b, n]``; computed when first needed."""
-        pixels = self._runner.adapter.image_processor([sample.image for sample in self.samples])
+        pixels = self._runner.adapter.frontend.pixels([sample.image for sample in self.samples])
         return self._runner.saliency(pixels)
 
     def saliency_for(self, pruning: Pruning | None) -> Tensor | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from toprl_export.errors import UserError
 from toprl_export.evaluation.questions import SPLIT
-from toprl_export.runtime.preprocess import ImageInput
+from toprl_export.runtime.pictures import ImageInput
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,35 +89,18 @@ def kept_by_bundle(
         UserError: the bundle does not verify, has no such task or budget, or the question is too long.
     """
     # No torch: a bundle is looked at where only its engine is installed.
-    from tokenizers import Tokenizer
+    from toprl_export.api import load
+    from toprl_export.runtime.generation import generate
 
-    from toprl_export.bundle import load_bundle
-    from toprl_export.engine import SessionOptions, get_engine
-    from toprl_export.runtime.answer_length import DEFAULT_NEW_TOKENS, prompt_room
-    from toprl_export.runtime.generation import GenerationRequest, generate
-
-    bundle = load_bundle(directory)
-    manifest, agent_index = bundle.manifest, bundle.agent_index(task)
-    keep_counts = bundle.keep_counts(budget_kept)
-    found = _resolve(question, bundle.task(task))
-    tokenizer = Tokenizer.from_file(str(bundle.path("tokenizer")))
-    session = get_engine(manifest.engine.name).open(bundle, SessionOptions(threads=threads))
-    request = GenerationRequest(
-        pixels=manifest.image_processor([found.image]),
-        tokens=manifest.prompt.tokenize(
-            tokenizer,
-            [found.question],
-            manifest.model.visual_tokens,
-            prompt_room(manifest.model.max_length, manifest.model.visual_tokens),
-        ),
-        keep_counts=keep_counts,
-        agent_index=agent_index,
-        max_new_tokens=DEFAULT_NEW_TOKENS,
-        end_tokens=manifest.model.end_tokens,
-    )
-    answered = generate(session, tokenizer, request)
+    with load(directory, threads) as loaded:
+        bundle = loaded.bundle
+        found = _resolve(question, bundle.task(task))
+        request = loaded.request(found.image, found.question, task, budget_kept)
+        answered = generate(loaded.session, loaded.frontend.tokenizer, request)
+        shown = loaded.frontend.shown(found.image)
+    manifest = bundle.manifest
     return KeptTokens(
-        image=shown_image(request.pixels[0], manifest.image_processor.mean, manifest.image_processor.std),
+        image=shown,
         visual_tokens=manifest.model.visual_tokens,
         kept=tuple(kept[0] for kept in answered.kept),
         sites=tuple(str(stage.site) for stage in manifest.plan.stages),
@@ -156,13 +138,13 @@ def kept_by_agent(
     found = _resolve(question, agent.record.task)
     adapter = load_model(agent.record.model_id)
     agent.check_fits(adapter)
-    pixels = adapter.image_processor([found.image])
+    pixels = adapter.frontend.pixels([found.image])
     room = prompt_room(adapter.max_length, adapter.visual_tokens)
-    tokens = adapter.prompt_format.tokenize(adapter.tokenizer, [found.question], adapter.visual_tokens, room)
+    tokens = adapter.frontend.tokens([found.question], room)
     runner = ReferenceRunner(adapter)
     answered = runner.generate(tokens, runner.encode_image(pixels), DEFAULT_NEW_TOKENS, pruning)
     return KeptTokens(
-        image=shown_image(pixels[0], adapter.image_processor.mean, adapter.image_processor.std),
+        image=adapter.frontend.shown(found.image),
         visual_tokens=adapter.visual_tokens,
         kept=tuple(kept[0].cpu().numpy() for kept in answered.prefill.kept),
         sites=tuple(str(stage.site) for stage in plan.stages),
@@ -174,10 +156,3 @@ def kept_by_agent(
 
 def _resolve(question: ImageQuestion | TaskQuestion, default: str) -> ImageQuestion:
     return question if isinstance(question, ImageQuestion) else question.resolve(default)
-
-
-def shown_image(pixels: NDArray[np.float32], mean: Sequence[float], std: Sequence[float]) -> NDArray[np.uint8]:
-    """The image behind normalised pixels ``float32 [3, h, w]``, ``uint8 [h, w, 3]``."""
-    colours = pixels.transpose(1, 2, 0) * np.array(std, np.float32) + np.array(mean, np.float32)
-    shown: NDArray[np.uint8] = np.rint(colours.clip(0, 1) * 255).astype(np.uint8)
-    return shown

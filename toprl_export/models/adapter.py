@@ -5,20 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from toprl_export.errors import UserError, refusing
 from toprl_export.models.decoder import Decoder
 from toprl_export.models.shape import DecoderShape
+from toprl_export.runtime.frontend import Frontend
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from toprl_export.runtime.preprocess import ImageProcessor
-    from toprl_export.runtime.prompt import PromptFormat
+
+_OTHER_TEXT_MODEL = "expected a stack like Llama's (embed_tokens, layers, norm, rotary_emb): choose another checkpoint"
 
 
 class LVLMAdapter(ABC):
@@ -28,32 +29,44 @@ class LVLMAdapter(ABC):
         model_id: the name or path that it was loaded by.
         revision: the hub revision, or None for a local or embedded model.
         model: the Hugging Face model, in evaluation mode, without gradients.
-        tokenizer: the fast tokenizer.
-        image_processor: turns images into ``pixel_values`` without torch.
-        prompt_format: how a question becomes token ids around the image.
+        frontend: turns pictures and questions into the model's inputs, without torch.
     """
 
     family: ClassVar[str]
-    default_prompt: ClassVar[PromptFormat]
 
-    def __init__(
-        self,
-        model_id: str,
-        revision: str | None,
-        model: nn.Module,
-        tokenizer: Tokenizer,
-        image_processor: ImageProcessor,
-        prompt_format: PromptFormat,
-    ) -> None:
+    def __init__(self, model_id: str, revision: str | None, model: nn.Module, processor: Any) -> None:
         self.model_id = model_id
         self.revision = revision
         self.model: Any = model.eval().requires_grad_(False)
-        self.tokenizer = tokenizer
-        self.image_processor = image_processor
-        self.prompt_format = prompt_format
-        self.decoder = self._decoder()
-        self.shape = self._shape()
+        self._check_parts()
+        self._complete(processor)
+        self.frontend = Frontend(processor, self.visual_tokens, self.image_size)
+        with refusing(f"the text model of {model_id} is not one that can be walked", _OTHER_TEXT_MODEL):
+            self.decoder = self._decoder()
+            self.shape = self._shape()
         self._fingerprint: str | None = None
+
+    def check(self) -> None:
+        """Hold processor, tokenizer and configuration against each other.
+
+        Raises:
+            UserError: they do not fit.
+        """
+        self.frontend.check(self.model_id)
+        rows = self.model.get_input_embeddings().weight.shape[0]
+        name, largest = max(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
+        beyond = [token for token in (largest, *self.end_tokens) if not 0 <= token < rows]
+        if beyond:
+            raise UserError(
+                f"model {self.model_id} has the token id {beyond[0]}, but embeddings for {rows} tokens alone (the "
+                f"tokenizer's last token is {name!r}): resize the embeddings or correct the id"
+            )
+        longest = self.visual_tokens + self.frontend.tokens(["?"]).text_index.shape[1]
+        if self.max_length <= longest:
+            raise UserError(
+                f"model {self.model_id} takes sequences of {self.max_length} tokens, the shortest window of its "
+                f"attention included, but the shortest prompt has {longest}: choose another checkpoint"
+            )
 
     @property
     @abstractmethod
@@ -64,11 +77,6 @@ class LVLMAdapter(ABC):
     @abstractmethod
     def default_stage_layers(self) -> tuple[int, ...]:
         """Where stages stand unless the user says otherwise."""
-
-    @property
-    @abstractmethod
-    def end_tokens(self) -> tuple[int, ...]:
-        """Token ids that end an answer."""
 
     @abstractmethod
     def encode_image(self, pixel_values: Tensor) -> Tensor:
@@ -85,6 +93,19 @@ class LVLMAdapter(ABC):
             pixel_values: ``[b, 3, h, w]``, as for `encode_image`.
         """
 
+    @property
+    @abstractmethod
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of ``pixel_values``."""
+
+    @abstractmethod
+    def _complete(self, processor: Any) -> None:
+        """Set what older checkpoints' processors leave out and the model's configuration knows."""
+
+    @abstractmethod
+    def _check_parts(self) -> None:
+        """Raise `UserError` where the model has parts that the adapter does not know."""
+
     @abstractmethod
     def _decoder(self) -> Decoder: ...
 
@@ -92,10 +113,37 @@ class LVLMAdapter(ABC):
     def _shape(self) -> DecoderShape: ...
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        """The fast tokenizer."""
+        return self.frontend.tokenizer
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """Token ids that end an answer: those of ``generate``, that is of generation_config.json where it has some.
+
+        Raises:
+            UserError: there is none.
+        """
+        text = self.model.config.get_text_config()
+        end = self.model.generation_config.eos_token_id
+        end = text.eos_token_id if end is None else end
+        if end is None or end == []:
+            raise UserError(
+                f"model {self.model_id} has no end token, so no answer would end: add eos_token_id to its "
+                "generation_config.json"
+            )
+        return tuple(map(int, end)) if isinstance(end, list) else (int(end),)
+
+    @property
     def max_length(self) -> int:
-        """Maximum sequence length, the answer included."""
-        length: int = self.model.config.get_text_config().max_position_embeddings
-        return length
+        """Maximum sequence length, the answer included.
+
+        Within a sliding window attention is what it is without one, so the window is the limit where there is one.
+        """
+        text = self.model.config.get_text_config()
+        length: int = text.max_position_embeddings
+        window = sliding_window(text)
+        return length if window is None else min(length, window)
 
     @property
     def device(self) -> torch.device:
@@ -118,15 +166,12 @@ class LVLMAdapter(ABC):
 
     @property
     def answering_fingerprint(self) -> str:
-        """SHA-256 over all that the model's answers depend on: weights, configuration, tokenizer, images and prompt."""
+        """SHA-256 over all that the model's answers depend on: weights, configuration and processor."""
         config = self.model.config.to_dict()
         # Where the model was loaded from and by which transformers changes no answer.
         for name in ("_name_or_path", "transformers_version"):
             config.pop(name, None)
-        # Neither does the version of the format that a prompt is written in.
-        prompt = {name: text for name, text in asdict(self.prompt_format).items() if name not in ("format", "version")}
-        parts = [config, self.tokenizer.to_str(), asdict(self.image_processor), prompt]
-        text = json.dumps([*parts, self.end_tokens], sort_keys=True, default=str)
+        text = json.dumps([config, self.frontend.fingerprint, self.end_tokens], sort_keys=True, default=str)
         return hashlib.sha256(f"{self.fingerprint}\n{text}".encode()).hexdigest()
 
 
@@ -138,3 +183,14 @@ def weight_fingerprint(tensors: dict[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def sliding_window(text: Any) -> int | None:
+    """The shortest span of tokens that a text model's attention is limited to, or None where every layer sees all."""
+    kinds = set(getattr(text, "layer_types", None) or ())
+    spans = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+    if kinds:
+        found = [getattr(text, name, None) for kind, name in spans.items() if kind in kinds]
+    else:
+        found = [getattr(text, "sliding_window", None)] if getattr(text, "use_sliding_window", True) else []
+    return min((int(span) for span in found if span), default=None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,16 +11,14 @@ from toprl_export.errors import UserError
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.decoder import Decoder
 from toprl_export.models.shape import DecoderShape
-from toprl_export.models.vision import has_class_token, patch_attention
+from toprl_export.models.vision import TOWERS, has_class_token, patch_attention, tower_states
 from toprl_export.pruning.plan import default_stage_layers
-from toprl_export.runtime.prompt import PromptFormat
 
 
 class LlavaAdapter(LVLMAdapter):
     """Fixed image size, so n is fixed: 576 for LLaVA-1.5 and for `mini`."""
 
     family = "llava"
-    default_prompt = PromptFormat("<s>USER: ", "\n{question} ASSISTANT:", image_token="<image>", pad_token="<pad>")
 
     @property
     def visual_tokens(self) -> int:
@@ -29,31 +29,23 @@ class LlavaAdapter(LVLMAdapter):
         return int(tokens - (self.model.config.vision_feature_select_strategy == "default"))
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """The tower's, which is square."""
+        side = self.model.config.vision_config.image_size
+        return side, side
+
+    @property
     def default_stage_layers(self) -> tuple[int, ...]:
         """Before layer 0, a quarter and five eighths of the depth."""
         return default_stage_layers(self.shape.layers)
 
-    @property
-    def end_tokens(self) -> tuple[int, ...]:
-        """The text model's end-of-sequence ids."""
-        end = self.model.config.text_config.eos_token_id
-        if end is None:
-            raise UserError(f"model {self.model_id} has no eos_token_id: add it to its text config")
-        return tuple(end) if isinstance(end, list) else (int(end),)
-
     def encode_image(self, pixel_values: Tensor) -> Tensor:
-        """Tower (the configured layer, class token dropped by the "default" strategy) and projector."""
-        model = self.model.model
-        layer = self._feature_layer
-        if layer == -1:
-            # Without output_hidden_states, which would keep every layer's states alive in an exported graph.
-            features = model.vision_tower(pixel_values.to(self.dtype)).last_hidden_state
-        else:
-            states = model.vision_tower(pixel_values.to(self.dtype), output_hidden_states=True).hidden_states
-            features = states[layer]
+        """Tower (the configured layers, class token dropped by the "default" strategy) and projector."""
+        states = tower_states(self.model.model.vision_tower, pixel_values.to(self.dtype), self._feature_layers)
         if self.model.config.vision_feature_select_strategy == "default":
-            features = features[:, 1:]  # [b, n, d_vision]
-        projected: Tensor = model.multi_modal_projector(features)
+            states = [state[:, 1:] for state in states]  # [b, n, d_vision] each
+        features = states[0] if len(states) == 1 else torch.cat(states, dim=-1)
+        projected: Tensor = self.model.model.multi_modal_projector(features)
         return projected
 
     def vision_saliency(self, pixel_values: Tensor) -> Tensor:
@@ -63,9 +55,7 @@ class LlavaAdapter(LVLMAdapter):
             UserError: the projector reads the tower's embeddings, before any attention layer.
         """
         tower, kept = self.model.model.vision_tower, self.model.config.vision_feature_select_strategy
-        layer = self._feature_layer
-        # Hidden state 0 is the embeddings, so state i is the output of layer i - 1; negative ones count from the end.
-        layer = layer + len(tower.encoder.layers) if layer < 0 else layer - 1
+        layer = max(self._feature_layers) - 1  # state i is the output of layer i - 1
         if layer < 0:
             raise UserError(
                 f"model {self.model_id} projects the vision tower's embeddings, which no attention layer made, "
@@ -78,14 +68,33 @@ class LlavaAdapter(LVLMAdapter):
         return patches if kept == "default" else torch.cat([torch.ones_like(received[:, :1]), patches], dim=1)
 
     @property
-    def _feature_layer(self) -> int:
-        layer = self.model.config.vision_feature_layer
-        if not isinstance(layer, int):
+    def _feature_layers(self) -> tuple[int, ...]:
+        """The tower's states that are projected, side by side; 0 are its embeddings."""
+        given = self.model.config.vision_feature_layer
+        count = len(self.model.model.vision_tower.encoder.layers) + 1
+        layers = [given] if isinstance(given, int) else list(given)
+        if not layers or not all(isinstance(layer, int) and -count <= layer < count for layer in layers):
             raise UserError(
-                f"model {self.model_id} concatenates the vision layers {layer}, expected one feature layer: choose "
-                "another checkpoint"
+                f"model {self.model_id} projects the states {given} of a vision tower that has {count}: correct "
+                "vision_feature_layer in its config.json"
             )
-        return layer
+        return tuple(layer % count for layer in layers)
+
+    def _complete(self, processor: Any) -> None:
+        """Checkpoints saved before transformers 4.46 do not say how many tokens an image has."""
+        if getattr(processor, "patch_size", None) is not None:
+            return
+        processor.patch_size = self.model.config.vision_config.patch_size
+        processor.num_additional_image_tokens = int(has_class_token(self.model.model.vision_tower))
+        processor.vision_feature_select_strategy = self.model.config.vision_feature_select_strategy
+
+    def _check_parts(self) -> None:
+        tower = self.model.config.vision_config.model_type
+        if tower not in TOWERS:
+            raise UserError(
+                f"model {self.model_id} has a vision tower of the kind {tower}, expected one of {', '.join(TOWERS)}: "
+                "its tower needs an adapter"
+            )
 
     def _decoder(self) -> Decoder:
         return Decoder(self.model.model.language_model, self.model.lm_head)
@@ -97,7 +106,7 @@ class LlavaAdapter(LVLMAdapter):
             hidden=text.hidden_size,
             intermediate=text.intermediate_size,
             heads=text.num_attention_heads,
-            kv_heads=text.num_key_value_heads,
-            head_dim=text.head_dim or text.hidden_size // text.num_attention_heads,
+            kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
             vocabulary=text.vocab_size,
         )

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-from safetensors import SafetensorError
-
-from toprl_export.errors import UserError, require
-from toprl_export.fields import read_fields, read_file
+from toprl_export.errors import SAVE_AGAIN, UserError, refusing, require
 from toprl_export.models.registry import FAMILIES, NAMED_MODELS
 from toprl_export.registry import unknown_name
+from toprl_export.runtime.frontend import read_processor
 
 if TYPE_CHECKING:
     import torch
 
     from toprl_export.models.adapter import LVLMAdapter
-    from toprl_export.runtime.preprocess import ImageProcessor
-    from toprl_export.runtime.prompt import PromptFormat
-
-PROMPT_FILE = "prompt_format.json"
 
 
 def load_model(
@@ -42,12 +33,16 @@ def load_model(
     Only safetensors weights are read and no code of the checkpoint is run.
 
     Raises:
-        UserError: the model is unknown, is no image-text-to-text checkpoint, is of a family without an adapter or
-            lacks a readable file; or torch has no such device.
+        UserError: the model is unknown, is no image-text-to-text checkpoint, is of a family without an adapter, lacks
+            weights or a readable file, is quantised, asks for another way to answer than the most likely token, or is
+            not computed here as its own code computes it; or torch has no such device.
         MissingExtraError: torch or transformers is not installed.
     """
     torch = require("torch", "train")
-    transformers = require("transformers", "train")
+    import transformers
+
+    from toprl_export.models.agreement import known_agreement
+
     _check_device(torch, device)
     with resources.as_file(_location(model)) as path:
         source = str(path)
@@ -57,24 +52,29 @@ def load_model(
                 f"model {model!r} is of the family {config.model_type!r}, which has no adapter; "
                 f"supported: {', '.join(FAMILIES.names())} (CONTRIBUTING.md says how to add one)"
             )
-        with _quiet(transformers.utils.logging), _readable("weights", source):
-            network = transformers.AutoModelForImageTextToText.from_pretrained(
+        _check_config(config, model, path)
+        with _quiet(transformers.utils.logging), refusing(f"the weights of model {source} cannot be read", SAVE_AGAIN):
+            loaded: tuple[Any, Any] = transformers.AutoModelForImageTextToText.from_pretrained(
                 source,
                 revision=revision,
                 dtype=dtype or torch.float32,
                 trust_remote_code=False,
                 use_safetensors=True,
+                output_loading_info=True,
             )
+        network, loading = loaded
+        _check_loading(loading, model)
+        _check_generation(network.generation_config, model)
         _restore_rotary(network)
-        adapter = FAMILIES.get(config.model_type)
-        return adapter(
-            model_id=model,
+        adapter: LVLMAdapter = FAMILIES.get(config.model_type)(
+            model_id=_recorded(model),
             revision=revision,
             model=network.to(device),
-            tokenizer=_tokenizer(transformers, source, revision),
-            image_processor=_image_processor(source, revision),
-            prompt_format=_prompt_format(Path(source), adapter.default_prompt),
+            processor=read_processor(source, revision, model),
         )
+        adapter.check()
+        known_agreement(adapter).require(model)
+        return adapter
 
 
 def load_unchanged_model(name: str, device: str, answering_fingerprint: str) -> LVLMAdapter:
@@ -100,26 +100,15 @@ def _check_device(torch: Any, device: str) -> None:
 
 
 @contextmanager
-def _readable(what: str, source: str) -> Iterator[None]:
-    """Turn what missing and broken files of a checkpoint raise into one line."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(
-            f"the {what} of model {source} cannot be read ({reason}): "
-            "save it again with save_pretrained, as safetensors, or give another model"
-        ) from error
-
-
-@contextmanager
 def _quiet(logging: Any) -> Iterator[None]:
-    """Hide transformers' progress bar over the weights: it is over in a moment, and downloads have their own."""
-    shown = logging.is_progress_bar_enabled()
+    """Hide transformers' progress bar over the weights and its table of missing ones, which are an error here."""
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
 
@@ -129,100 +118,91 @@ def _location(model: str) -> Any:
     if model in NAMED_MODELS:
         named = NAMED_MODELS[model]
         return resources.files(named.package).joinpath(named.folder)
-    looks_local = Path(model).is_dir() or "/" in model
-    if not looks_local:
+    if Path(model).is_dir():
+        return Path(model)
+    # Never looked up on a hub: a directory that has moved is not somebody's repository of that name.
+    if Path(model).is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+        raise UserError(f"the model directory {model} is not there: give the place where it is now (--model)")
+    if "/" not in model:
         raise unknown_name("model", model, NAMED_MODELS)
     return Path(model)
 
 
+def _recorded(model: str) -> str:
+    """What agents, bundles and reports call the model: a directory by its absolute path, so that it is found again."""
+    is_directory = model not in NAMED_MODELS and Path(model).is_dir()
+    return str(Path(model).resolve()) if is_directory else model
+
+
 def _read_config(transformers: Any, source: str, model: str, revision: str | None) -> Any:
-    try:
+    remedy = f"give {', '.join(NAMED_MODELS)}, a directory saved by save_pretrained, or a hub id that is reachable"
+    with refusing(f"model {model!r} cannot be read", remedy):
         return transformers.AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+
+
+def _check_config(config: Any, model: str, path: Path) -> None:
+    for part in (config, config.get_text_config()):
+        quantised = getattr(part, "quantization_config", None)
+        if quantised is not None:
+            method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+            raise UserError(
+                f"model {model} is quantised ({method or type(quantised).__name__}), expected weights in fp32, fp16 or "
+                "bf16: give the checkpoint that it was made from"
+            )
+    if (path / "adapter_config.json").exists():
         raise UserError(
-            f"model {model!r} cannot be read ({reason}): give {', '.join(NAMED_MODELS)}, "
-            "a directory saved by save_pretrained, or a hub id that is reachable"
-        ) from error
-
-
-def _tokenizer(transformers: Any, source: str, revision: str | None) -> Any:
-    from tokenizers import Tokenizer
-
-    file = Path(source) / "tokenizer.json"
-    with _readable("tokenizer", source):
-        if not file.is_file():
-            loaded = transformers.AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-            return loaded.backend_tokenizer
-        text = file.read_text(encoding="utf-8")
-        # The tokenizers library raises bare exceptions, so what commonly breaks is found before it reads the file.
-        if not isinstance(json.loads(text).get("model"), dict):
-            raise UserError(f"{file} has no object model: give a checkpoint with a complete tokenizer.json")
-    return Tokenizer.from_str(text)
-
-
-def _image_processor(source: str, revision: str | None) -> ImageProcessor:
-    from transformers.image_processing_base import ImageProcessingMixin
-
-    from toprl_export.runtime.preprocess import ImageProcessor
-
-    name = f"the image processor of model {source}"
-    with _readable("image processor", source):
-        found = ImageProcessingMixin.get_image_processor_dict(source, revision=revision)[0]
-        resample = Image.Resampling(found.get("resample", Image.Resampling.BICUBIC)).name.lower()
-        # Hugging Face's file holds much more, some of it null.
-        known = {field.name for field in fields(_ImageSettings)}
-        given = {key: value for key, value in found.items() if key in known and value is not None}
-    settings = read_fields(_ImageSettings, given, name, "give a checkpoint with a complete preprocessor_config.json")
-    if settings.do_pad or abs(settings.rescale_factor * 255 - 1) > 1e-6:
-        raise UserError(
-            f"model {source} pads its images or scales them by other than 1/255, expected neither: "
-            "its family needs an adapter of its own"
+            f"model {model} has LoRA files beside its weights (adapter_config.json): merge them into the weights "
+            "(merge_and_unload, save_pretrained) or take them away"
         )
-    edge = settings.size.get("shortest_edge")
-    crops = edge is not None if settings.do_center_crop is None else settings.do_center_crop
-    return ImageProcessor(
-        size=_pair(settings.size, f"{name}: size") if edge is None else (edge, edge),
-        resize="exact" if edge is None else "shortest-edge",
-        crop=_pair(settings.crop_size, f"{name}: crop_size") if crops and settings.crop_size is not None else None,
-        mean=settings.image_mean,
-        std=settings.image_std,
-        resample=resample,
-    )
 
 
-@dataclass(frozen=True)
-class _ImageSettings:
-    """What this reads of Hugging Face's ``preprocessor_config.json``."""
-
-    size: dict[str, int | None]
-    image_mean: tuple[float, float, float]
-    image_std: tuple[float, float, float]
-    crop_size: int | dict[str, int] | None = None
-    do_center_crop: bool | None = None
-    do_pad: bool = False
-    rescale_factor: float = 1 / 255
-
-
-def _pair(sizes: int | Mapping[str, int | None], what: str) -> tuple[int, int]:
-    """Height and width, which older checkpoints write as one number."""
-    if isinstance(sizes, int):
-        return sizes, sizes
-    height, width = sizes.get("height"), sizes.get("width")
-    if height is None or width is None:
-        raise UserError(f"{what} is {dict(sizes)}, expected a height and a width: its family needs an adapter")
-    return height, width
+def _check_loading(loading: Any, model: str) -> None:
+    """Refuse a checkpoint without some of the model's weights: they would be random, and others at each load."""
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise UserError(
+            f"model {model} lacks {len(missing)} of its weights, the first being {missing[0]}: give a complete one"
+        )
+    adapters = sorted(name for name in loading["unexpected_keys"] if "lora_" in name)
+    if adapters:
+        raise UserError(f"model {model} holds LoRA weights ({adapters[0]}): merge them into the weights they adapt")
 
 
-def _prompt_format(source: Path, default: PromptFormat) -> PromptFormat:
-    """The model's own where its directory has one, else its family's."""
-    from toprl_export.runtime.prompt import PromptFormat
+CHANGES_GREEDY = (
+    "repetition_penalty",
+    "encoder_repetition_penalty",
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "bad_words_ids",
+    "sequence_bias",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "exponential_decay_length_penalty",
+    "min_length",
+    "min_new_tokens",
+    "guidance_scale",
+    "stop_strings",
+)
+"""What generation_config.json may ask for that changes greedy answers; sampling and beams do not concern them."""
 
-    file = source / PROMPT_FILE
-    return read_file(PromptFormat, file) if file.is_file() else default
+
+def _check_generation(generation: Any, model: str) -> None:
+    """Refuse what the model's own greedy ``generate`` would do and this project does not."""
+    neutral = {"repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "guidance_scale": 1.0}
+    for name in CHANGES_GREEDY:
+        value = getattr(generation, name, None)
+        if value not in (None, 0, [], {}, neutral.get(name)):
+            raise UserError(
+                f"model {model} asks for {name} = {value} in its generation_config.json, which engines do not do: "
+                "remove it, and judge its answers without"
+            )
 
 
 def _restore_rotary(network: Any) -> None:
     """Loading in half precision also rounds the rotary frequencies: rebuild the table in float32."""
-    rotary = network.model.language_model.rotary_emb
-    network.model.language_model.rotary_emb = type(rotary)(config=rotary.config)
+    stack = network.model.language_model
+    rotary = getattr(stack, "rotary_emb", None)  # a stack without one is refused by its adapter
+    if rotary is not None:
+        stack.rotary_emb = type(rotary)(config=rotary.config)

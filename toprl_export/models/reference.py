@@ -25,7 +25,7 @@ from toprl_export.models.walk import (
 from toprl_export.pruning.plan import PruningPlan
 from toprl_export.pruning.scorer import Scorer, StageInputs
 from toprl_export.pruning.select import select
-from toprl_export.runtime.prompt import TokenBatch
+from toprl_export.runtime.layout import TokenBatch
 
 
 @dataclass(frozen=True)
@@ -163,14 +163,15 @@ class ReferenceRunner:
             output.append(chosen)
             ended |= torch.isin(chosen, end)
         answers = torch.cat(output, dim=1).tolist()
-        return ReferenceAnswers([_until_end(answer, self.adapter.end_tokens) for answer in answers], prefill)
+        return ReferenceAnswers([until_end(answer, self.adapter.end_tokens) for answer in answers], prefill)
 
 
 def _never(inputs: StageInputs) -> Decision:
     raise AssertionError(f"no stage was planned, yet stage {inputs.stage} was reached")
 
 
-def _until_end(answer: list[int], end: tuple[int, ...]) -> list[int]:
+def until_end(answer: list[int], end: tuple[int, ...]) -> list[int]:
+    """A row of token ids up to its first end token, which is left out."""
     for length, token in enumerate(answer):
         if token in end:
             return answer[:length]

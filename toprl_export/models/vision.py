@@ -1,10 +1,37 @@
-"""The attention inside a vision tower, computed only as far as a scorer reads it."""
+"""The vision tower, walked layer by layer, and the attention inside it, computed only as far as a scorer reads it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import Tensor
+
+TOWERS = ("clip_vision_model", "siglip_vision_model")
+"""The kinds of tower that are walked here, by Hugging Face's ``model_type``."""
+
+
+def tower_states(tower: Any, pixel_values: Tensor, layers: tuple[int, ...]) -> list[Tensor]:
+    """The tower's hidden states behind some layers, as Hugging Face's ``hidden_states`` counts them.
+
+    They never pass through the norm behind the last layer. Layers after the last one asked for are not run, and no
+    other state stays alive in an exported graph.
+
+    Args:
+        tower: a Hugging Face CLIP or SigLIP vision model.
+        pixel_values: ``[b, 3, h, w]`` of the tower's own type.
+        layers: 0 for the embeddings, i for the output of layer i - 1; no negative numbers.
+
+    Returns:
+        ``[b, s, d]`` each, over all s tokens, the class token (if any) first.
+    """
+    hidden = tower.embeddings(pixel_values)  # [b, s, d]
+    if hasattr(tower, "pre_layrnorm"):  # CLIP's, spelled so in transformers; SigLIP has none
+        hidden = tower.pre_layrnorm(hidden)
+    states = [hidden]
+    for layer in tower.encoder.layers[: max(layers)]:
+        hidden = layer(hidden, attention_mask=None)
+        states.append(hidden)
+    return [states[layer] for layer in layers]
 
 
 def patch_attention(tower: Any, pixel_values: Tensor, layer: int) -> Tensor:
@@ -21,14 +48,9 @@ def patch_attention(tower: Any, pixel_values: Tensor, layer: int) -> Tensor:
     Returns:
         float32 ``[b, s]`` over all s tokens, the class token (if any) first.
     """
-    hidden = tower.embeddings(pixel_values)  # [b, s, d]
-    if hasattr(tower, "pre_layrnorm"):  # CLIP's, spelled so in transformers; SigLIP has none
-        hidden = tower.pre_layrnorm(hidden)
-    for earlier in tower.encoder.layers[:layer]:
-        hidden = earlier(hidden, attention_mask=None)
     chosen = tower.encoder.layers[layer]
     attention = chosen.self_attn
-    hidden = chosen.layer_norm1(hidden)
+    hidden = chosen.layer_norm1(tower_states(tower, pixel_values, (layer,))[0])
     querying = hidden[:, :1] if has_class_token(tower) else hidden
     query = _heads(attention.q_proj(querying), attention.num_heads)  # [b, h, 1 or s, hd]
     keys = _heads(attention.k_proj(hidden), attention.num_heads)  # [b, h, s, hd]

@@ -172,7 +172,7 @@ def embed_tokens(decoder: Decoder, tokens: TokenTensors, visual: Tensor) -> _Seq
 
 def _question_mask(tokens: TokenTensors) -> Tensor:
     """Which text tokens stand between the image and the answer, ``bool [b, t]``."""
-    # By position alone, so that it can be exported: every `PromptFormat` has the question behind the image.
+    # By position alone, so that it can be exported: a `Frontend` puts the question behind the image.
     after_image = tokens.text_index > tokens.visual_index[:, -1:]
     question_mask = after_image & tokens.attention_mask.gather(1, tokens.text_index).bool()
     if tokens.question_end is not None:

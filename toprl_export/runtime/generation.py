@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toprl_export.errors import UserError
-from toprl_export.runtime.prompt import TokenBatch
+from toprl_export.runtime.layout import TokenBatch
 from toprl_export.runtime.session import EngineSession, PrefillRequest
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LAST_WORD = re.compile(r"\s+\S*$")
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 @dataclass(frozen=True)
@@ -168,14 +169,14 @@ class GrowingText:
         self._tokenizer = tokenizer
         self._end_tokens = end_tokens
         self._given = ""
+        self._special = {id_ for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         self.ids: list[int] = []
         self.ended = False
 
     @property
     def text(self) -> str:
         """All tokens so far, decoded without special tokens."""
-        decoded: str = self._tokenizer.decode(self.ids, skip_special_tokens=True)
-        return decoded
+        return self._decoded(self.ids)
 
     def push(self, token: int) -> str:
         """Take the next token; the words it completes, or nothing once the answer has ended."""
@@ -185,11 +186,31 @@ class GrowingText:
             self.ended = True
             return self.finish()
         self.ids.append(token)
-        return self._give(_complete_words(self.text))
+        return self._give(_complete_words(self._decoded(self._settled())))
 
     def finish(self) -> str:
         """What is left when no token follows."""
         return self._give(self.text)
+
+    def _settled(self) -> list[int]:
+        """The tokens so far without the bytes at their end.
+
+        Byte-fallback vocabularies (Llama's) decode neighbouring bytes together, and one stray byte takes the characters
+        before it along.
+        """
+        end = len(self.ids)
+        while end and self._is_open(self.ids[end - 1]):
+            end -= 1
+        return self.ids[:end]
+
+    def _is_open(self, token: int) -> bool:
+        name = self._tokenizer.id_to_token(token)
+        # Special tokens are left out before bytes are joined, so bytes on both sides of one are neighbours.
+        return name is None or bool(_BYTE.fullmatch(name)) or token in self._special
+
+    def _decoded(self, ids: list[int]) -> str:
+        decoded: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return decoded
 
     def _give(self, text: str) -> str:
         # A vocabulary may rewrite what it decoded before; what was handed out cannot be taken back.

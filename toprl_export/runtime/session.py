@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from toprl_export.runtime.prompt import TokenBatch
+from toprl_export.runtime.layout import TokenBatch
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from toprl_export.models.reference import Pruning, ReferenceRunner
 from toprl_export.runtime.generation import GenerationRequest, generate
-from toprl_export.runtime.prompt import TokenBatch
+from toprl_export.runtime.layout import TokenBatch
 from toprl_export.runtime.session import EncodedImages, EngineSession, PrefillRequest
 from toprl_export.tasks.metrics import difference_interval, retention_interval
 from toprl_export.tasks.task import Task

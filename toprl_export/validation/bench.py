@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tokenizers import Tokenizer
-
 from toprl_export.agent import load_agent
 from toprl_export.bundle import Bundle, load_bundle
 from toprl_export.engine import Engine, SessionOptions, get_engine
@@ -28,7 +26,8 @@ from toprl_export.validation.stock import StockSession
 
 if TYPE_CHECKING:
     from toprl_export.pruning.scorer import Scorer
-    from toprl_export.runtime.prompt import TokenBatch
+    from toprl_export.runtime.frontend import Frontend
+    from toprl_export.runtime.layout import TokenBatch
     from toprl_export.runtime.session import EngineSession
     from toprl_export.tasks.task import Sample, Task
 
@@ -97,7 +96,7 @@ class Bench:
         bundle: under validation.
         task: whose held-out questions are answered.
         scorer: the task's agent, or the baseline that the bundle prunes by, in PyTorch.
-        tokenizer: the bundle's.
+        frontend: the bundle's.
         samples: the questions.
         runner: the reference model, pruned by ``scorer``.
         stock: the reference model as Hugging Face runs it, unpruned.
@@ -109,7 +108,7 @@ class Bench:
     bundle: Bundle
     task: Task
     scorer: Scorer
-    tokenizer: Tokenizer
+    frontend: Frontend
     samples: tuple[Sample, ...]
     runner: ReferenceRunner
     stock: EngineSession
@@ -176,13 +175,11 @@ class Bench:
         Raises:
             UserError: one leaves no room for its answer.
         """
-        manifest = self.bundle.manifest
-        visual = manifest.model.visual_tokens
-        room = prompt_room(manifest.model.max_length, visual)
-        return manifest.prompt.tokenize(self.tokenizer, questions, visual, room)
+        model = self.bundle.manifest.model
+        return self.frontend.tokens(questions, prompt_room(model.max_length, model.visual_tokens))
 
     def _batch(self, samples: Sequence[Sample]) -> QuestionBatch:
-        pixels = self.bundle.manifest.image_processor([sample.image for sample in samples])
+        pixels = self.frontend.pixels([sample.image for sample in samples])
         questions = tuple(sample.question for sample in samples)
         return QuestionBatch(pixels, self.tokens(questions), questions, tuple(sample.answer for sample in samples))
 
@@ -209,9 +206,8 @@ def open_bench(directory: Path, task_name: str | None, options: ValidationOption
     threads, provider = options.thread_count, options.engine_provider
     pruned = engine.open(bundle, SessionOptions(threads, provider))
     unpruned = engine.open(bundle, SessionOptions(threads, provider, unpruned=True))
-    tokenizer = Tokenizer.from_file(str(bundle.path("tokenizer")))
     runner, stock = ReferenceRunner(adapter), StockSession(adapter)
-    return Bench(bundle, task, scorer, tokenizer, samples, runner, stock, engine, pruned, unpruned)
+    return Bench(bundle, task, scorer, bundle.frontend(), samples, runner, stock, engine, pruned, unpruned)
 
 
 def _scorer(bundle: Bundle, task: str) -> Scorer:

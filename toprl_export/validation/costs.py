@@ -7,6 +7,7 @@ prints how much memory it took at most. It imports torch only where it measures 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from toprl_export.bundle import Bundle, load_bundle
 from toprl_export.engine import SessionOptions, get_engine
-from toprl_export.runtime.prompt import TokenBatch
+from toprl_export.runtime.layout import TokenBatch, lay_out
 from toprl_export.runtime.session import EngineSession, PrefillRequest
 from toprl_export.validation.report import Latency
 
@@ -126,20 +127,21 @@ def measure_throughput(
     return {name: tuple(figures) for name, figures in rates.items()}
 
 
-def peak_memory(bundle_dir: Path, kind: str, keep_counts: Sequence[int], prompt: str, threads: int) -> int:
-    """Peak resident bytes of a process that answers ``prompt`` about an empty image on the CPU.
+def peak_memory(bundle_dir: Path, kind: str, keep_counts: Sequence[int], tokens: TokenBatch, threads: int) -> int:
+    """Peak resident bytes of a process that answers one question about an empty image on the CPU.
 
     Args:
         bundle_dir: the bundle.
         kind: "reference", "engine_unpruned" or "engine".
         keep_counts: of the engine.
-        prompt: the question.
+        tokens: one prompt; already tokenised, as the process is not to be measured with the processor's libraries.
         threads: CPU threads.
 
     Raises:
         RuntimeError: the process failed; its error output is in the message.
     """
-    arguments = [str(bundle_dir), kind, ",".join(map(str, keep_counts)), prompt, str(threads)]
+    prompt = [tokens.input_ids[0].tolist(), int(tokens.input_ids[0, tokens.visual_index[0, 0]])]
+    arguments = [str(bundle_dir), kind, ",".join(map(str, keep_counts)), json.dumps(prompt), str(threads)]
     done = subprocess.run(
         [sys.executable, "-m", "toprl_export.validation.costs", "--", *arguments],
         capture_output=True,
@@ -169,12 +171,15 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("kind", choices=(REFERENCE, ENGINE_UNPRUNED, "engine"))
     parser.add_argument("keep_counts", type=lambda text: tuple(map(int, text.split(","))))
-    parser.add_argument("prompt")
+    parser.add_argument("prompt", type=json.loads)
     parser.add_argument("threads", type=int)
     args = parser.parse_args()
     bundle = load_bundle(args.bundle, verify=False)
     session = _open(bundle, args.kind, args.threads)
-    time_request(MeasuredSession(session, args.keep_counts, agent_index=0), _workload(bundle, args.prompt))
+    ids, image_id = args.prompt
+    height, width = bundle.manifest.model.image_size
+    workload = Workload(np.zeros((1, 3, height, width), np.float32), lay_out([ids], image_id, pad_id=0))
+    time_request(MeasuredSession(session, args.keep_counts, agent_index=0), workload)
     print(resident_peak())
 
 
@@ -190,16 +195,6 @@ def _open(bundle: Bundle, kind: str, threads: int) -> EngineSession:
 
     torch.set_num_threads(threads)
     return StockSession(load_model(manifest.model.id, revision=manifest.model.revision))
-
-
-def _workload(bundle: Bundle, prompt: str) -> Workload:
-    from tokenizers import Tokenizer
-
-    manifest = bundle.manifest
-    tokenizer = Tokenizer.from_file(str(bundle.path("tokenizer")))
-    tokens = manifest.prompt.tokenize(tokenizer, [prompt], manifest.model.visual_tokens)
-    height, width = manifest.image_processor.output_size
-    return Workload(np.zeros((1, 3, height, width), np.float32), tokens)
 
 
 if __name__ == "__main__":

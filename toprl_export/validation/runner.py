@@ -142,7 +142,9 @@ class Measured:
 def _measure(bench: Bench, options: ValidationOptions) -> Measured:
     answers, parity = _answer(bench, options)
     timings, throughput = _time(bench, options)
-    retention = {k: judge_answers(bench.task, bench.tokenizer, answers, k, options.seed) for k in bench.budgets_kept}
+    retention = {
+        k: judge_answers(bench.task, bench.frontend.tokenizer, answers, k, options.seed) for k in bench.budgets_kept
+    }
     return Measured(retention, parity, timings, throughput, _memory(bench, options))
 
 
@@ -192,11 +194,11 @@ def _memory(bench: Bench, options: ValidationOptions) -> dict[str, int]:
         return {}
     peaks = {}
     sessions = bench.timed_sessions()
+    prompt = bench.tokens([bench.samples[0].question])
     with Progress("memory", len(sessions), "process") as bar:
         for name, session in sessions.items():
             kind = "engine" if name.isdecimal() else name
-            question = bench.samples[0].question
-            peaks[name] = peak_memory(bench.bundle.dir, kind, session.keep_counts, question, options.thread_count)
+            peaks[name] = peak_memory(bench.bundle.dir, kind, session.keep_counts, prompt, options.thread_count)
             bar.update()
     return peaks
 

@@ -61,8 +61,8 @@ def against_cpu(device: str, questions: int, budget: int | None) -> dict[str, fl
     samples = list(TASKS.get("mini-colour").samples("held-out", 0, questions))
     prompts = [sample.question for sample in samples]
     adapter = load_model("mini", "cpu")
-    pixels = adapter.image_processor([sample.image for sample in samples])
-    tokens = adapter.prompt_format.tokenize(adapter.tokenizer, prompts, adapter.visual_tokens)
+    pixels = adapter.frontend.pixels([sample.image for sample in samples])
+    tokens = adapter.frontend.tokens(prompts)
     pruning = None
     if budget is not None:
         layers = adapter.shape.layers

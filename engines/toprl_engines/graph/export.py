@@ -191,7 +191,7 @@ def _declared_names(model: ir.Model, spec: GraphSpec) -> dict[str, str]:
 
 
 def _trace_vision(job: ExportJob) -> _Trace:
-    height, width = job.adapter.image_processor.output_size
+    height, width = job.adapter.image_size
     pixels = torch.zeros(_BATCH, 3, height, width)
     layout = job.layout
     module = VisionGraph(job.adapter, layout.saliency)

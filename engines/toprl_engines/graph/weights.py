@@ -43,9 +43,7 @@ def in_precision(adapter: LVLMAdapter, precision: str) -> LVLMAdapter:
         model_id=adapter.model_id,
         revision=adapter.revision,
         model=copy.deepcopy(adapter.model, memo),
-        tokenizer=adapter.tokenizer,
-        image_processor=adapter.image_processor,
-        prompt_format=adapter.prompt_format,
+        processor=adapter.frontend.processor,
     )
 
 

@@ -135,8 +135,8 @@ def test_the_oracle_keeps_what_the_scene_shows(tmp_path: Path) -> None:
     pruning = cell_pruning(cell, adapter)(samples)
     assert pruning is not None
     runner = ReferenceRunner(adapter)
-    tokens = adapter.prompt_format.tokenize(adapter.tokenizer, [one.question for one in samples], 576)
-    visual = runner.encode_image(adapter.image_processor([one.image for one in samples]))
+    tokens = adapter.frontend.tokens([one.question for one in samples])
+    visual = runner.encode_image(adapter.frontend.pixels([one.image for one in samples]))
     kept = runner.prefill(tokens, visual, pruning).kept[0].numpy()
     for row, sample in zip(kept, samples, strict=True):
         evidence = np.flatnonzero(sample.evidence)

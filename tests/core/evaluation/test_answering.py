@@ -54,8 +54,8 @@ def by_uniform(_: Sequence[Sample]) -> Pruning:
 def one_at_a_time(runner: ReferenceRunner, samples: Sequence[Sample], pruning: Pruning | None) -> list[str]:
     adapter, answers = runner.adapter, []
     for sample in samples:
-        tokens = adapter.prompt_format.tokenize(adapter.tokenizer, [sample.question], adapter.visual_tokens)
-        visual = runner.encode_image(adapter.image_processor([sample.image]))
+        tokens = adapter.frontend.tokens([sample.question])
+        visual = runner.encode_image(adapter.frontend.pixels([sample.image]))
         answers.append(adapter.tokenizer.decode(runner.generate(tokens, visual, 16, pruning).tokens[0]))
     return answers
 

@@ -71,7 +71,7 @@ def test_a_question_leaves_room_for_its_answer(bundle: Path, tmp_path: Path):
     adapter = ingredients()[0]
 
     def length(words: int) -> int:
-        return adapter.prompt_format.tokenize(adapter.tokenizer, ["is " * words], 25).input_ids.shape[1]
+        return adapter.frontend.tokens(["is " * words]).input_ids.shape[1]
 
     words = next(count for count in range(1, 256) if length(count) > 240)  # 256 positions, 16 for the answer
     for ask in (
@@ -92,8 +92,8 @@ def test_a_baselines_bundle_keeps_what_its_scorer_keeps_in_pytorch(
     kept = kept_by_bundle(directory, TaskQuestion(None, 3, 0), None, 6, None)
     question = TaskQuestion(None, 3, 0).resolve("tiny-echo")
     assert kept.question == question.question
-    runner, pixels = ReferenceRunner(adapter), adapter.image_processor([question.image])
-    tokens = adapter.prompt_format.tokenize(adapter.tokenizer, [question.question], adapter.visual_tokens)
+    runner, pixels = ReferenceRunner(adapter), adapter.frontend.pixels([question.image])
+    tokens = adapter.frontend.tokens([question.question])
     pruning = Pruning.from_plan(plan, 6, make_scorer(baseline))
     expected = runner.prefill(tokens, runner.encode_image(pixels), pruning, saliency=runner.saliency(pixels)).kept
     assert [one.tolist() for one in kept.kept] == [one[0].tolist() for one in expected]

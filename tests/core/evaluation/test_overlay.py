@@ -8,7 +8,7 @@ from PIL import Image
 
 from toprl_export.cli.main import main
 from toprl_export.errors import UserError
-from toprl_export.evaluation.kept_tokens import KeptTokens, shown_image
+from toprl_export.evaluation.kept_tokens import KeptTokens
 from toprl_export.evaluation.overlay import PANEL, dim_dropped, draw, patch_grid, png_bytes
 
 
@@ -66,13 +66,6 @@ def test_long_texts_are_wrapped():
 def test_png(tmp_path):
     (tmp_path / "a.png").write_bytes(png_bytes(draw(kept_tokens(expected=None, answer=""))))
     assert Image.open(tmp_path / "a.png").format == "PNG"
-
-
-def test_normalised_pixels_are_shown_as_they_were():
-    image = colourful(8, 8)
-    mean, std = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
-    pixels = ((image / 255 - mean) / std).transpose(2, 0, 1).astype(np.float32)
-    assert (shown_image(pixels, mean, std) == image).all()
 
 
 @pytest.mark.parametrize(

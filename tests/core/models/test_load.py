@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from importlib import resources
@@ -24,8 +23,7 @@ def copied(tmp_path: Path) -> Path:
 def test_a_copy_is_the_same_model(copied: Path):
     mini, copy = load_model("mini"), load_model(str(copied))
     assert copy.fingerprint == mini.fingerprint
-    assert copy.image_processor == mini.image_processor
-    assert copy.prompt_format == mini.prompt_format
+    assert copy.frontend.fingerprint == mini.frontend.fingerprint
 
 
 def _changed(name: str, old: str, new: str) -> Callable[[Path], None]:
@@ -42,7 +40,7 @@ def _changed(name: str, old: str, new: str) -> Callable[[Path], None]:
     [
         _changed("config.json", '"vision_feature_layer": -1', '"vision_feature_layer": -2'),
         _changed("config.json", '"rms_norm_eps": 1e-05', '"rms_norm_eps": 1e-06'),
-        _changed("prompt_format.json", "assistant", "answer"),
+        _changed("chat_template.jinja", "assistant", "answer"),
         _changed("preprocessor_config.json", '"resample": 3', '"resample": 2'),
         _changed("tokenizer.json", '"circles"', '"discs"'),
     ],
@@ -57,15 +55,6 @@ def test_all_that_answers_depend_on_is_in_their_fingerprint(copied: Path, change
     assert after.answering_fingerprint != before.answering_fingerprint
 
 
-def _without(*names: str) -> Callable[[Path], None]:
-    def change(directory: Path) -> None:
-        path = directory / "preprocessor_config.json"
-        kept = {name: value for name, value in json.loads(path.read_text()).items() if name not in names}
-        path.write_text(json.dumps(kept))
-
-    return change
-
-
 def _pickled(directory: Path) -> None:
     (directory / "model.safetensors").unlink()
     (directory / "pytorch_model.bin").write_bytes(b"never opened")
@@ -77,18 +66,9 @@ def _pickled(directory: Path) -> None:
         (lambda d: (d / "model.safetensors").unlink(), "the weights of model"),
         (lambda d: (d / "model.safetensors").write_bytes(b"broken"), "the weights of model"),
         (_pickled, "the weights of model"),
-        (lambda d: (d / "preprocessor_config.json").unlink(), "the image processor of model"),
-        (lambda d: (d / "preprocessor_config.json").write_text("{"), "the image processor of model"),
-        (_without("size"), "lacks size"),
-        (_without("image_mean"), "lacks image_mean"),
-        (lambda d: (d / "tokenizer.json").unlink(), "the tokenizer of model"),
-        (lambda d: (d / "tokenizer.json").write_text("{"), "the tokenizer of model"),
-        (lambda d: (d / "tokenizer.json").write_text("{}"), "has no object model"),
-        (lambda d: (d / "prompt_format.json").write_text("{"), "prompt_format.json is not valid JSON"),
-        (
-            lambda d: (d / "prompt_format.json").write_text("{}"),
-            "has format None, expected 'toprl-export/prompt-format'",
-        ),
+        (lambda d: (d / "preprocessor_config.json").write_text("{"), "the processor of model"),
+        (lambda d: (d / "tokenizer.json").write_text("{"), "the processor of model"),
+        (lambda d: (d / "chat_template.jinja").unlink(), "has no chat template"),
     ],
 )
 def test_broken_checkpoints_are_one_line(copied: Path, change: Callable[[Path], None], expected: str):
@@ -97,22 +77,6 @@ def test_broken_checkpoints_are_one_line(copied: Path, change: Callable[[Path], 
         load_model(str(copied))
     assert expected in str(caught.value) and str(copied) in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("settings", "size", "crop"),
-    [
-        ({"size": {"shortest_edge": 20}, "crop_size": {"height": 10, "width": 8}}, (20, 20), (10, 8)),
-        ({"size": {"shortest_edge": 20}, "crop_size": 10}, (20, 20), (10, 10)),
-        ({"size": {"height": 20, "width": 30}, "crop_size": 10}, (20, 30), None),
-    ],
-)
-def test_sizes_and_crops(copied: Path, settings: dict, size: tuple[int, int], crop: tuple[int, int] | None):
-    path = copied / "preprocessor_config.json"
-    _without("do_center_crop")(copied)
-    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
-    processor = load_model(str(copied)).image_processor
-    assert (processor.size, processor.crop) == (size, crop)
 
 
 @pytest.mark.parametrize("gpus", [0, 2])

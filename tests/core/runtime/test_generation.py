@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from tests.support.fake_engine import END_ID, PROMPT, TOKENIZER, VISUAL_TOKENS, FakeSession
+from tests.support.fake_engine import END_ID, FRONTEND, TOKENIZER, VISUAL_TOKENS, FakeSession
 from toprl_export.errors import UserError
+from toprl_export.models.mini.architecture import build_tokenizer
 from toprl_export.runtime.generation import GenerationRequest, GenerationStream, GrowingText, Timings, generate
 from toprl_export.runtime.session import EncodedImages, PrefillRequest, PrefillResult
 
@@ -22,7 +23,7 @@ def request(questions: list[str], images: int | None = None, new_tokens: int = 4
     count = len(questions) if images is None else images
     made = GenerationRequest(
         pixels=np.random.default_rng(3).normal(size=(count, 3, 8, 8)).astype(np.float32),
-        tokens=PROMPT.tokenize(TOKENIZER, questions, VISUAL_TOKENS),
+        tokens=FRONTEND.tokens(questions),
         keep_counts=(8, 4),
         agent_index=0,
         max_new_tokens=new_tokens,
@@ -229,6 +230,42 @@ def test_streams_add_up_and_never_show_half_a_character(tokenizer: Tokenizer, an
         assert "".join(piece.text for piece in pieces if piece.row == row) == tokenizer.decode(ids)
         assert stream.result.token_ids[row] == tuple(ids)
     assert not any("\ufffd" in piece.text for piece in pieces)
+
+
+def word_piece() -> Tokenizer:
+    """As BERT's: pieces of words, blanks tidied before punctuation."""
+    words = ["[UNK]", "the", "cat", "##s", "##é", "it", "'", "s", "don", "'", "t", ".", ",", "?", "n't"]
+    tokenizer = Tokenizer(
+        models.WordPiece(vocab={word: i for i, word in enumerate(dict.fromkeys(words))}, unk_token="[UNK]")
+    )
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+def with_special(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.add_special_tokens(["<pad>", "<other>"])
+    return tokenizer
+
+
+EVERY_KIND = [with_special(make()) for make in (byte_level, byte_fallback, word_piece, build_tokenizer)]
+
+
+@pytest.mark.parametrize("tokenizer", EVERY_KIND, ids=["byte-level", "byte-fallback", "word-piece", "word-level"])
+@given(data=st.data())
+def test_whatever_a_model_says_the_pieces_joined_are_the_answer(tokenizer: Tokenizer, data: st.DataObject):
+    """Random ids: stray bytes, halves of characters, special tokens between bytes."""
+    growing = GrowingText(tokenizer, ())
+    ids = data.draw(st.lists(st.integers(0, tokenizer.get_vocab_size() - 1), max_size=24))
+    pieces = [growing.push(token) for token in ids] + [growing.finish()]
+    assert "".join(pieces) == growing.text == tokenizer.decode(ids)
+
+
+def test_a_stray_byte_does_not_hold_up_what_follows():
+    """The character before it is decoded anew: handed out at once, it could not be taken back."""
+    ids = [*"饕".encode(), 0xE9, *(BYTE_FALLBACK.token_to_id(word) for word in ("▁the", "▁the", "▁the"))]
+    growing = GrowingText(BYTE_FALLBACK, ())
+    pieces = [growing.push(token) for token in ids]
+    assert pieces[-1] == " the" and "".join(pieces) + growing.finish() == growing.text
 
 
 def test_a_naive_stream_would_show_half_a_character():

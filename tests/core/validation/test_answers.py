@@ -12,7 +12,7 @@ from tests.support.torch_engine import Fault, TorchSession
 from toprl_export.models.mini.architecture import build_tokenizer
 from toprl_export.models.reference import Pruning, ReferenceRunner
 from toprl_export.pruning.actor import Actor, ActorConfig
-from toprl_export.runtime.prompt import TokenBatch
+from toprl_export.runtime.layout import TokenBatch
 from toprl_export.tasks.registry import TASKS
 from toprl_export.validation.answers import (
     Answers,
@@ -53,7 +53,7 @@ class Compared:
         self.questions = EncodedQuestions.encode(batch, stock, engine.session, self.runner, saliency=False)
 
     def tokens(self, questions: list[str]) -> TokenBatch:
-        return self.adapter.prompt_format.tokenize(self.adapter.tokenizer, questions, self.adapter.visual_tokens)
+        return self.adapter.frontend.tokens(questions)
 
     def parity(self, engine_tokens: Tokens, reference_tokens: Tokens) -> Parity:
         prefills = PrefillParity()

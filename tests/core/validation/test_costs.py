@@ -9,7 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from toprl_export.runtime.prompt import TokenBatch
+from tests.support.tiny_llava import tiny_adapter, tiny_tokens
+from toprl_export.runtime.layout import TokenBatch
 from toprl_export.runtime.session import EncodedImages, PrefillResult
 from toprl_export.validation import costs
 from toprl_export.validation.costs import (
@@ -115,4 +116,4 @@ def test_a_child_does_not_inherit_the_peak():
 
 def test_a_failed_process_is_told(tmp_path):
     with pytest.raises(RuntimeError, match=r"(?s)memory of engine failed.*expected a bundle"):
-        peak_memory(tmp_path, "engine", (1,), "a question", 1)
+        peak_memory(tmp_path, "engine", (1,), tiny_tokens(tiny_adapter(), 1), 1)

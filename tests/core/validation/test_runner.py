@@ -177,7 +177,7 @@ def test_a_question_without_room_for_its_answer_is_refused_as_run_refuses_it(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     manifest = load_bundle(bundle).manifest
-    tokens = len(manifest.prompt.tokenize(tiny_adapter().tokenizer, [QUESTIONS[0]], 25).input_ids[0])
+    tokens = tiny_adapter().frontend.tokens([QUESTIONS[0]]).input_ids.shape[1]
     for length, message in (
         (tokens + 15, "shorten it or ask for fewer new tokens"),
         (40, "leave no room for a prompt"),

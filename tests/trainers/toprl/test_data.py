@@ -26,13 +26,13 @@ QUESTIONS = (
 
 
 def images(adapter: LlavaAdapter, count: int) -> torch.Tensor:
-    pixels = adapter.image_processor([TASK.question_group("train", 1, index).image for index in range(count)])
+    pixels = adapter.frontend.pixels([TASK.question_group("train", 1, index).image for index in range(count)])
     return adapter.encode_image(torch.from_numpy(pixels))
 
 
 def hugging_face_score(adapter: LlavaAdapter, question: Question, visual: torch.Tensor, alive: torch.Tensor):
     """Log-probability and correctness of one answer, with the tokens that are not ``alive`` masked as in Eq. 6-7."""
-    batch = adapter.prompt_format.tokenize(adapter.tokenizer, [question.text], adapter.visual_tokens)
+    batch = adapter.frontend.tokens([question.text])
     answer = [*adapter.tokenizer.encode(question.answer, add_special_tokens=False).ids, adapter.end_tokens[0]]
     ids = torch.cat([torch.from_numpy(batch.input_ids), torch.tensor([answer[:-1]], dtype=torch.int64)], dim=1)
     language_model = adapter.model.model.language_model
@@ -111,9 +111,7 @@ def test_a_row_of_one_question_shows_the_policy_what_it_will_see_when_it_serves(
     single = [(QUESTIONS[0][1],), (QUESTIONS[1][0],)]  # of different lengths, so that one row is padded
     tokens, _ = pack_questions(adapter, single)
     texts = [question.text for (question,) in single]
-    prompts = to_tensors(
-        adapter.prompt_format.tokenize(adapter.tokenizer, texts, adapter.visual_tokens), adapter.device
-    )
+    prompts = to_tensors(adapter.frontend.tokens(texts), adapter.device)
     visual = images(adapter, 2)
     seen: list[list[StageInputs]] = [[], []]
     for record, row in zip(seen, (tokens, prompts), strict=True):

@@ -28,7 +28,7 @@ def rolled_out(
 ):
     groups = [TASK.question_group("train", 2, index) for index in range(3)]
     tokens, gold = pack_questions(adapter, [group.questions for group in groups])
-    pixels = torch.from_numpy(adapter.image_processor([group.image for group in groups]))
+    pixels = torch.from_numpy(adapter.frontend.pixels([group.image for group in groups]))
     visual = adapter.encode_image(pixels).repeat_interleave(ROLLOUTS, dim=0)
     policy = SamplingPolicy(
         actor, COUNTS, temperature, thresholds, ROLLOUTS, ImageDraws(0, ("test",), range(3), ROLLOUTS, 25)

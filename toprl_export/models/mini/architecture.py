@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from toprl_export.runtime.prompt import token_id
-
 if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 VISION_HIDDEN = 128
+PATCH_SIZE = 8
 DECODER_HIDDEN = 192
 
 PAD, BEGIN, END, UNKNOWN, IMAGE = "<pad>", "<s>", "</s>", "<unk>", "<image>"
@@ -56,7 +55,7 @@ def mini_config() -> LlavaConfig:
         num_hidden_layers=3,
         num_attention_heads=2,
         image_size=192,
-        patch_size=8,
+        patch_size=PATCH_SIZE,
         projection_dim=VISION_HIDDEN,
     )
     text = LlamaConfig(
@@ -76,7 +75,7 @@ def mini_config() -> LlavaConfig:
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=token_id(tokenizer, IMAGE),
+        image_token_index=SPECIAL.index(IMAGE),
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         image_seq_length=576,

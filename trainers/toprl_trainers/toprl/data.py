@@ -131,7 +131,7 @@ def _pack(adapter: LVLMAdapter, questions: Sequence[Question]) -> _PackedRow:
     """The row of one image's questions."""
     packed = _PackedRow([], [], [], [], [])
     for number, question in enumerate(questions):
-        batch = adapter.prompt_format.tokenize(adapter.tokenizer, [question.text], adapter.visual_tokens)
+        batch = adapter.frontend.tokens([question.text])
         start = int(batch.visual_index[0, -1]) + 1
         prompt = batch.input_ids[0, start:].tolist()
         answer = adapter.tokenizer.encode(question.answer, add_special_tokens=False).ids
@@ -331,7 +331,7 @@ class BlockSource:
         return [self._task.question_group("train", self._seed, index) for index in span]
 
     def _pixels(self, groups: Sequence[QuestionGroup]) -> Tensor:
-        pixels = torch.from_numpy(self._adapter.image_processor([group.image for group in groups]))
+        pixels = torch.from_numpy(self._adapter.frontend.pixels([group.image for group in groups]))
         return pixels.to(self._adapter.device)
 
     @torch.no_grad()

@@ -70,7 +70,7 @@ class PlanJob:
         """
         layout, adapter = self.export.layout, self.request.adapter
         specs: dict[str, GraphSpec] = {
-            "vision": layout.vision(adapter.image_processor.output_size),
+            "vision": layout.vision(adapter.image_size),
             "prefill": layout.prefill(),
             "decode": layout.decode(),
             "prefill_unpruned": layout.prefill_unpruned(),

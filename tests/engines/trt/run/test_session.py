@@ -8,7 +8,6 @@ from itertools import product
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
 
 from tests.support.fake_device import FakeDevice
 from tests.support.fake_tensorrt import IExecutionContext
@@ -79,7 +78,7 @@ def test_prefill_and_every_step_agree_with_onnx_runtime(tmp_path, device, case):
 
 def test_answers_are_those_of_onnx_runtime(tmp_path, device, staged):
     built = staged_bundle()
-    tokenizer = Tokenizer.from_file(str(built.bundle.path("tokenizer")))
+    tokenizer = built.adapter.tokenizer
     tokens = tiny_tokens(built.adapter, 2)
     request = GenerationRequest(tiny_pixels(2).numpy(), tokens, (13, 9, 4), 0, max_new_tokens=12, end_tokens=())
     ours, theirs = generate(staged, tokenizer, request), generate(built.open(), tokenizer, request)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
 
 from tests.support.onnx_bundle import TASKS, grouped_bundle, staged_bundle
 from tests.support.tiny_llava import tiny_pixels, tiny_tokens
@@ -74,7 +73,7 @@ def test_logits_agree_with_onnx_runtime_at_every_step(tmp_path, monkeypatch, bun
 def test_answers_are_those_of_onnx_runtime(tmp_path):
     bundle = built(staged_bundle, tmp_path / "bundle", "fp32")
     source = staged_bundle()
-    tokenizer = Tokenizer.from_file(str(source.bundle.path("tokenizer")))
+    tokenizer = source.adapter.tokenizer
     tokens = tiny_tokens(source.adapter, 2)
     request = GenerationRequest(tiny_pixels(2).numpy(), tokens, (13, 9, 4), 0, max_new_tokens=12, end_tokens=())
     session = get_engine("trt").open(bundle, SessionOptions())

@@ -6,57 +6,32 @@ import json
 from pathlib import Path
 
 from safetensors.torch import load_file
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from toprl_export.fields import to_json
 from toprl_export.files import staged_directory
-from toprl_export.models.load import PROMPT_FILE
-from toprl_export.models.mini.architecture import BEGIN, END, IMAGE, PAD, UNKNOWN, build_tokenizer, mini_config
+from toprl_export.models.mini.architecture import PATCH_SIZE, mini_config
 from toprl_export.models.mini.pretrain.objective import IMAGE_MEAN, IMAGE_STD
-from toprl_export.runtime.prompt import PromptFormat
+from toprl_export.models.mini.processor import mini_processor
 from toprl_export.tasks.scenes import IMAGE_PIXELS
-
-PROMPT = PromptFormat(f"{BEGIN}user:", "{question} assistant:", image_token=IMAGE, pad_token=PAD)
 
 
 def write_checkpoint(tensors: Path, directory: Path) -> None:
-    """Write config, weights, tokenizer and processor files in Hugging Face's layout, and the prompt format."""
+    """Write config, weights, tokenizer and processor files in Hugging Face's layout."""
     model = LlavaForConditionalGeneration(mini_config())
     weights = {name: tensor for name, tensor in load_file(tensors).items() if not name.startswith("heads.")}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     if unexpected or set(missing) - {"lm_head.weight"}:
         raise ValueError(f"{tensors} does not hold a mini: missing {missing}, unexpected {unexpected}")
-    size = {"height": IMAGE_PIXELS, "width": IMAGE_PIXELS}
-    processor = {
-        "image_processor_type": "CLIPImageProcessor",
-        "processor_class": "LlavaProcessor",
-        "do_resize": True,
-        "size": size,
-        "resample": 3,
-        "do_center_crop": False,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [IMAGE_MEAN] * 3,
-        "image_std": [IMAGE_STD] * 3,
-        "do_convert_rgb": True,
-    }
-    special = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": BEGIN,
-        "eos_token": END,
-        "pad_token": PAD,
-        "unk_token": UNKNOWN,
-        "padding_side": "left",
-        "extra_special_tokens": {"image_token": IMAGE},
-    }
+    processor = mini_processor(IMAGE_PIXELS, PATCH_SIZE, IMAGE_MEAN, IMAGE_STD)
     with staged_directory(directory, overwrite=True, marker="config.json") as staged:
         model.save_pretrained(staged)
-        build_tokenizer().save(str(staged / "tokenizer.json"))
-        _write(staged / "preprocessor_config.json", processor)
-        _write(staged / "tokenizer_config.json", special)
-        _write(staged / PROMPT_FILE, to_json(PROMPT))
+        write_processor(processor, staged)
 
 
-def _write(path: Path, payload: object) -> None:
-    path.write_text(json.dumps(payload, indent=2) + "\n")
+def write_processor(processor: LlavaProcessor, directory: Path) -> None:
+    """Write a processor as LLaVA-1.5's checkpoints have it: picture settings in ``preprocessor_config.json``."""
+    processor.save_pretrained(directory)
+    processor.image_processor.save_pretrained(directory)
+    file = directory / "processor_config.json"
+    rest = {name: value for name, value in json.loads(file.read_text()).items() if name != "image_processor"}
+    file.write_text(json.dumps(rest, indent=2) + "\n")

@@ -1,0 +1,228 @@
+"""Whether our walk of a checkpoint computes what the model's own code does, and where it begins to differ."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from toprl_export.errors import UserError, refusing
+from toprl_export.fields import fields_to_json, read_file
+from toprl_export.files import write_json_atomic
+from toprl_export.models.adapter import LVLMAdapter
+from toprl_export.models.reference import ReferenceRunner, until_end
+from toprl_export.runtime.layout import TokenBatch
+
+QUESTIONS = ("what is this?", "is there anything at the left of the picture, and if so, what?")
+NEW_TOKENS = 4
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}
+"""The largest difference allowed, as a share of the largest number that the model's own code makes there. Two orders of
+the same float32 sums differ by some 1e-6 of it."""
+
+_OTHER = "choose a checkpoint whose text model and vision tower are like LLaVA-1.5's, or write an adapter for it"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest absolute difference in one part of the model, and the largest number that its own code has there."""
+
+    part: str
+    largest: float
+    scale: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What the comparison found.
+
+    Attributes:
+        differences: visual embeddings, the states entering each decoder layer, those behind the last norm, logits.
+        tolerance: the share of its scale that a difference may have.
+        same_tokens: whether greedy answers are those of the model's own ``generate``; None in half precision, where
+            rounding alone can change them.
+    """
+
+    format: Literal["toprl-export/agreement"] = field(default="toprl-export/agreement", kw_only=True)
+    version: Literal[1] = field(default=1, kw_only=True)
+    differences: tuple[Difference, ...]
+    tolerance: float
+    same_tokens: bool | None
+
+    @property
+    def begins(self) -> Difference | None:
+        """The first part that differs by more than rounding."""
+        return next((found for found in self.differences if not found.largest <= self.tolerance * found.scale), None)
+
+    def require(self, model_id: str) -> None:
+        """Refuse a model whose walk disagrees.
+
+        Raises:
+            UserError: it does; the message says from where on.
+        """
+        begins = self.begins
+        if begins is not None:
+            raise UserError(
+                f"model {model_id} is not computed here as its own code computes it: {begins.part} differ by "
+                f"{begins.largest:.2g} of {begins.scale:.2g}: {_OTHER}"
+            )
+        if self.same_tokens is False:
+            raise UserError(
+                f"model {model_id} answers otherwise by its own generate, though its logits agree: remove what its "
+                "generation_config.json asks for beyond the most likely token"
+            )
+
+
+def check_agreement(adapter: LVLMAdapter) -> Agreement:
+    """Hold the unpruned walk, the tower and the projector against the model's own forward and ``generate``.
+
+    The input is two prompts of different length, so that one row is padded, each with a made-up picture.
+
+    Raises:
+        UserError: one of the two cannot compute it at all.
+    """
+    tokens = adapter.frontend.tokens(QUESTIONS)
+    pixels = adapter.frontend.pixels([_picture(seed) for seed in (0, 1)])
+    with refusing(f"the own forward of model {adapter.model_id} fails", "mend its files or choose another checkpoint"):
+        own = _own_numbers(adapter, tokens, pixels)
+    with refusing(f"model {adapter.model_id} cannot be walked", _OTHER):
+        ours = _our_numbers(adapter, tokens, pixels)
+    if own.keys() != ours.keys():
+        raise UserError(f"model {adapter.model_id} does not run each of its layers once: {_OTHER}")
+    differences = tuple(_difference(part, ours[part], theirs) for part, theirs in own.items())
+    found = Agreement(differences, TOLERANCE[adapter.dtype], None)
+    if found.begins is not None or adapter.dtype != torch.float32:
+        return found
+    return Agreement(differences, found.tolerance, _same_tokens(adapter, tokens, pixels))
+
+
+def known_agreement(adapter: LVLMAdapter, cache: Path | None = None) -> Agreement:
+    """`check_agreement`, once for each checkpoint, release of the libraries and state of the code.
+
+    Args:
+        adapter: the model.
+        cache: where results are kept; a directory of Hugging Face's cache by default. One that cannot be written is
+            done without.
+
+    Raises:
+        UserError: see `check_agreement`.
+    """
+    directory = _cache() if cache is None else cache
+    file = None if directory is None else directory / f"{_identity(adapter)}.json"
+    if file is not None and file.is_file():
+        try:
+            return read_file(Agreement, file)
+        except UserError:
+            file.unlink(missing_ok=True)  # of another release, or damaged
+    found = check_agreement(adapter)
+    if file is not None and found.begins is None and found.same_tokens is not False:
+        write_json_atomic(file, fields_to_json(found))
+    return found
+
+
+def _cache() -> Path | None:
+    from huggingface_hub import cached_assets_path
+
+    try:
+        directory = cached_assets_path("toprl-export", namespace="agreement")
+        probe = directory / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError:
+        return None
+    return directory
+
+
+def _identity(adapter: LVLMAdapter) -> str:
+    digest = hashlib.sha256(f"{adapter.answering_fingerprint} {adapter.dtype} {adapter.device.type}".encode())
+    for library in ("torch", "transformers", "toprl-export"):
+        digest.update(f" {library} {metadata.version(library)}".encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
+def _picture(seed: int) -> NDArray[Any]:
+    """Colours in blocks, ``uint8 [240, 320, 3]``."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return blocks.repeat(40, axis=0).repeat(40, axis=1)
+
+
+@torch.inference_mode()
+def _own_numbers(adapter: LVLMAdapter, tokens: TokenBatch, pixels: NDArray[Any]) -> dict[str, Tensor]:
+    with _entering(adapter) as states:
+        inputs = _own_inputs(adapter, tokens, pixels)
+        output = adapter.model(**inputs, use_cache=False, logits_to_keep=1)
+    features = adapter.model.get_image_features(pixel_values=inputs["pixel_values"])
+    features = torch.stack(list(getattr(features, "pooler_output", features)))  # [b, n, d]
+    real = torch.from_numpy(tokens.attention_mask.astype(bool))
+    return _named(features, [state.cpu()[real] for state in states], output.logits[:, -1])
+
+
+@torch.inference_mode()
+def _our_numbers(adapter: LVLMAdapter, tokens: TokenBatch, pixels: NDArray[Any]) -> dict[str, Tensor]:
+    runner = ReferenceRunner(adapter)
+    visual = runner.encode_image(pixels)
+    with _entering(adapter) as states:
+        logits = runner.prefill(tokens, visual).logits
+    # The walk holds visual tokens before text; each state goes back to its prompt slot.
+    slots = torch.from_numpy(np.concatenate([tokens.visual_index, tokens.text_index], axis=1))  # [b, s]
+    places, real = slots.argsort(dim=1), torch.from_numpy(tokens.attention_mask.astype(bool))
+    ordered = [state.cpu().gather(1, places[..., None].expand_as(state)) for state in states]
+    return _named(visual, [state[real] for state in ordered], logits)
+
+
+def _named(visual: Tensor, states: list[Tensor], logits: Tensor) -> dict[str, Tensor]:
+    entering = {f"the states entering decoder layer {index}": state for index, state in enumerate(states[:-1])}
+    parts = {"the visual embeddings": visual, **entering, "the states entering the last norm": states[-1]}
+    return {name: tensor.float().cpu() for name, tensor in {**parts, "the logits": logits}.items()}
+
+
+@contextmanager
+def _entering(adapter: LVLMAdapter) -> Iterator[list[Tensor]]:
+    """Collects the states ``[b, s, d]`` that enter each decoder layer and the norm behind them, as they are run."""
+    states: list[Tensor] = []
+
+    def collect(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states.append(args[0] if args else kwargs["hidden_states"])
+
+    decoder = adapter.decoder
+    modules = [*(decoder.layer(index) for index in range(len(decoder))), decoder.norm]
+    hooks = [module.register_forward_pre_hook(collect, with_kwargs=True) for module in modules]
+    try:
+        yield states
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _own_inputs(adapter: LVLMAdapter, tokens: TokenBatch, pixels: NDArray[Any]) -> dict[str, Tensor]:
+    arrays = {name: getattr(tokens, name) for name in ("input_ids", "attention_mask", "position_ids")}
+    tensors = {name: torch.from_numpy(array).to(adapter.device) for name, array in arrays.items()}
+    return tensors | {"pixel_values": torch.from_numpy(pixels).to(adapter.device, adapter.dtype)}
+
+
+def _difference(part: str, ours: Tensor, theirs: Tensor) -> Difference:
+    if ours.shape != theirs.shape:
+        shapes = f"{list(ours.shape)} here, but {list(theirs.shape)} by the model's own code"
+        raise UserError(f"{part} are {shapes}: {_OTHER}")
+    return Difference(part, float((ours - theirs).abs().max()), float(theirs.abs().max()))
+
+
+@torch.inference_mode()
+def _same_tokens(adapter: LVLMAdapter, tokens: TokenBatch, pixels: NDArray[Any]) -> bool:
+    runner = ReferenceRunner(adapter)
+    ours = runner.generate(tokens, runner.encode_image(pixels), NEW_TOKENS).tokens
+    inputs = _own_inputs(adapter, tokens, pixels)
+    del inputs["position_ids"]  # generate counts them itself
+    settings = {"do_sample": False, "num_beams": 1, "max_new_tokens": NEW_TOKENS, "pad_token_id": 0}
+    made = adapter.model.generate(**inputs, **settings)[:, tokens.input_ids.shape[1] :]
+    return ours == [until_end(row, adapter.end_tokens) for row in made.tolist()]
