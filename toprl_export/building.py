@@ -36,6 +36,7 @@ from toprl_export.errors import UserError
 from toprl_export.files import check_replaceable, staged_directory
 from toprl_export.manifest import check_relative
 from toprl_export.models.adapter import LVLMAdapter
+from toprl_export.models.agreement import require_attention
 from toprl_export.models.load import load_model
 from toprl_export.models.shape import DecoderShape
 from toprl_export.pruning.baselines.specs import BUILDABLE_BASELINES, baseline_plan, baseline_spec
@@ -145,6 +146,7 @@ def prepare(
     for agent in loaded:
         agent.check_fits(adapter)
     request = BuildRequest(adapter, loaded, plan, precision, static_k=static_k, baseline=baseline, options=own_options)
+    require_attention(adapter, request.scorer.needs)
     chosen_engine.check_request(request)
     return PreparedBuild(chosen_engine, request, tuple(agents))
 

@@ -38,8 +38,10 @@ from toprl_export.evaluation.questions import UNPRUNED, TaskQuestions, choose_ta
 from toprl_export.evaluation.tables import csv_text
 from toprl_export.files import write_bytes_atomic, write_text_atomic
 from toprl_export.models.adapter import LVLMAdapter
+from toprl_export.models.agreement import require_attention
 from toprl_export.models.load import load_model
-from toprl_export.pruning.baselines.specs import ORACLE
+from toprl_export.pruning.baselines.specs import ORACLE, baseline_spec
+from toprl_export.pruning.scorer import make_scorer
 
 MARKDOWN_FILE = "compare.md"
 CSV_FILE = "compare.csv"
@@ -103,6 +105,9 @@ def prepare(request: CompareRequest) -> Prepared:
     )
     questions = tuple(draw_questions(task, request.seed, request.limit) for task in tasks)
     grid = build_grid(request, adapter, setting, questions, agents)
+    for spec in map(baseline_spec, request.baseline_names):
+        if spec.buildable:  # the others read no attention
+            require_attention(adapter, make_scorer(spec.scorer).needs)
     return Prepared(request, adapter, setting, questions, agents, grid)
 
 

@@ -19,7 +19,9 @@ from toprl_export.errors import UserError, refusing
 from toprl_export.fields import fields_to_json, read_file
 from toprl_export.files import write_json_atomic
 from toprl_export.models.adapter import LVLMAdapter
-from toprl_export.models.reference import ReferenceRunner, until_end
+from toprl_export.models.reference import ReferenceRunner, to_tensors, until_end
+from toprl_export.models.walk import Decision, walk_prefill
+from toprl_export.pruning.scorer import ScorerNeeds, StageInputs
 from toprl_export.runtime.layout import TokenBatch
 
 QUESTIONS = ("what is this?", "is there anything at the left of the picture, and if so, what?")
@@ -27,6 +29,9 @@ NEW_TOKENS = 4
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}
 """The largest difference allowed, as a share of the largest number that the model's own code makes there. Two orders of
 the same float32 sums differ by some 1e-6 of it."""
+
+ATTENTION_TOLERANCE = 1e-3
+"""Of attention averaged over heads, which is at most 1."""
 
 _OTHER = "choose a checkpoint whose text model and vision tower are like LLaVA-1.5's, or write an adapter for it"
 
@@ -205,9 +210,13 @@ def _entering(adapter: LVLMAdapter) -> Iterator[list[Tensor]]:
 
 
 def _own_inputs(adapter: LVLMAdapter, tokens: TokenBatch, pixels: NDArray[Any]) -> dict[str, Tensor]:
-    arrays = {name: getattr(tokens, name) for name in ("input_ids", "attention_mask", "position_ids")}
-    tensors = {name: torch.from_numpy(array).to(adapter.device) for name, array in arrays.items()}
+    tensors = _token_inputs(adapter, tokens)
     return tensors | {"pixel_values": torch.from_numpy(pixels).to(adapter.device, adapter.dtype)}
+
+
+def _token_inputs(adapter: LVLMAdapter, tokens: TokenBatch) -> dict[str, Tensor]:
+    arrays = {name: getattr(tokens, name) for name in ("input_ids", "attention_mask", "position_ids")}
+    return {name: torch.from_numpy(array).to(adapter.device) for name, array in arrays.items()}
 
 
 def _difference(part: str, ours: Tensor, theirs: Tensor) -> Difference:
@@ -226,3 +235,55 @@ def _same_tokens(adapter: LVLMAdapter, tokens: TokenBatch, pixels: NDArray[Any])
     settings = {"do_sample": False, "num_beams": 1, "max_new_tokens": NEW_TOKENS, "pad_token_id": 0}
     made = adapter.model.generate(**inputs, **settings)[:, tokens.input_ids.shape[1] :]
     return ours == [until_end(row, adapter.end_tokens) for row in made.tolist()]
+
+
+def require_attention(adapter: LVLMAdapter, needs: ScorerNeeds) -> None:
+    """Hold the attention rows that scorers read against the model's own attention, where a scorer reads them.
+
+    Raises:
+        UserError: they differ, or the decoder's attention has parts under other names.
+    """
+    if needs.attention == "none":
+        return
+    what = f"the attention of model {adapter.model_id}, which this method scores by, cannot be computed"
+    remedy = "choose a method that does not read the decoder's attention, such as an agent of the recipe toprl"
+    with refusing(what, remedy):
+        tokens, layers = adapter.frontend.tokens(QUESTIONS), sorted({0, len(adapter.decoder) - 1})
+        visual = ReferenceRunner(adapter).encode_image(adapter.frontend.pixels([_picture(seed) for seed in (0, 1)]))
+        ours = [_our_attention(adapter, tokens, visual, layer) for layer in layers]
+        theirs = _own_attention(adapter, tokens, visual, layers)
+    for layer, row, own in zip(layers, ours, theirs, strict=True):
+        if not float((row - own).abs().max()) <= ATTENTION_TOLERANCE:
+            raise UserError(f"{what} (layer {layer} differs from its own): {remedy}")
+
+
+@torch.inference_mode()
+def _our_attention(adapter: LVLMAdapter, tokens: TokenBatch, visual: Tensor, layer: int) -> Tensor:
+    """The last token's attention on the visual tokens in ``layer``, float32 ``[b, n]``."""
+    rows: list[Tensor] = []
+
+    def keep_all(inputs: StageInputs) -> Decision:
+        assert inputs.attention is not None
+        rows.append(inputs.attention[:, 0])
+        return Decision(torch.arange(visual.shape[1], device=visual.device).expand(visual.shape[0], -1))
+
+    needs = ScorerNeeds(attention="last", attention_layer="next")
+    walk_prefill(adapter.decoder, to_tensors(tokens, adapter.device), visual, (layer,), keep_all, needs)
+    return rows[0].float().cpu()
+
+
+@torch.inference_mode()
+def _own_attention(adapter: LVLMAdapter, tokens: TokenBatch, visual: Tensor, layers: list[int]) -> list[Tensor]:
+    """The same by the text model's own eager attention, the one that shows its weights."""
+    language_model = adapter.model.model.language_model
+    inputs = _token_inputs(adapter, tokens)
+    embeds = adapter.model.get_input_embeddings()(inputs.pop("input_ids"))  # [b, s, d]
+    place = torch.from_numpy(tokens.visual_index).to(adapter.device)  # [b, n]
+    embeds = embeds.scatter(1, place[..., None].expand(-1, -1, embeds.shape[-1]), visual.to(embeds.dtype))
+    before = language_model.config._attn_implementation
+    language_model.set_attn_implementation("eager")
+    try:
+        maps = language_model(inputs_embeds=embeds, **inputs, use_cache=False, output_attentions=True).attentions
+    finally:
+        language_model.set_attn_implementation(before)
+    return [maps[layer].float().mean(1)[:, -1].gather(1, place).cpu() for layer in layers]

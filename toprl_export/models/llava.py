@@ -41,7 +41,7 @@ class LlavaAdapter(LVLMAdapter):
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
         """Tower (the configured layers, class token dropped by the "default" strategy) and projector."""
-        states = tower_states(self.model.model.vision_tower, pixel_values.to(self.dtype), self._feature_layers)
+        states = tower_states(self.model.model.vision_tower, pixel_values.to(self.dtype), self._feature_layers())
         if self.model.config.vision_feature_select_strategy == "default":
             states = [state[:, 1:] for state in states]  # [b, n, d_vision] each
         features = states[0] if len(states) == 1 else torch.cat(states, dim=-1)
@@ -55,7 +55,7 @@ class LlavaAdapter(LVLMAdapter):
             UserError: the projector reads the tower's embeddings, before any attention layer.
         """
         tower, kept = self.model.model.vision_tower, self.model.config.vision_feature_select_strategy
-        layer = max(self._feature_layers) - 1  # state i is the output of layer i - 1
+        layer = max(self._feature_layers()) - 1  # state i is the output of layer i - 1
         if layer < 0:
             raise UserError(
                 f"model {self.model_id} projects the vision tower's embeddings, which no attention layer made, "
@@ -67,7 +67,6 @@ class LlavaAdapter(LVLMAdapter):
         patches = received[:, 1:]
         return patches if kept == "default" else torch.cat([torch.ones_like(received[:, :1]), patches], dim=1)
 
-    @property
     def _feature_layers(self) -> tuple[int, ...]:
         """The tower's states that are projected, side by side; 0 are its embeddings."""
         given = self.model.config.vision_feature_layer
@@ -95,6 +94,7 @@ class LlavaAdapter(LVLMAdapter):
                 f"model {self.model_id} has a vision tower of the kind {tower}, expected one of {', '.join(TOWERS)}: "
                 "its tower needs an adapter"
             )
+        self._feature_layers()
 
     def _decoder(self) -> Decoder:
         return Decoder(self.model.model.language_model, self.model.lm_head)

@@ -54,7 +54,7 @@ def load_model(
             )
         _check_config(config, model, path)
         with _quiet(transformers.utils.logging), refusing(f"the weights of model {source} cannot be read", SAVE_AGAIN):
-            loaded: tuple[Any, Any] = transformers.AutoModelForImageTextToText.from_pretrained(
+            loaded: Any = transformers.AutoModelForImageTextToText.from_pretrained(
                 source,
                 revision=revision,
                 dtype=dtype or torch.float32,

@@ -32,6 +32,7 @@ from toprl_engines.graph.signature import GraphSpec, Layout, check_graph
 from toprl_engines.graph.weights import DTYPES, WeightFile, in_precision
 from toprl_engines.graph.wrappers import DecodeGraph, PrefillGraph, UnprunedPrefillGraph, VisionGraph
 from toprl_export.engine import GRAPHS, BuildRequest
+from toprl_export.errors import refusing
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.walk import layer_groups
 from toprl_export.pruning.actor import StackedActors
@@ -143,7 +144,8 @@ def _to_onnx(name: str, trace: _Trace) -> ir.Model:
 
 def _traced(trace: _Trace) -> ir.Model:
     """The graph as it was traced, with the function of the attention op."""
-    with _quiet():
+    remedy = "its text model does what a graph of fixed steps cannot hold: choose another checkpoint"
+    with _quiet(), refusing("the model cannot be traced into a graph", remedy):
         program = torch.onnx.export(
             trace.module.eval(),
             trace.examples,

@@ -271,7 +271,7 @@ def _template(text: str) -> Callable[[Path], None]:
         (lambda d: edit(d / "processor_config.json", num_additional_image_tokens=0), "puts 575 image tokens"),
         (
             lambda d: edit(d / "tokenizer.json", model={"type": "Unheard", "vocab": {}}),
-            "release of transformers that is not newer",
+            "by a release of transformers",
         ),
         (lambda d: (d / "tokenizer.json").write_text("{"), "the processor of model x cannot be read"),
         (lambda d: (d / "tokenizer.json").unlink(), "the processor of model x cannot be read"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from toprl_export.models.agreement import require_attention
 from toprl_export.models.reference import Pruning, forced_decisions
 from toprl_export.models.walk import Decision, walk_prefill
 from toprl_export.progress import Progress
@@ -53,6 +54,7 @@ def warm_start(run: Run, actor: Actor, source: BlockSource) -> None:
     if config.warm_start is None:
         return
     teacher = Pruning(run.plan.stage_layers, run.trained.keep_counts, make_scorer(config.warm_start.baseline))
+    require_attention(run.request.adapter, teacher.scorer.needs)
     optimizer = torch.optim.Adam(actor.parameters(), lr=config.learning_rate)
     with Progress(
         f"imitating {config.warm_start.baseline}", config.warm_start.updates, "batch", silent=not run.processes.main
