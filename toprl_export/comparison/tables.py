@@ -188,8 +188,8 @@ def _detail_row(entry: Entry) -> list[str]:
 _MARGIN_TEXT = (
     "Accuracy of the agents minus that of the best baseline on the task, and minus that of random pruning, in points "
     "with paired 95% intervals over questions and seeds. The best baseline is picked by the same answers, which "
-    "favours it. The averages are over tasks: against each task's best baseline, which is no single method, and against "
-    "the one that is best on average; each again without the task that moves it most.\n"
+    "favours it. The averages are over tasks: against each task's best baseline, which is no single method, and "
+    "against the one that is best on average; each again without the task that moves it most.\n"
 )
 
 
