@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +81,10 @@ class PrefillGraph(nn.Module):
         picked = () if agent_index is None else (agent_index,)
 
         def decide(inputs: StageInputs) -> Decision:
-            return Decision(select(self.scorer(inputs, *picked), self._count(inputs, keep_counts)))
+            count = self._count(inputs, keep_counts)
+            if needs.keep:
+                inputs = replace(inputs, keep=count)
+            return Decision(select(self.scorer(inputs, *picked), count))
 
         needs = self.scorer.needs
         return flatten_prefill(

@@ -57,6 +57,7 @@ def mini_config() -> LlavaConfig:
         image_size=192,
         patch_size=PATCH_SIZE,
         projection_dim=VISION_HIDDEN,
+        class_token_trained=False,  # only patches are projected, and nothing else reads the tower
     )
     text = LlamaConfig(
         hidden_size=DECODER_HIDDEN,
