@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 from xml.etree import ElementTree
 
 from toprl_export.evaluation.machine import Device
@@ -14,6 +14,7 @@ from toprl_export.files import write_json_atomic
 from toprl_export.manifest import Verdict
 
 REPORT_FILE = "report.json"
+REPORT_FORMAT: Final = "toprl-export/report"
 HTML_FILE = "report.html"
 JUNIT_FILE = "junit.xml"
 

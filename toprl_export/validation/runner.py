@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,6 @@ import torch
 from toprl_export.bundle import ValidationStamp, stamp_validation
 from toprl_export.errors import UserError
 from toprl_export.evaluation.machine import describe_device, installed_versions, source_commit, torch_threads
-from toprl_export.fields import read_header
 from toprl_export.files import check_replaceable, sha256_of, staged_directory, write_text_atomic
 from toprl_export.progress import Progress
 from toprl_export.pruning.actor import Actor
@@ -40,6 +40,7 @@ from toprl_export.validation.report import (
     HTML_FILE,
     JUNIT_FILE,
     REPORT_FILE,
+    REPORT_FORMAT,
     BudgetReport,
     Flops,
     Latency,
@@ -131,12 +132,17 @@ def _check_takes_report(target: Path) -> None:
         raise UserError(f"{target} holds something else ({others[0]}), so it is left alone: choose another directory")
     if not entries:
         return
+    if not _is_report(target / REPORT_FILE):
+        raise UserError(f"{target} holds no earlier report of ours, so it is left alone: choose another directory")
+
+
+def _is_report(path: Path) -> bool:
+    """Whether it is a report, of whatever version: an older one may be replaced too."""
     try:
-        read_header(Report, target / REPORT_FILE)
-    except UserError as error:
-        raise UserError(
-            f"{target} holds no earlier report of ours, so it is left alone ({error}): choose another directory"
-        ) from error
+        payload = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(payload, dict) and payload.get("format") == REPORT_FORMAT
 
 
 @dataclass(frozen=True)

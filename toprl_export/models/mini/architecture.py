@@ -49,7 +49,7 @@ def mini_config() -> LlavaConfig:
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
     tokenizer = build_tokenizer()
-    vision = CLIPVisionConfig(
+    vision = CLIPVisionConfig(  # type: ignore[call-arg]  # it keeps settings that it does not know
         hidden_size=VISION_HIDDEN,
         intermediate_size=4 * VISION_HIDDEN,
         num_hidden_layers=3,
