@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from toprl_export.errors import UserError
 from toprl_export.fields import read_file, to_json
-from toprl_export.files import write_json_atomic
+from toprl_export.files import is_directory, read_regular, write_bytes_atomic, write_json_atomic
 from toprl_export.models.adapter import LVLMAdapter, weight_fingerprint
+from toprl_export.places import restore_moved_aside
 from toprl_export.pruning.actor import Actor, ActorConfig
 from toprl_export.pruning.plan import PruningPlan
 
 AGENT_FILE = "agent.json"
 ACTOR_FILE = "actor.safetensors"
 CRITIC_FILE = "critic.safetensors"
+MOST_ACTOR_BYTES = 1 << 30
+"""Actors are light: a few megabytes."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +131,9 @@ class Agent:
 
 def save_agent(directory: Path, agent: Agent, critic: Mapping[str, Tensor]) -> None:
     """Write the weights and then ``agent.json`` into an existing directory, so that a record implies weights."""
-    save_file({name: tensor.contiguous() for name, tensor in agent.actor.state_dict().items()}, directory / ACTOR_FILE)
-    save_file({name: tensor.contiguous() for name, tensor in critic.items()}, directory / CRITIC_FILE)
+    # Not by save_file, whose files only their owner may read, whatever the umask says.
+    for name, tensors in ((ACTOR_FILE, agent.actor.state_dict()), (CRITIC_FILE, critic)):
+        write_bytes_atomic(directory / name, save({key: tensor.contiguous() for key, tensor in tensors.items()}))
     write_json_atomic(directory / AGENT_FILE, to_json(agent.record))
 
 
@@ -138,16 +144,22 @@ def load_agent(directory: Path) -> Agent:
         UserError: it is no agent directory, of an unknown version, or its weights do not fit its record.
     """
     path = directory / AGENT_FILE
-    if not path.is_file():
+    restore_moved_aside(directory)
+    if not is_directory(directory) or not os.path.lexists(path):
         raise UserError(
             f"{directory} is no agent directory, because it has no {AGENT_FILE}: give what `toprl-export train` wrote"
         )
     record = read_file(AgentRecord, path, "train it again")
-    actor = Actor(record.actor)
+    weights = read_regular(directory / ACTOR_FILE, "an actor's weights", MOST_ACTOR_BYTES)
     try:
-        actor.load_state_dict(load_file(directory / ACTOR_FILE))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        state = {name: tensor.float() for name, tensor in load(weights).items()}
+        if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+            raise ValueError("a weight is not finite")
+        with torch.device("meta"):  # sizes that a file states take no memory until weights of these sizes are there
+            actor = Actor(record.actor)
+        actor.load_state_dict(state, assign=True)
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{directory / ACTOR_FILE} does not hold the actor of {path} ({reason}): train it again"
         ) from error

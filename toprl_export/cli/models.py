@@ -6,7 +6,7 @@ import click
 
 from toprl_export.cli import options
 from toprl_export.cli.command import Command
-from toprl_export.cli.output import print_json
+from toprl_export.cli.output import print_json, say
 
 
 @click.command(
@@ -26,5 +26,5 @@ def command(as_json: bool) -> None:
         print_json({"format": "toprl-export/models", "version": 1, "models": described, "families": families})
         return
     for name, description in described.items():
-        click.echo(f"{name:<12}{description}")
-    click.echo(f"\nany Hugging Face id or directory of these families: {', '.join(FAMILIES.names())}")
+        say(f"{name:<12}{description}")
+    say(f"\nany Hugging Face id or directory of these families: {', '.join(FAMILIES.names())}")

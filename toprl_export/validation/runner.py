@@ -15,7 +15,8 @@ from toprl_export.bundle import stamp_validation
 from toprl_export.errors import UserError
 from toprl_export.evaluation.machine import describe_device, installed_versions, torch_threads
 from toprl_export.fields import read_header
-from toprl_export.files import check_replaceable, sha256_of, staged_directory, write_text_atomic
+from toprl_export.files import sha256_of, write_text_atomic
+from toprl_export.places import check_replaceable, check_writable, resolved, staged_directory, taken
 from toprl_export.progress import Progress
 from toprl_export.pruning.actor import Actor
 from toprl_export.pruning.flops import plan_flops
@@ -86,6 +87,14 @@ def validate(
     options, limits = options or ValidationOptions(), limits or GateLimits()
     target = report_dir or default_report_dir(bundle)
     _check_takes_report(target)
+    check_writable(target)
+    with taken(target):
+        return _validate(bundle, task, options, limits, target, command)
+
+
+def _validate(
+    bundle: Path, task: str | None, options: ValidationOptions, limits: GateLimits, target: Path, command: str
+) -> Report:
     with torch_threads(options.thread_count), _fp32_without_tf32(), _out_of_memory_in_one_line():
         bench = open_bench(bundle, task, options)
         limits.check_budgets(bench.budgets_kept)
@@ -112,7 +121,7 @@ def _check_takes_report(target: Path) -> None:
     Raises:
         UserError: it does, or a report cannot take its place (see `check_replaceable`).
     """
-    check_replaceable(target, overwrite=True, marker=REPORT_FILE)
+    check_replaceable(resolved(target), overwrite=True, marker=REPORT_FILE)
     entries = sorted(target.iterdir()) if target.exists() else []
     ours = (REPORT_FILE, HTML_FILE, JUNIT_FILE)
     others = [path.name for path in entries if path.name not in ours or not path.is_file()]
