@@ -49,7 +49,7 @@ def read_checkpoint_header(kind: type[T], path: Path) -> T:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(_METADATA_KEY, "null"))
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise damaged(path, error) from error
     return read_fields(kind, header, path, "delete it to start over")
 
