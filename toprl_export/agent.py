@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -66,10 +66,11 @@ class AgentRecord:
         actor: the policy's sizes and what it sees.
         seed: of the training.
         training: how it was made.
+        files: SHA-256 of the weights' files, by name; `save_agent` states it.
     """
 
     format: Literal["toprl-export/agent"] = field(default="toprl-export/agent", kw_only=True)
-    version: Literal[1] = field(default=1, kw_only=True)
+    version: Literal[2] = field(default=2, kw_only=True)
     task: str
     method: str
     model_id: str
@@ -78,6 +79,7 @@ class AgentRecord:
     actor: ActorConfig
     seed: int
     training: TrainingRecord
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.plan.stages) != self.actor.stages:
@@ -131,17 +133,19 @@ class Agent:
 
 def save_agent(directory: Path, agent: Agent, critic: Mapping[str, Tensor]) -> None:
     """Write the weights and then ``agent.json`` into an existing directory, so that a record implies weights."""
-    # Not by save_file, whose files only their owner may read, whatever the umask says.
+    files = {}
     for name, tensors in ((ACTOR_FILE, agent.actor.state_dict()), (CRITIC_FILE, critic)):
-        write_bytes_atomic(directory / name, save({key: tensor.contiguous() for key, tensor in tensors.items()}))
-    write_json_atomic(directory / AGENT_FILE, to_json(agent.record))
+        content = save({key: tensor.contiguous() for key, tensor in tensors.items()})
+        write_bytes_atomic(directory / name, content)
+        files[name] = hashlib.sha256(content).hexdigest()
+    write_json_atomic(directory / AGENT_FILE, to_json(replace(agent.record, files=files)))
 
 
 def load_agent(directory: Path) -> Agent:
     """Read an agent directory.
 
     Raises:
-        UserError: it is no agent directory, of an unknown version, or its weights do not fit its record.
+        UserError: it is no agent directory, of an unknown version, or its weights were changed or do not fit.
     """
     path = directory / AGENT_FILE
     restore_moved_aside(directory)
@@ -152,6 +156,10 @@ def load_agent(directory: Path) -> Agent:
     record = read_file(AgentRecord, path, "train it again")
     weights = read_regular(directory / ACTOR_FILE, "an actor's weights", MOST_ACTOR_BYTES)
     try:
+        if hashlib.sha256(weights).hexdigest() != record.files.get(ACTOR_FILE):
+            raise UserError(
+                f"{directory / ACTOR_FILE} was changed (its SHA-256 is not that in {path}): restore it or train again"
+            )
         state = {name: tensor.float() for name, tensor in load(weights).items()}
         if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
             raise ValueError("a weight is not finite")

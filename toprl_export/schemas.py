@@ -17,6 +17,7 @@ from toprl_export.analysis.sensitivity import Sensitivity
 from toprl_export.analysis.transfer import Transfer
 from toprl_export.analysis.variants import VariantsFile
 from toprl_export.comparison.result import Comparison
+from toprl_export.comparison.tuning import Tuning
 from toprl_export.evaluation.cells import KeptCell
 from toprl_export.fields import json_schema
 from toprl_export.files import write_json_atomic
@@ -36,6 +37,7 @@ PUBLISHED: tuple[type[Any], ...] = (
     Report,
     Sensitivity,
     Transfer,
+    Tuning,
     VariantsFile,
 )
 _DIGEST = {"description": "SHA-256 over all other fields, as canonical JSON.", "type": "string"}

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import torch
 
-from tests.support.onnx_bundle import attention_bundle, saliency_bundle
+from tests.support.onnx_bundle import attention_bundle, raters_bundle, saliency_bundle, shares_bundle
 from tests.support.tiny_llava import tiny_adapter, tiny_pixels, tiny_tokens
 from toprl_engines.feeds import token_feeds
 from toprl_engines.graph.export import ExportJob, export_graphs
@@ -67,6 +67,22 @@ class AttentionOf(Scorer):
 def test_attention(batch, repeat, counts):
     built = attention_bundle()
     request = built.request(counts, 0, batch, repeat)
+    assert agree(built.open().prefill(request), built.expected(request))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("counts", [(25,), (13,), (6,)])
+def test_dart_shares_out_the_count_that_the_graph_is_given(counts):
+    built = shares_bundle()
+    request = built.request(counts, 0, 3, 2)
+    assert agree(built.open().prefill(request), built.expected(request))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("counts", [(25, 25), (13, 4)])
+def test_raters_by_the_embeddings(counts):
+    built = raters_bundle()
+    request = built.request(counts, 0, 3, 2)
     assert agree(built.open().prefill(request), built.expected(request))
 
 

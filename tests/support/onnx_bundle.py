@@ -120,6 +120,18 @@ def attention_bundle() -> OnnxBundle:
 
 
 @cache
+def shares_bundle() -> OnnxBundle:
+    """2 layers, DART before each, budgets 12 and 6 of 25."""
+    return _build_baseline("dart", (0, 1), layers=2)
+
+
+@cache
+def raters_bundle() -> OnnxBundle:
+    """2 layers, SparseVLM before each, budgets 12 and 6 of 25."""
+    return _build_baseline("sparsevlm", (0, 1), layers=2)
+
+
+@cache
 def saliency_bundle() -> OnnxBundle:
     """1 layer, VisionZip before it, budgets 12 and 6 of 25."""
     return _build_baseline("visionzip", (0,), layers=1)

@@ -36,6 +36,9 @@ def random_inputs(
         text=normal(batch, text, width),
         question_mask=question_mask,
         saliency=normal(batch, tokens).softmax(-1),
+        key_norms=normal(batch, tokens + text).abs() + 1,
+        visual_embeddings=normal(batch, tokens, width),
+        text_embeddings=normal(batch, text, width),
     )
 
 
@@ -43,7 +46,9 @@ def only_row(inputs: StageInputs, row: int) -> StageInputs:
     """One row's living tokens, gathered, as if the row had come alone."""
     alive = inputs.alive[row] if inputs.alive is not None else torch.ones_like(inputs.origin[row], dtype=torch.bool)
     assert inputs.attention is not None and inputs.text is not None and inputs.question_mask is not None
-    assert inputs.saliency is not None
+    assert inputs.saliency is not None and inputs.key_norms is not None
+    assert inputs.visual_embeddings is not None and inputs.text_embeddings is not None
+    every = torch.cat([alive, torch.ones_like(inputs.question_mask[row])])
     return StageInputs(
         stage=inputs.stage,
         visual=inputs.visual[row : row + 1, alive],
@@ -53,18 +58,23 @@ def only_row(inputs: StageInputs, row: int) -> StageInputs:
         text=inputs.text[row : row + 1],
         question_mask=inputs.question_mask[row : row + 1],
         saliency=inputs.saliency[row : row + 1, alive],
+        key_norms=inputs.key_norms[row : row + 1, every],
+        visual_embeddings=inputs.visual_embeddings[row : row + 1],
+        text_embeddings=inputs.text_embeddings[row : row + 1],
+        keep=inputs.keep,
     )
 
 
 class ScoreTensors(nn.Module):
     """A scorer as a function of the tensors in `StageInputs`, in their order, for tracing."""
 
-    def __init__(self, scorer: Scorer) -> None:
+    def __init__(self, scorer: Scorer, keep: int | None = None) -> None:
         super().__init__()
         self.scorer = scorer
+        self.keep = keep if scorer.needs.keep else None
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        scores: Tensor = self.scorer(StageInputs(0, **dict(zip(TENSORS, tensors, strict=True))))
+        scores: Tensor = self.scorer(StageInputs(0, **dict(zip(TENSORS, tensors, strict=True)), keep=self.keep))
         return scores
 
 

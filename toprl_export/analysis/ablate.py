@@ -264,21 +264,20 @@ def _rows(
     seed: int,
 ) -> tuple[AblationRow, ...]:
     """The table's rows, from ``unpruned`` by task and ``correct`` by variant, task and seed."""
-    # Question by question over the seeds, so that the bootstrap resamples questions, not agents.
-    means = {
+    by_seed = {
         task: {
-            variant.name: np.mean([correct[variant.name, task, one] for one in plan.seeds], axis=0)
+            variant.name: np.stack([correct[variant.name, task, one] for one in plan.seeds])  # [seeds, n]
             for variant in plan.variants
         }
         for task in unpruned
     }
-    resampled = {task: Resampled.of({UNPRUNED: unpruned[task], **means[task]}, seed, task) for task in unpruned}
+    resampled = {task: Resampled.of({UNPRUNED: unpruned[task], **by_seed[task]}, seed, task) for task in unpruned}
     every = list(resampled.values())
 
     def entry(name: str, task: str) -> AblationEntry:
         return AblationEntry(
             task=task,
-            accuracy=accuracy(means[task][name]),
+            accuracy=resampled[task].accuracy(name, by_seed[task][name]),
             retention=resampled[task].ratio(name, UNPRUNED),
             difference=resampled[task].difference(name, BASE_NAME),
             by_seed=tuple(float(correct[name, task, one].mean()) for one in plan.seeds),

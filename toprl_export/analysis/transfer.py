@@ -12,7 +12,7 @@ from toprl_export.analysis.results import AnalysisResult
 from toprl_export.analysis.study import ByAgent, Study
 from toprl_export.errors import UserError
 from toprl_export.evaluation.compared_agents import ComparedAgent
-from toprl_export.evaluation.estimates import Correctness, Estimate, Resampled, accuracy
+from toprl_export.evaluation.estimates import CorrectBySeed, Correctness, Estimate, Resampled, accuracy
 from toprl_export.evaluation.tables import counted, estimate_fields, markdown_table, percent
 from toprl_export.tasks.task import Level, Task
 
@@ -156,12 +156,11 @@ def measure_transfer(study: Study, agents: Sequence[ComparedAgent], budget_kept:
     columns = []
     for at, task in enumerate(study.tasks):
         by_agent = found[at * len(methods) : (at + 1) * len(methods)]
-        # Question by question over the seeds, so that the bootstrap resamples questions, not agents.
-        pooled = {
-            name: np.mean([correct for one, correct in zip(agents, by_agent, strict=True) if one.task == name], axis=0)
+        by_seed = {
+            name: np.stack([correct for one, correct in zip(agents, by_agent, strict=True) if one.task == name])
             for name in tasks
-        }
-        columns.append(_column(task, unpruned[task.name], pooled, study.scope.seed))
+        }  # [seeds, n] each
+        columns.append(_column(task, unpruned[task.name], by_seed, study.scope.seed))
     seeds = {name: tuple(one.seed for one in agents if one.task == name) for name in tasks}
     return Transfer(study.provenance(), budget, tasks, seeds, tuple(columns))
 
@@ -194,10 +193,15 @@ def _check(study: Study, agents: Sequence[ComparedAgent]) -> None:
         raise UserError(f"the agents are of the methods {', '.join(methods)}, expected one: give those of one method")
 
 
-def _column(task: Task, unpruned: Correctness, pooled: Mapping[str, Correctness], seed: int) -> TransferColumn:
-    resampled = Resampled.of(pooled, seed, task.name)
+def _column(task: Task, unpruned: Correctness, by_seed: Mapping[str, CorrectBySeed], seed: int) -> TransferColumn:
+    resampled = Resampled.of(by_seed, seed, task.name)
     entries = [
-        TransferEntry(name, accuracy(correct), resampled.ratio(name, task.name), resampled.difference(name, task.name))
-        for name, correct in pooled.items()
+        TransferEntry(
+            name,
+            resampled.accuracy(name, correct),
+            resampled.ratio(name, task.name),
+            resampled.difference(name, task.name),
+        )
+        for name, correct in by_seed.items()
     ]
     return TransferColumn(task.name, task.level, len(unpruned), accuracy(unpruned), tuple(entries))

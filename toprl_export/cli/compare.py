@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     cls=Command,
     help="Compare pruning methods on tasks and budgets, as tables and plots.",
     examples=[
-        "compare --agents 'agents/seed-*/*' --budget-kept 192,64 --limit 1000 --jobs 2",
+        "compare --agents 'agents/seed-*/*' --budget-kept 192,64 --tune 240 --limit 1000 --jobs 2",
         "compare --baselines fastv,visionzip --tasks mini-count --dry-run",
     ],
 )
@@ -74,6 +74,14 @@ if TYPE_CHECKING:
 )
 @option(
     MEASUREMENT,
+    "--tune",
+    type=options.NOT_NEGATIVE,
+    default="0",
+    metavar="N",
+    help="training questions per task by which the baselines' schedules are chosen; 0 leaves them as published",
+)
+@option(
+    MEASUREMENT,
     "--iterations",
     type=options.NOT_NEGATIVE,
     default="20",
@@ -114,6 +122,7 @@ def preview(prepared: Prepared) -> dict[str, Any]:
         "budgets_kept": list(prepared.request.budgets),
         "methods": list(dict.fromkeys(cell.method for cell in cells)),
         "cells": len(cells),
+        "tuning_questions": prepared.request.tune,
         "measured_before": sum(prepared.store.load(cell) is not None for cell in cells),
         "gaps": [f"{gap.method}, {gap.task}, {gap.budget_kept} kept: {gap.reason}" for gap in prepared.grid.gaps],
     }
@@ -143,4 +152,6 @@ def _preview_text(found: dict[str, Any]) -> str:
         f"  methods    {', '.join(found['methods'])}",
         f"  cells      {found['cells']}, of which {found['measured_before']} were measured before",
     ]
+    if found["tuning_questions"]:
+        lines.append(f"  tuning     {found['tuning_questions']} training questions a task first, in cells of their own")
     return "\n".join([*lines, *(f"  gap        {gap}" for gap in found["gaps"])])

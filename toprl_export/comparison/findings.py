@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from toprl_export.comparison.method_cell import MethodCell, MethodKind
+from toprl_export.comparison.method_cell import RIVALS, MethodCell, MethodKind
 from toprl_export.comparison.request import RANDOM
-from toprl_export.comparison.result import Average, Entry, Margin, RivalRole
-from toprl_export.evaluation.estimates import Correctness, Estimate, Resampled, accuracy, mean_difference, mean_ratio
+from toprl_export.comparison.result import Average, Entry, Margin, RivalRole, Without
+from toprl_export.evaluation.estimates import (
+    CorrectBySeed,
+    Correctness,
+    Estimate,
+    Resampled,
+    is_significant,
+    mean_difference,
+    mean_ratio,
+    task_that_moves_most,
+)
 from toprl_export.evaluation.questions import no_correct_answer
 
 BEST_OF_EACH = "best of each task"
+RIVAL = "rival"
 
 
 @dataclass(frozen=True)
@@ -23,13 +32,7 @@ class CorrectnessBySeed:
     1, ``float64 [seeds, n]``."""
 
     cells: tuple[MethodCell, ...]
-    correct: NDArray[np.float64]
-
-    @property
-    def pooled(self) -> Correctness:
-        """Each question's mean over the seeds."""
-        pooled: Correctness = self.correct.mean(0)
-        return pooled
+    correct: CorrectBySeed
 
 
 class Findings:
@@ -69,8 +72,8 @@ class Findings:
         self.resampled = {task: self._resample(task, seed) for task in self.tasks}
 
     def _resample(self, task: str, seed: int) -> Resampled:
-        pooled = {name: found.pooled for (where, name), found in self.found.items() if where == task}
-        return Resampled.of(pooled, seed, task)
+        by_seed = {name: found.correct for (where, name), found in self.found.items() if where == task}
+        return Resampled.of(by_seed, seed, task)
 
     def has(self, method: str, budget: int, tasks: Sequence[str] | None = None) -> bool:
         """Whether a method was measured at a budget on all of ``tasks``, by default on all there are."""
@@ -97,7 +100,7 @@ class Findings:
             stage_layers=first.stage_layers,
             keep_counts=first.keep_counts,
             seeds=tuple(cell.seed for cell in found.cells),
-            accuracy=accuracy(found.pooled),
+            accuracy=self.resampled[task].accuracy(name, found.correct),
             accuracy_by_seed=tuple(found.correct.mean(1).tolist()),
             retention=retained,
         )
@@ -112,7 +115,17 @@ class Findings:
             average_kept=float(np.mean(kept)),
             accuracy=float(np.mean([one.means[name] for one in resampled])),
             retention=mean_ratio(resampled, name, self.reference),
+            without=self._without(name),
         )
+
+    def _without(self, name: str) -> Without | None:
+        """A method's mean retention without the task that moves it most."""
+        retained = {task: one.means[name] / one.means[self.reference] for task, one in self.resampled.items()}
+        left_out = task_that_moves_most(retained)
+        if left_out is None:
+            return None
+        others = [one for task, one in self.resampled.items() if task != left_out]
+        return Without(left_out, mean_ratio(others, name, self.reference))
 
 
 def at_budget(method: str, budget: int) -> str:
@@ -140,7 +153,7 @@ def best_baseline(findings: Findings, budget: int, tasks: Sequence[str]) -> str 
     rivals = [
         method
         for method, at in findings.measured
-        if at == budget and findings.kinds[method] == "baseline" and findings.has(method, budget, tasks)
+        if at == budget and findings.kinds[method] in RIVALS and findings.has(method, budget, tasks)
     ]
 
     def mean(method: str) -> float:
@@ -175,25 +188,38 @@ def _on_average(findings: Findings, method: str, budget: int) -> Iterator[Margin
         if rival is not None
     ]
     if len(pairs) == len(findings.tasks):
-        difference = mean_difference(pairs, own, BEST_OF_EACH)
-        yield _margin(method, BEST_OF_EACH, "best baseline", None, budget, difference)
+        yield _mean_margin(
+            method, BEST_OF_EACH, "best baseline", budget, dict(zip(findings.tasks, pairs, strict=True)), own
+        )
     rivals: dict[RivalRole, str | None] = {
         "best baseline on average": best_baseline(findings, budget, findings.tasks),
         "random": RANDOM if findings.has(RANDOM, budget) else None,
     }
     for role, rival in rivals.items():
         if rival is not None:
-            yield _margin(method, rival, role, None, budget, mean_difference(resampled, own, at_budget(rival, budget)))
+            pairs = [_pair(one, own, at_budget(rival, budget)) for one in resampled]
+            yield _mean_margin(method, rival, role, budget, dict(zip(findings.tasks, pairs, strict=True)), own)
 
 
 def _margin(method: str, rival: str, role: RivalRole, task: str | None, budget: int, difference: Estimate) -> Margin:
-    low, high = difference.ci95
-    return Margin(method, rival, role, task, budget, difference, not low <= 0 <= high)
+    return Margin(method, rival, role, task, budget, difference, is_significant(difference))
+
+
+def _mean_margin(
+    method: str, rival: str, role: RivalRole, budget: int, pairs: Mapping[str, Resampled], own: str
+) -> Margin:
+    """The mean difference over the tasks of ``pairs``, in which the rival goes by `RIVAL`, and again without one."""
+    margin = _margin(method, rival, role, None, budget, mean_difference(list(pairs.values()), own, RIVAL))
+    left_out = task_that_moves_most({task: one.means[own] - one.means[RIVAL] for task, one in pairs.items()})
+    if left_out is None:
+        return margin
+    others = [one for task, one in pairs.items() if task != left_out]
+    return replace(margin, without=Without(left_out, mean_difference(others, own, RIVAL)))
 
 
 def _pair(task: Resampled, own: str, rival: str) -> Resampled:
-    """Two measured of a task, the rival under the name that the best of every task has in common."""
-    names = {own: own, BEST_OF_EACH: rival}
+    """Two methods measured on a task, the rival under a name that the rivals of all tasks have in common."""
+    names = {own: own, RIVAL: rival}
     return Resampled(
         {name: task.means[source] for name, source in names.items()},
         {name: task.draws[source] for name, source in names.items()},

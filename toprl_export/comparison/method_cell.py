@@ -24,13 +24,15 @@ from toprl_export.pruning.scorer import Scorer, make_scorer
 from toprl_export.runtime.answer_length import DEFAULT_NEW_TOKENS
 from toprl_export.seeding import derive_seed
 from toprl_export.tasks.registry import TASKS
-from toprl_export.tasks.task import Sample, Task
+from toprl_export.tasks.task import Sample, Split, Task
 
 CELLS_FOLDER = "cells"
 ENCODED_BYTES = 2**30
 """Memory limit for one task's encoded questions; questions beyond it are drawn and encoded again for every cell."""
 
-MethodKind: TypeAlias = Literal["unpruned", "baseline", "oracle", "agent"]
+MethodKind: TypeAlias = Literal["unpruned", "baseline", "baseline per task", "oracle", "agent"]
+RIVALS: Sequence[MethodKind] = ("baseline", "baseline per task")
+"""What agents are compared with: baselines with one setting for all tasks, and those with a setting for each."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class MethodCell:
         kind: whether it prunes at all, and what by.
         scorer: an agent's fingerprint, a baseline's name, or "unpruned".
         task: whose questions are answered.
-        questions: how many, the first of the held-out draw.
+        questions: how many, the first of the draw.
         questions_digest: see `TaskQuestions.digest`.
         budget_kept: average visual tokens kept, as requested; n where nothing is pruned.
         stage_layers: decoder layers before which tokens are dropped.
@@ -70,6 +72,7 @@ class MethodCell:
         average_kept: what these counts average over all layers.
         seed: an agent's, or the number of the draw of random pruning; 0 for what is deterministic.
         agent: the agent's directory.
+        split: where the questions come from; rivals are tuned on those of the train split.
     """
 
     setting: ComparisonSetting
@@ -85,18 +88,20 @@ class MethodCell:
     average_kept: float
     seed: int
     agent: str | None = None
+    split: Split = SPLIT
 
     @property
     def identity(self) -> dict[str, Any]:
         """Everything that the answers depend on, see `toprl_export.evaluation.cells.Cell`: what the method is called
         and where model and agent lie is no part of it."""
-        own = {name: value for name, value in asdict(self).items() if name not in ("setting", "method", "agent")}
+        own = {
+            name: value for name, value in asdict(self).items() if name not in ("setting", "method", "kind", "agent")
+        }
         shared = {name: value for name, value in asdict(self.setting).items() if name != "model"}
         return {
             "what": "compare",
             **own,
             "setting": shared,
-            "split": SPLIT,
             "batch": BATCH,
             "max_new_tokens": DEFAULT_NEW_TOKENS,
             "answered_by": answered_by(__name__),
@@ -158,7 +163,7 @@ class CellRunner:
         return cell.result(scores)
 
     def _questions(self, task: Task, cell: MethodCell) -> Iterator[EncodedBatch]:
-        wanted = (task, cell.setting.seed, cell.questions)
+        wanted = (task, cell.split, cell.setting.seed, cell.questions)
         if self._encoded is None or self._encoded.wanted != wanted:
             self._encoded = _EncodedTask(self._runner, *wanted)
         return iter(self._encoded)
@@ -167,19 +172,19 @@ class CellRunner:
 class _EncodedTask:
     """A task's questions in encoded batches; the first ``ENCODED_BYTES`` stay in memory between passes."""
 
-    def __init__(self, runner: ReferenceRunner, task: Task, seed: int, questions: int) -> None:
-        self.wanted = (task, seed, questions)
+    def __init__(self, runner: ReferenceRunner, task: Task, split: Split, seed: int, questions: int) -> None:
+        self.wanted = (task, split, seed, questions)
         self._runner = runner
         self._kept: list[EncodedBatch] = []
         self._bytes = 0
 
     def __iter__(self) -> Iterator[EncodedBatch]:
-        task, seed, questions = self.wanted
+        task, split, seed, questions = self.wanted
         for number, start in enumerate(range(0, questions, BATCH)):
             if number < len(self._kept):
                 yield self._kept[number]
                 continue
-            drawn = [task.sample(SPLIT, seed, index) for index in range(start, min(start + BATCH, questions))]
+            drawn = [task.sample(split, seed, index) for index in range(start, min(start + BATCH, questions))]
             batch = EncodedBatch(self._runner, drawn)
             # Images are counted too: the vision tower's attention may still be computed from them.
             self._bytes += batch.visual.nbytes + sum(sample.image.nbytes for sample in drawn)

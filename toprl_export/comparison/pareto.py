@@ -87,6 +87,8 @@ def method_lines(comparison: Comparison) -> list[Line]:
     """The lines of the plot."""
     found = []
     for method in comparison.pruned:
+        if method.kind == "baseline per task":
+            continue  # too many lines: their figures are in the tables
         averages = [comparison.average(method.name, budget) for budget in sorted(comparison.budgets_kept)]
         points = [one for one in averages if one is not None]
         if not points:

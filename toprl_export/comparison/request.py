@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from toprl_export.comparison.method_cell import ComparisonSetting, MethodCell, MethodKind
 from toprl_export.comparison.result import Gap
+from toprl_export.comparison.tuning import Placement, TunedRival, Tuning, tuned_names
 from toprl_export.cores import check_parallel
 from toprl_export.errors import UserError
 from toprl_export.evaluation.compared_agents import ComparedAgent
@@ -33,6 +34,8 @@ class CompareRequest:
         budgets_kept: visual tokens kept, averaged over all decoder layers.
         limit: held-out questions a task, where it has as many.
         draws: seeds of random pruning.
+        tune: questions of the train split, a task, by which the rivals' schedules are chosen; 0 leaves them as their
+            papers have them.
         seed: of the questions, of random pruning and of the bootstrap.
         jobs: processes that answer questions at the same time.
         iterations: rounds of the latency measurement; 0 leaves it out.
@@ -52,6 +55,7 @@ class CompareRequest:
     budgets_kept: tuple[int, ...] = (192, 64)
     limit: int = 1000
     draws: int = 3
+    tune: int = 0
     seed: int = 0
     jobs: int = 1
     iterations: int = 20
@@ -67,8 +71,9 @@ class CompareRequest:
         for name, value in counts.items():
             if value < 1:
                 raise UserError(f"{name} is {value}, expected at least 1")
-        if self.iterations < 0:
-            raise UserError(f"iterations is {self.iterations}, expected at least 0")
+        for name, value in {"iterations": self.iterations, "tune": self.tune}.items():
+            if value < 0:
+                raise UserError(f"{name} is {value}, expected at least 0")
         if not self.budgets_kept:
             raise UserError("no budget was given to compare at: give at least one")
         for name in self.baselines:
@@ -101,22 +106,24 @@ def build_grid(
     setting: ComparisonSetting,
     tasks: Sequence[TaskQuestions],
     agents: Sequence[ComparedAgent],
+    tuning: Tuning | None = None,
 ) -> Grid:
     """Lay out all cells.
 
-    A budget that some methods cannot meet leaves gaps.
+    A budget that some methods cannot meet leaves gaps. With ``tuning``, a rival prunes as was chosen for it, in a row
+    for all tasks and in one of its own for each task.
 
     Raises:
         UserError: no method can meet a budget, or the seeds of a method prune differently.
     """
-    layout = _Layout(adapter, setting, *baseline_layout(agents, adapter), request.draws)
+    layout = _Layout(adapter, setting, *baseline_layout(agents, adapter), request.draws, tuning)
     methods = tuple(dict.fromkeys(one.method for one in agents))
     cells: list[MethodCell] = []
     gaps: list[Gap] = []
     for task in tasks:
         cells.append(layout.unpruned(task))
         for budget in request.budgets:
-            found = [layout.baseline(name, task, budget) for name in request.baseline_names]
+            found = [one for name in request.baseline_names for one in layout.baseline(name, task, budget)]
             found += [layout.agents(method, task, budget, agents) for method in methods]
             gaps += [one for one in found if isinstance(one, Gap)]
             cells += [cell for one in found if not isinstance(one, Gap) for cell in one]
@@ -138,21 +145,42 @@ def baseline_layout(agents: Sequence[ComparedAgent], adapter: LVLMAdapter) -> tu
 
 @dataclass(frozen=True)
 class _Layout:
-    """Makes cells for one model; ``stage_layers`` and ``decay`` are for baselines that do not set their own."""
+    """Makes cells for one model; ``stage_layers`` and ``decay`` are for baselines that do not set their own and are
+    not tuned."""
 
     adapter: LVLMAdapter
     setting: ComparisonSetting
     stage_layers: tuple[int, ...]
     decay: float
     draws: int
+    tuning: Tuning | None
 
     def unpruned(self, task: TaskQuestions) -> MethodCell:
         """The unpruned reference."""
         n = self.adapter.visual_tokens
         return self._cell(UNPRUNED, "unpruned", UNPRUNED, task, (), Schedule(n, (n,), n))
 
-    def baseline(self, name: str, task: TaskQuestions, budget: int) -> list[MethodCell] | Gap:
-        """One cell, or one for each seed of random pruning."""
+    def baseline(self, name: str, task: TaskQuestions, budget: int) -> list[list[MethodCell] | Gap]:
+        """One cell, or one for each seed of random pruning; a tuned rival's row and its row per task."""
+        if self.tuning is None or not tuned_names([name]):
+            return [self._untuned(name, task, budget)]
+        rival = self.tuning.find(name, budget)
+        if rival is not None:
+            return [[cell] for cell in self._tuned(rival, task)]
+        gap = self._untuned(name, task, budget)
+        assert isinstance(gap, Gap), "what its paper's schedule can meet is tuned"
+        return [gap, Gap(per_task(name), task.name, budget, gap.reason)]
+
+    def _tuned(self, rival: TunedRival, task: TaskQuestions) -> Iterator[MethodCell]:
+        rows: list[tuple[str, MethodKind, Placement]] = [
+            (rival.method, "baseline", rival.for_all_tasks),
+            (per_task(rival.method), "baseline per task", rival.by_task[task.name]),
+        ]
+        for method, kind, chosen in rows:
+            schedule = chosen.schedule(rival.budget_kept)
+            yield self._cell(method, kind, rival.method, task, chosen.stage_layers, schedule)
+
+    def _untuned(self, name: str, task: TaskQuestions, budget: int) -> list[MethodCell] | Gap:
         n, depth = self.adapter.visual_tokens, self.adapter.shape.layers
         if name == ORACLE and task.evidence_patches != n:
             marked = task.evidence_patches or "no"
@@ -216,6 +244,11 @@ class _Layout:
             seed=seed,
             agent=agent,
         )
+
+
+def per_task(method: str) -> str:
+    """The row of a rival whose setting is chosen for each task."""
+    return f"{method} (per task)"
 
 
 def _check_budgets(budgets: Iterable[int], cells: Sequence[MethodCell], gaps: Sequence[Gap]) -> None:

@@ -59,7 +59,8 @@ class Entry:
         stage_layers: decoder layers before which tokens are dropped.
         keep_counts: visual tokens left after each stage.
         seeds: of the agents or of random pruning.
-        accuracy: share of correct answers (0 to 1) with its Wilson interval, in which a question counts once.
+        accuracy: share of correct answers (0 to 1) with its Wilson interval, in which a question counts once; with
+            several seeds it is widened to the bootstrap's.
         accuracy_by_seed: the same for each seed.
         retention: accuracy over the unpruned reference's, with a paired bootstrap interval.
     """
@@ -87,6 +88,14 @@ class Gap:
 
 
 @dataclass(frozen=True)
+class Without:
+    """An average over tasks again, without the task whose absence changes it most."""
+
+    task: str
+    estimate: Estimate
+
+
+@dataclass(frozen=True)
 class Average:
     """One method at one budget over all tasks, of which each counts the same.
 
@@ -95,7 +104,8 @@ class Average:
         budget_kept: average visual tokens kept, as requested.
         average_kept: the average met, over layers and tasks.
         accuracy: mean of the tasks' accuracies.
-        retention: mean of the tasks' retentions; its interval resamples the questions of every task.
+        retention: mean of the tasks' retentions; its interval resamples the questions of every task, and the seeds.
+        without: the retention again without the task that moves it most; None where there is one task.
     """
 
     method: str
@@ -103,6 +113,7 @@ class Average:
     average_kept: float
     accuracy: float
     retention: Estimate
+    without: Without | None
 
 
 @dataclass(frozen=True)
@@ -117,6 +128,7 @@ class Margin:
         budget_kept: average visual tokens kept.
         difference: in shares, with a paired bootstrap interval.
         significant: whether the interval leaves out 0.
+        without: of a mean over tasks, the difference again without the task that moves it most.
     """
 
     method: str
@@ -126,6 +138,7 @@ class Margin:
     budget_kept: int
     difference: Estimate
     significant: bool
+    without: Without | None = None
 
 
 @dataclass(frozen=True)
@@ -142,10 +155,12 @@ class Comparison:
         margins: of every agent method.
         gaps: cells that could not be measured, and why.
         latency: None where it was not measured.
+        tuning_questions: by how many questions of each task's train split the rivals' schedules were chosen; None where
+            they prune as their papers have it.
     """
 
     format: Literal["toprl-export/comparison"] = field(default="toprl-export/comparison", kw_only=True)
-    version: Literal[1] = field(default=1, kw_only=True)
+    version: Literal[2] = field(default=2, kw_only=True)
     provenance: Provenance
     tasks: tuple[TaskColumn, ...]
     methods: tuple[MethodRow, ...]
@@ -155,6 +170,7 @@ class Comparison:
     margins: tuple[Margin, ...]
     gaps: tuple[Gap, ...]
     latency: LatencyTable | None
+    tuning_questions: int | None = None
 
     @property
     def visual_tokens(self) -> int:

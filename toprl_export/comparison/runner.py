@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from toprl_export.comparison.findings import Findings, all_margins
@@ -18,7 +18,7 @@ from toprl_export.comparison.method_cell import (
     OpenCellRunner,
 )
 from toprl_export.comparison.pareto import pareto_png
-from toprl_export.comparison.request import CompareRequest, Grid, build_grid
+from toprl_export.comparison.request import CompareRequest, Grid, build_grid, per_task
 from toprl_export.comparison.result import (
     JSON_FILE,
     AgentNote,
@@ -29,6 +29,7 @@ from toprl_export.comparison.result import (
     write_comparison,
 )
 from toprl_export.comparison.tables import csv_records, render_markdown
+from toprl_export.comparison.tuning import TUNING_FILE, TUNING_SPLIT, TuningGround, tune, tuned_names, write_tuning
 from toprl_export.cores import usable_cores
 from toprl_export.errors import UserError
 from toprl_export.evaluation.cells import CellStore, compute_cells
@@ -43,14 +44,16 @@ from toprl_export.models.agreement import require_attention
 from toprl_export.models.load import load_model
 from toprl_export.places import check_fillable, resolved, taken
 from toprl_export.pruning.baselines.specs import ORACLE, baseline_spec
+from toprl_export.pruning.schedule import DEFAULT_DECAY
 from toprl_export.pruning.scorer import make_scorer
+from toprl_export.tasks.registry import TASKS
 
 MARKDOWN_FILE = "compare.md"
 CSV_FILE = "compare.csv"
 PICTURE_FILE = "pareto.png"
-_FILES = (MARKDOWN_FILE, CSV_FILE, PICTURE_FILE, JSON_FILE)
+_FILES = (MARKDOWN_FILE, CSV_FILE, PICTURE_FILE, JSON_FILE, TUNING_FILE)
 # What `toprl_export.files` leaves of these when it is killed before the rename.
-_LEFT_BY_A_KILL = re.compile(r"\.(compare\.(md|csv|json)|pareto\.png)\.partial-[0-9a-f]+")
+_LEFT_BY_A_KILL = re.compile(r"\.(compare\.(md|csv|json)|tuning\.json|pareto\.png)\.partial-[0-9a-f]+")
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ def compare(request: CompareRequest) -> Comparison:
     """
     with taken(request.output_dir):
         prepared = prepare(request)
+        if request.tune:
+            prepared = with_tuned_rivals(prepared)
         correct = measure(prepared)
         latency = time_methods(prepared) if request.iterations else None
         comparison = assemble(prepared, correct, latency)
@@ -113,6 +118,37 @@ def prepare(request: CompareRequest) -> Prepared:
         if spec.buildable:  # the others read no attention
             require_attention(adapter, make_scorer(spec.scorer).needs)
     return Prepared(request, adapter, setting, questions, agents, grid)
+
+
+def with_tuned_rivals(prepared: Prepared) -> Prepared:
+    """The same request with the rivals' schedules chosen on training questions; writes ``tuning.json``.
+
+    Its cells are kept like all others, so that a repeated command chooses without measuring.
+
+    Raises:
+        UserError: see `CellRunner`.
+    """
+    request = prepared.request
+    ground = tuning_ground(prepared)
+    tuning = tune(ground, request.baseline_names, request.budgets, lambda cells: _compute(prepared, cells, "tuning"))
+    write_tuning(request.output_dir / TUNING_FILE, tuning)
+    grid = build_grid(request, prepared.adapter, prepared.setting, prepared.tasks, prepared.agents, tuning)
+    return replace(prepared, grid=grid)
+
+
+def tuning_ground(prepared: Prepared) -> TuningGround:
+    """What rivals are tuned for. Stages of methods whose papers name none are the model's default, not the agents', so
+    that what was measured before the agents were trained still holds."""
+    request, adapter = prepared.request, prepared.adapter
+    tasks = [TASKS.get(task.name) for task in prepared.tasks]
+    return TuningGround(
+        setting=prepared.setting,
+        visual_tokens=adapter.visual_tokens,
+        decoder_layers=adapter.shape.layers,
+        stage_layers=adapter.default_stage_layers,
+        decay=DEFAULT_DECAY,
+        tasks=tuple(draw_questions(task, request.seed, request.tune, TUNING_SPLIT) for task in tasks),
+    )
 
 
 def measure(prepared: Prepared) -> list[Correctness]:
@@ -166,6 +202,7 @@ def assemble(prepared: Prepared, correct: Sequence[Correctness], latency: Latenc
         margins=all_margins(findings),
         gaps=prepared.grid.gaps,
         latency=latency,
+        tuning_questions=request.tune or None,
     )
 
 
@@ -177,7 +214,10 @@ def _methods(prepared: Prepared) -> tuple[MethodRow, ...]:
         note = AgentNote(one.task, one.seed, one.agent.fingerprint, str(one.directory))
         agents.setdefault(one.method, []).append(note)
     kinds: list[tuple[str, MethodKind]] = [(UNPRUNED, "unpruned")]
-    kinds += [(name, "baseline") for name in names if name != ORACLE]
+    tuned = tuned_names(names) if prepared.request.tune else ()
+    for name in names:
+        kinds += [(name, "baseline")] if name != ORACLE else []
+        kinds += [(per_task(name), "baseline per task")] if name in tuned else []
     kinds += [(name, "agent") for name in agents]
     kinds += [(ORACLE, "oracle")] if ORACLE in names else []
     return tuple(MethodRow(name, kind, tuple(agents.get(name, ()))) for name, kind in kinds)

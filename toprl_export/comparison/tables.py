@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from toprl_export.comparison.result import Comparison, Entry, Margin, MethodRow, TaskColumn
+from toprl_export.comparison.method_cell import RIVALS
+from toprl_export.comparison.result import Average, Comparison, Entry, Margin, MethodRow, TaskColumn, Without
+from toprl_export.evaluation.estimates import Estimate, is_significant
 from toprl_export.evaluation.tables import estimate_fields, markdown_table, percent, points
 
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -43,7 +45,23 @@ def _introduction(comparison: Comparison) -> str:
         f"Accuracy in % (exact match of the greedy answer) and retention, accuracy over that of the unpruned model; "
         f"{questions}, the same for every method. A budget is the number of visual tokens kept on average over all "
         "decoder layers. Methods of several seeds are pooled. **Bold**: the best of its column in a block (the oracle, "
-        "which knows where the objects are, does not compete). The average counts every task the same.\n"
+        "which knows where the objects are, does not compete). The average counts every task the same.\n\n"
+        + _schedules_text(comparison)
+    )
+
+
+def _schedules_text(comparison: Comparison) -> str:
+    if comparison.tuning_questions is None:
+        return (
+            "**Rivals were not tuned**: they prune where their papers do, moved towards the input where a budget "
+            "demands it. Agents' schedules were chosen on training questions, so a lead over these rivals shows "
+            "nothing; `compare --tune 240` chooses theirs likewise.\n"
+        )
+    return (
+        "Where rivals prune and how steeply was chosen for every budget by "
+        f"{comparison.tuning_questions} questions of each task's train split, as agents' schedules were: once for all "
+        "tasks, and in rows of their own *per task*. Random and uniform pruning and the oracle prune where the agents "
+        "do. `tuning.json` has everything that was tried.\n"
     )
 
 
@@ -72,7 +90,7 @@ def _levels(comparison: Comparison) -> list[str]:
 
 
 def _main_row(comparison: Comparison, method: MethodRow, budget: int, notes: dict[str, str]) -> list[str]:
-    competes = method.kind in ("baseline", "agent")
+    competes = method.kind in (*RIVALS, "agent")
     cells = []
     for column in comparison.tasks:
         entry = comparison.entry(method.name, column.name, budget)
@@ -105,7 +123,7 @@ def _mark(comparison: Comparison, method: str, task: str, budget: int, notes: di
 
 
 def _competitors(comparison: Comparison) -> set[str]:
-    return {method.name for method in comparison.methods if method.kind in ("baseline", "agent")}
+    return {method.name for method in comparison.methods if method.kind in (*RIVALS, "agent")}
 
 
 def _best_accuracy(comparison: Comparison, task: str, budget: int) -> float:
@@ -120,9 +138,11 @@ def _best_average(comparison: Comparison, budget: int) -> float:
 
 def _detail_text(comparison: Comparison) -> str:
     return (
-        "95% intervals: Wilson for accuracy, in which a question counts once however many seeds answered it; for "
-        f"retention a paired bootstrap that draws the questions anew (seed {comparison.provenance.seed}), the seeds of "
-        "a question together. *Spread* is the highest minus the lowest seed, in points.\n"
+        "95% intervals: for accuracy Wilson's, in which a question counts once however many seeds answered it, widened "
+        "to the bootstrap's where there are seeds; for retention a paired bootstrap of two levels "
+        f"(seed {comparison.provenance.seed}), which draws questions anew and, of a method that has several, seeds. "
+        "*Spread* is the highest minus the lowest seed, in points. Averages follow without the task that moves them "
+        "most.\n"
     )
 
 
@@ -138,9 +158,17 @@ def detail_table(comparison: Comparison) -> str:
             rows += [_detail_row(entry) for entry in entries if entry]
         for average in (comparison.average(method.name, budget) for method in methods):
             if average:
-                met, accuracy = f"{average.average_kept:.1f}", f"{average.accuracy:.1%}"
-                rows.append([str(budget), "average", average.method, met, accuracy, "", "", percent(average.retention)])
+                rows += _average_rows(average)
     return markdown_table(head, rows)
+
+
+def _average_rows(average: Average) -> list[list[str]]:
+    kept, met, accuracy = str(average.budget_kept), f"{average.average_kept:.1f}", f"{average.accuracy:.1%}"
+    rows = [[kept, "average", average.method, met, accuracy, "", "", percent(average.retention)]]
+    if average.without:
+        without = f"average without {average.without.task}"
+        rows.append([kept, without, average.method, "", "", "", "", percent(average.without.estimate)])
+    return rows
 
 
 def _detail_row(entry: Entry) -> list[str]:
@@ -159,10 +187,9 @@ def _detail_row(entry: Entry) -> list[str]:
 
 _MARGIN_TEXT = (
     "Accuracy of the agents minus that of the best baseline on the task, and minus that of random pruning, in points "
-    "with paired 95% intervals over the questions; the agents are held fixed, so how much other seeds of training "
-    "would change is not in them (*spread* above). The best baseline is picked by the same answers, which favours it. "
-    "The averages are over tasks: against each task's best baseline, which is no single method, and against the one "
-    "that is best on average.\n"
+    "with paired 95% intervals over questions and seeds. The best baseline is picked by the same answers, which "
+    "favours it. The averages are over tasks: against each task's best baseline, which is no single method, and "
+    "against the one that is best on average; each again without the task that moves it most.\n"
 )
 
 
@@ -179,13 +206,26 @@ def margin_table(comparison: Comparison) -> str:
             rival = f"{one.rival} (best on average)" if one.role == "best baseline on average" else one.rival
             shown = [str(one.budget_kept), one.method, one.task or "average", rival, *_difference(one)]
             rows.append([*shown, *(_difference(other) if other else (_GAP, ""))])
+            if one.without:
+                rows.append(_row_without(one, one.without, rival, other))
     return markdown_table(head, rows)
 
 
+def _row_without(one: Margin, without: Without, rival: str, other: Margin | None) -> list[str]:
+    """An average's row without a task; the difference from random pruning only if that is without the same task."""
+    left_out = [str(one.budget_kept), one.method, f"average without {without.task}", rival]
+    same = other.without.estimate if other and other.without and other.without.task == without.task else None
+    return [*left_out, *_shown(without.estimate), *(_shown(same) if same else (_GAP, ""))]
+
+
 def _difference(margin: Margin) -> tuple[str, str]:
-    if not margin.significant:
-        return points(margin.difference), "no"
-    return points(margin.difference), "above" if margin.difference.value > 0 else "below"
+    return _shown(margin.difference)
+
+
+def _shown(difference: Estimate) -> tuple[str, str]:
+    if not is_significant(difference):
+        return points(difference), "no"
+    return points(difference), "above" if difference.value > 0 else "below"
 
 
 def _latency_text(comparison: Comparison) -> str:

@@ -23,7 +23,7 @@ _DIGESTED_SAMPLES = 4
 
 @dataclass(frozen=True)
 class TaskQuestions:
-    """A task and the held-out questions that every method answers.
+    """A task and the questions that every method answers.
 
     Attributes:
         name: the task's name.
@@ -63,14 +63,14 @@ def choose_tasks(requested: Sequence[str] | None, of_agents: Sequence[str]) -> t
     return chosen
 
 
-def draw_questions(task: Task, seed: int, limit: int) -> TaskQuestions:
-    """The first ``limit`` held-out questions of a task, or all of them where it has fewer."""
-    available = task.question_count(SPLIT)
+def draw_questions(task: Task, seed: int, limit: int, split: Split = SPLIT) -> TaskQuestions:
+    """The first ``limit`` questions of a task's split, or all of them where it has fewer."""
+    available = task.question_count(split)
     count = limit if available is None else min(limit, available)
     digest = hashlib.sha256()
     evidence = None
     # A few tell data apart; drawing all images would take minutes.
-    for sample in islice(task.samples(SPLIT, seed, count), _DIGESTED_SAMPLES):
+    for sample in islice(task.samples(split, seed, count), _DIGESTED_SAMPLES):
         digest.update(f"{sample.image.shape} {sample.question}\n{sample.answer}\n".encode())
         digest.update(sample.image.tobytes())
         evidence = None if sample.evidence is None else sample.evidence.size

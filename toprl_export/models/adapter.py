@@ -87,7 +87,7 @@ class LVLMAdapter(ABC):
         """The attention that each visual token receives in the vision tower, float32 ``[b, n]``; exportable.
 
         It is the class token's, averaged over heads, in the layer whose output feeds the projector (VisionZip, Yang et
-        al. 2025), or the average over all patches where the tower has no class token.
+        al. 2025), or the average over all patches where the tower has no class token or an untrained one.
 
         Args:
             pixel_values: ``[b, 3, h, w]``, as for `encode_image`.

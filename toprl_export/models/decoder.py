@@ -81,6 +81,23 @@ def attention_rows(
     return rows
 
 
+def key_norms(layer: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """The L1 norm of every token's key in ``layer``, over all heads, with its position.
+
+    Args:
+        layer: a decoder layer; its own norm and projection are used.
+        hidden: the states entering it, ``[b, s, d]``.
+        rotary: cos and sin, each ``[b, s, head_dim]``.
+
+    Returns:
+        ``float32 [b, s]``.
+    """
+    attention = layer.self_attn
+    keys = _rotated(_heads(attention.k_proj(layer.input_layernorm(hidden)), attention, "k_norm"), rotary)
+    norms: Tensor = keys.float().abs().sum(dim=(1, 3))  # [b, kv, s, hd] -> [b, s]
+    return norms
+
+
 def _heads(projected: Tensor, attention: Any, norm: str) -> Tensor:
     split = projected.reshape(*projected.shape[:-1], -1, attention.head_dim)  # [b, s, h, hd]
     if hasattr(attention, norm):  # some families normalise queries and keys per head, Llama does not

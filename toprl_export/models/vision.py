@@ -37,8 +37,8 @@ def tower_states(tower: Any, pixel_values: Tensor, layers: tuple[int, ...]) -> l
 def patch_attention(tower: Any, pixel_values: Tensor, layer: int) -> Tensor:
     """The attention that the tokens of a tower receive in one layer, averaged over heads.
 
-    With a class token it is that token's attention, one row a head; without one, the average over all tokens, which
-    takes the whole map of that layer.
+    With a class token it is that token's attention, one row a head; without one, or with one that nothing has trained
+    to look at anything, the average over all patches, which takes the whole map of that layer.
 
     Args:
         tower: a Hugging Face CLIP or SigLIP vision model; layers after ``layer`` are not run.
@@ -51,7 +51,8 @@ def patch_attention(tower: Any, pixel_values: Tensor, layer: int) -> Tensor:
     chosen = tower.encoder.layers[layer]
     attention = chosen.self_attn
     hidden = chosen.layer_norm1(tower_states(tower, pixel_values, (layer,))[0])
-    querying = hidden[:, :1] if has_class_token(tower) else hidden
+    looks = hidden[:, :1] if class_token_trained(tower) else hidden[:, 1:]
+    querying = looks if has_class_token(tower) else hidden
     query = _heads(attention.q_proj(querying), attention.num_heads)  # [b, h, 1 or s, hd]
     keys = _heads(attention.k_proj(hidden), attention.num_heads)  # [b, h, s, hd]
     scores = (query @ keys.transpose(-1, -2)).float() * attention.scale  # [b, h, 1 or s, s]
@@ -62,6 +63,12 @@ def patch_attention(tower: Any, pixel_values: Tensor, layer: int) -> Tensor:
 def has_class_token(tower: Any) -> bool:
     """Whether the tower puts a token of its own before the patches."""
     return hasattr(tower.embeddings, "class_embedding")
+
+
+def class_token_trained(tower: Any) -> bool:
+    """Whether the class token's attention means something: false where ``class_token_trained`` is false in the vision
+    configuration, as in a tower that was trained on its patches alone."""
+    return bool(getattr(tower.config, "class_token_trained", True))
 
 
 def _heads(projected: Tensor, heads: int) -> Tensor:

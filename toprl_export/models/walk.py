@@ -30,9 +30,9 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from toprl_export.models.decoder import Decoder, LayerCache, attention_rows
+from toprl_export.models.decoder import Decoder, LayerCache, attention_rows, key_norms
 from toprl_export.pruning.scorer import ScorerNeeds, StageInputs
 from toprl_export.pruning.select import gather_tokens
 
@@ -108,6 +108,8 @@ class _Sequence:
     prompt_segments: Tensor | None  # int64 [b, s], by prompt slot
     prompt_cos: Tensor  # [b, s, head_dim], by prompt slot
     prompt_sin: Tensor
+    visual_embeddings: Tensor | None = None  # [b, n, d], of all visual tokens, where a scorer needs them
+    text_embeddings: Tensor | None = None  # [b, t, d]
 
     @property
     def prompt_slot(self) -> Tensor:
@@ -152,12 +154,13 @@ class _Sequence:
         return allowed | (query == key)
 
 
-def embed_tokens(decoder: Decoder, tokens: TokenTensors, visual: Tensor) -> _Sequence:
+def embed_tokens(decoder: Decoder, tokens: TokenTensors, visual: Tensor, needs: ScorerNeeds = NO_NEEDS) -> _Sequence:
     """The sequence that enters layer 0, of projected visual embeddings ``[b, n, d]`` and the embedded text."""
     text = decoder.embed(tokens.input_ids.gather(1, tokens.text_index))  # [b, t, d]
     cos, sin = decoder.rotary(text, tokens.position_ids)
+    visual = visual.to(text.dtype)  # the vision graph returns float32 in every precision
     return _Sequence(
-        visual=visual.to(text.dtype),  # the vision graph returns float32 in every precision
+        visual=visual,
         text=text,
         visual_slot=tokens.visual_index,
         text_slot=tokens.text_index,
@@ -167,6 +170,8 @@ def embed_tokens(decoder: Decoder, tokens: TokenTensors, visual: Tensor) -> _Seq
         prompt_segments=tokens.segments,
         prompt_cos=cos,
         prompt_sin=sin,
+        visual_embeddings=visual if needs.embeddings else None,
+        text_embeddings=text if needs.embeddings else None,
     )
 
 
@@ -180,23 +185,33 @@ def _question_mask(tokens: TokenTensors) -> Tensor:
     return question_mask
 
 
+class _Seen(NamedTuple):
+    """What a stage may need of the layer just run, or of the one about to run.
+
+    ``attention`` of the question's tokens on all living ones, ``float32 [b, q, s_t]``; ``key_norms``, see
+    `toprl_export.models.decoder.key_norms`, ``float32 [b, s_t]``. None unless needed.
+    """
+
+    attention: Tensor | None = None
+    key_norms: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class Prefix:
     """A walk as it comes to ``layer``, before any stage there: nothing is pruned yet, so every rollout can start here.
 
-    ``state`` is the sequence that enters the layer, ``attention`` that of the question in the layer before it,
-    ``float32 [b, q, s]``, where a stage at ``layer`` needs it.
+    ``state`` is the sequence that enters the layer, ``seen`` what a stage at ``layer`` needs of the layer before it.
     """
 
     layer: int
     state: _Sequence
-    attention: Tensor | None = None
+    seen: _Seen
 
     def repeated(self, times: int) -> Prefix:
         """Every batch row ``times`` times in succession."""
         fields = {name: x.repeat_interleave(times, dim=0) for name, x in vars(self.state).items() if x is not None}
-        attention = None if self.attention is None else self.attention.repeat_interleave(times, dim=0)
-        return Prefix(self.layer, replace(self.state, **fields), attention)
+        seen = _Seen(*(None if x is None else x.repeat_interleave(times, dim=0) for x in self.seen))
+        return Prefix(self.layer, replace(self.state, **fields), seen)
 
 
 def walk_prefix(
@@ -211,10 +226,10 @@ def walk_prefix(
         layers: how many, 0 to all.
         needs: what a stage before layer ``layers`` will be given.
     """
-    start = Prefix(0, embed_tokens(decoder, tokens, visual))
+    start = Prefix(0, embed_tokens(decoder, tokens, visual, needs), _Seen())
     # A stage just behind the end, so that the attention it will need is taken from the last layer that is run here.
     reached = _run_layers(decoder, start, layers, (layers,), _undecided, needs, None)
-    return Prefix(layers, reached.state, reached.attention)
+    return Prefix(layers, reached.state, reached.seen)
 
 
 def walk_prefill(
@@ -240,7 +255,7 @@ def walk_prefill(
     Returns:
         See `Prefill`. Kept tokens keep their position ids: cos and sin are gathered with them.
     """
-    start = Prefix(0, embed_tokens(decoder, tokens, visual))
+    start = Prefix(0, embed_tokens(decoder, tokens, visual, needs), _Seen())
     return walk_from(decoder, start, stage_layers, decide, needs, saliency)
 
 
@@ -276,7 +291,7 @@ class _Ran(NamedTuple):
     """Where some layers led: see `Prefix` and `Prefill`."""
 
     state: _Sequence
-    attention: Tensor | None
+    seen: _Seen
     hidden: Tensor
     caches: list[LayerCache]
     kept: list[Tensor]
@@ -293,7 +308,7 @@ def _run_layers(
     saliency: Tensor | None,
 ) -> _Ran:
     """The walk itself, from ``start`` up to layer ``stop``, which is not run."""
-    state, attention, hidden = start.state, start.attention, start.state.hidden()
+    state, seen, hidden = start.state, start.seen, start.state.hidden()
     caches: list[LayerCache] = []
     kept: list[Tensor] = []
     masks: list[Tensor] = []
@@ -304,8 +319,8 @@ def _run_layers(
         layer = decoder.layer(index)
         if index in stage_layers:
             if index == 0 or in_next_layer:  # before layer 0 no layer has run whose attention could be taken
-                attention = _attention(layer, state, hidden, needs)
-            state = _prune(state, len(kept), decide, attention, needs, saliency)
+                seen = _see(layer, state, hidden, needs)
+            state = _prune(state, len(kept), decide, seen, needs, saliency, decoder.norm)
             assert state.visual_origin is not None
             kept.append(state.visual_origin)
             hidden, shared = state.hidden(), None
@@ -314,16 +329,22 @@ def _run_layers(
             masks.append(state.valid)
         if index + 1 in stage_layers and not in_next_layer:
             # From the states that enter this layer, because attention is made of its inputs.
-            attention = _attention(layer, state, hidden, needs)
+            seen = _see(layer, state, hidden, needs)
         rotary, mask = shared
         hidden, cache = _run(layer, hidden, mask, rotary, None)
         state = state.with_hidden(hidden)
         caches.append(cache)
-    return _Ran(state, attention, hidden, caches, kept, masks)
+    return _Ran(state, seen, hidden, caches, kept, masks)
 
 
 def _undecided(inputs: StageInputs) -> Decision:
     raise AssertionError(f"a prefix ends before its stage, yet stage {inputs.stage} was reached")
+
+
+def _see(layer: Any, state: _Sequence, hidden: Tensor, needs: ScorerNeeds) -> _Seen:
+    """What ``needs`` names of ``layer``, which ``hidden`` enters."""
+    norms = key_norms(layer, hidden, state.rotary()) if needs.key_norms else None
+    return _Seen(_attention(layer, state, hidden, needs), norms)
 
 
 def _attention(layer: Any, state: _Sequence, hidden: Tensor, needs: ScorerNeeds) -> Tensor | None:
@@ -341,29 +362,39 @@ def _attention(layer: Any, state: _Sequence, hidden: Tensor, needs: ScorerNeeds)
 
 
 def _stage_inputs(
-    state: _Sequence, stage: int, attention: Tensor | None, needs: ScorerNeeds, saliency: Tensor | None
+    state: _Sequence, stage: int, seen: _Seen, needs: ScorerNeeds, saliency: Tensor | None, norm: nn.Module
 ) -> StageInputs:
+    attention, norms = seen
     batch, count = state.visual_slot.shape
     origin = state.visual_origin
     if saliency is not None and origin is not None:
         saliency = saliency.gather(1, origin)  # [b, n] -> [b, n_t]
     return StageInputs(
         stage=stage,
-        visual=state.visual,
+        visual=norm(state.visual) if needs.normed else state.visual,
         alive=state.prompt_valid.gather(1, state.visual_slot),
         origin=torch.arange(count, device=state.visual.device).expand(batch, -1) if origin is None else origin,
         attention=None if attention is None else attention[:, :, :count],  # [b, q, n_t]
-        text=state.text if needs.text else None,
+        text=None if not needs.text else norm(state.text) if needs.normed else state.text,
         question_mask=state.question_mask if needs.text or attention is not None else None,
         saliency=saliency if needs.saliency else None,
+        key_norms=norms,
+        visual_embeddings=state.visual_embeddings,
+        text_embeddings=state.text_embeddings,
     )
 
 
 def _prune(
-    state: _Sequence, stage: int, decide: Decide, attention: Tensor | None, needs: ScorerNeeds, saliency: Tensor | None
+    state: _Sequence,
+    stage: int,
+    decide: Decide,
+    seen: _Seen,
+    needs: ScorerNeeds,
+    saliency: Tensor | None,
+    norm: nn.Module,
 ) -> _Sequence:
     """One stage: let ``decide`` choose among the visual tokens, then gather the survivors."""
-    kept, alive = decide(_stage_inputs(state, stage, attention, needs, saliency))  # living slots [b, k]
+    kept, alive = decide(_stage_inputs(state, stage, seen, needs, saliency, norm))  # living slots [b, k]
     slot, valid, origin = state.visual_slot.gather(1, kept), state.prompt_valid, state.visual_origin
     if alive is not None:
         # In training a row's dropped tokens may stay as filling: invalid, so that no other token attends to them.

@@ -24,12 +24,20 @@ class ScorerNeeds:
             about to run ("next").
         text: the text tokens' states.
         saliency: the vision tower's attention on each patch.
+        normed: states after the decoder's final norm, instead of as they enter the stage.
+        key_norms: how large every token's key is in the layer just run (before layer 0 in layer 0 itself).
+        embeddings: what entered layer 0, of all visual tokens and of the text.
+        keep: how many tokens the stage will keep, in a graph too.
     """
 
     attention: Literal["none", "last", "text"] = "none"
     attention_layer: Literal["previous", "next"] = "previous"
     text: bool = False
     saliency: bool = False
+    normed: bool = False
+    key_norms: bool = False
+    embeddings: bool = False
+    keep: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,8 +57,12 @@ class StageInputs:
         question_mask: bool ``[b, t]``, True for the text tokens between the image and the answer: the question and
             what the template puts around it, neither padding nor answer; None unless attention or text is needed.
         saliency: float32 ``[b, n_t]``, the vision tower's attention on each patch; None unless needed.
-        keep: how many tokens the stage will keep, for scorers that need not score the rest; None where that is not
-            known, as in a graph that takes it as an input.
+        key_norms: float32 ``[b, n_t + t]``, the L1 norm of each token's key over all heads, as attention uses it (with
+            its position); visual tokens first; None unless needed.
+        visual_embeddings: float ``[b, n, d]``, what entered layer 0 of all n visual tokens; None unless needed.
+        text_embeddings: float ``[b, t, d]``, the same of the text tokens; None unless needed.
+        keep: how many tokens the stage will keep, for scorers that need not score the rest; in a graph that takes it as
+            an input a symbol where it is needed, else None.
     """
 
     stage: int
@@ -61,6 +73,9 @@ class StageInputs:
     text: Tensor | None = None
     question_mask: Tensor | None = None
     saliency: Tensor | None = None
+    key_norms: Tensor | None = None
+    visual_embeddings: Tensor | None = None
+    text_embeddings: Tensor | None = None
     keep: int | None = None
 
 

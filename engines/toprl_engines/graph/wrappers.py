@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +82,10 @@ class PrefillGraph(nn.Module):
         picked = () if agent_index is None else (agent_index,)
 
         def decide(inputs: StageInputs) -> Decision:
-            return Decision(select(self.scorer(inputs, *picked), self._count(inputs, keep_counts)))
+            count = self._count(inputs, keep_counts)
+            if needs.keep:
+                inputs = replace(inputs, keep=cast(int, count))  # while traced, a number without a value
+            return Decision(select(self.scorer(inputs, *picked), count))
 
         needs = self.scorer.needs
         return flatten_prefill(

@@ -25,7 +25,7 @@ def test_a_file_of_another_kind_version_or_shape_is_one_line(tmp_path: Path) -> 
     payload = to_json(made_up_comparison())
     for change, expected in (
         ({"format": "other"}, "expected 'toprl-export/comparison'"),
-        ({"version": 99}, "this release reads version 1"),
+        ({"version": 99}, "this release reads version 2"),
         ({"budgets_kept": ["12"]}, r"budgets_kept\[0\] is '12', expected a whole number"),
     ):
         path.write_text(json.dumps(payload | change))

@@ -98,7 +98,9 @@ def test_margins_stand_beside_those_over_random() -> None:
         ["mini-exist", "fastv"],
         ["mini-count", "dart"],
         ["average", "best of each task"],
+        ["average without mini-exist", "best of each task"],
         ["average", "dart (best on average)"],
+        ["average without mini-exist", "dart (best on average)"],
     ]
     exist, count = table[2], table[3]
     assert exist[5] == "above" and count[5] == "no" and {exist[7], count[7]} == {"above"}

@@ -10,7 +10,10 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 from tests.support.tiny_llava import IMAGE_PIXELS, VISUAL_TOKENS, tiny_adapter, tiny_pixels
 from toprl_export.errors import UserError
 from toprl_export.models.llava import LlavaAdapter
+from toprl_export.models.load import load_model
+from toprl_export.models.mini.architecture import mini_config
 from toprl_export.models.reference import ReferenceRunner
+from toprl_export.models.vision import class_token_trained
 
 PIXELS = tiny_pixels(3)
 
@@ -88,6 +91,21 @@ def test_without_a_class_token_it_is_the_attention_received_on_average() -> None
     torch.testing.assert_close(saliency, maps[1].mean(1), atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(saliency.sum(1), torch.ones(3))
     assert (saliency - maps[1][:, 0]).abs().max() > 1e-3
+
+
+def test_an_untrained_class_token_is_passed_over() -> None:
+    adapter = adapter_of(-1)
+    adapter.model.model.vision_tower.config.class_token_trained = False
+    maps = eager_maps(adapter)
+    saliency = adapter.vision_saliency(PIXELS)
+    torch.testing.assert_close(saliency, maps[1][:, 1:, 1:].mean(1), atol=1e-6, rtol=1e-4)
+    assert (saliency - maps[1][:, 0, 1:]).abs().max() > 1e-3
+
+
+def test_minis_class_token_was_not_trained() -> None:
+    tower = load_model("mini").model.model.vision_tower
+    assert not class_token_trained(tower) and not mini_config().vision_config.class_token_trained
+    assert class_token_trained(adapter_of(-1).model.model.vision_tower)
 
 
 def test_embeddings_that_no_attention_made_have_no_saliency() -> None:

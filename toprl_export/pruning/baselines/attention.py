@@ -54,20 +54,19 @@ class SparseVLMScorer(Scorer):
 
     Every visual token shares itself out over the question's tokens by the softmax of its products with them
     (``softmax(H_v H_qᵀ)`` over the question). Raters are the question's tokens whose share, averaged over the visual
-    tokens, is at least the mean of all shares. The paper picks them once, by the embeddings; here each stage picks by
-    the states that enter it, which at layer 0 are the embeddings.
+    tokens, is at least the mean of all shares. They are picked once, by the embeddings, and serve every stage.
 
     Keep counts and stages come from the plan; the paper's code prunes after layers 2, 6 and 15 of 32. Token recycling,
     which merges dropped tokens, is left out: the comparison is of which tokens are kept, at an exact budget.
     """
 
-    needs = ScorerNeeds(attention="text", text=True)
+    needs = ScorerNeeds(attention="text", embeddings=True)
 
     def forward(self, inputs: StageInputs) -> Tensor:
         """Scores, float32 ``[b, n_t]``; all 0 in a batch row without a question.
 
         Raises:
-            ValueError: the attention rows or the text were not computed.
+            ValueError: the attention rows or the embeddings were not given.
         """
         if inputs.attention is None:
             raise ValueError("SparseVLM scores by the text's attention, but the walk gave it no attention rows")
@@ -79,16 +78,14 @@ def text_raters(inputs: StageInputs) -> Tensor:
     """Which text tokens rate the visual ones, bool ``[b, t]``.
 
     Raises:
-        ValueError: the text was not computed.
+        ValueError: the embeddings were not given.
     """
-    if inputs.text is None or inputs.question_mask is None:
-        raise ValueError("SparseVLM picks raters among the text tokens, but the walk gave it no text")
-    products = inputs.visual.float() @ inputs.text.float().transpose(1, 2)  # [b, n_t, t]
+    if inputs.visual_embeddings is None or inputs.text_embeddings is None or inputs.question_mask is None:
+        raise ValueError("SparseVLM picks raters by the embeddings, but the walk gave it none")
+    products = inputs.visual_embeddings.float() @ inputs.text_embeddings.float().transpose(1, 2)  # [b, n, t]
     # Finite rather than -inf: the softmax of a row without a question must not be NaN; the question mask discards it.
     lowest = torch.finfo(products.dtype).min
     shares = products.masked_fill(~inputs.question_mask.unsqueeze(1), lowest).softmax(-1)
-    if inputs.alive is not None:
-        shares = shares * inputs.alive.unsqueeze(-1)
     # A sum, not the average: the comparison with the mean below does not change when both are scaled alike.
     share = shares.sum(1) * inputs.question_mask  # [b, t]
     mean = share.sum(1, keepdim=True) / inputs.question_mask.sum(1, keepdim=True).clamp(min=1)  # [b, 1]

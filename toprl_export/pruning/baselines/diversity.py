@@ -110,45 +110,57 @@ class DivPruneScorer(Scorer):
 class DARTScorer(Scorer):
     """DART (Wen et al. 2025): keeps the visual pivots and, for every pivot, equally many of the tokens least like it.
 
-    The paper retains of each pivot p the tokens x with ``cos(p, x) <= ε_p`` and unites these sets, with ε_p set by the
-    number of tokens to keep. Here every ε_p lets as many tokens through as the others, so a token stays when one of
-    the pivots ranks it low enough: the score is the negative of its best rank, which serves every number of tokens to
-    keep. The paper's code instead gives one pivot after the other its share of the tokens that are left. It compares
-    states after the decoder's norm, here they are compared as they are. Pivots are the tokens whose states have the
-    largest L1 norm, where the paper takes that of their keys, which at the input no layer has computed yet; it reports
-    that the choice of pivots matters little.
+    By its authors' code: pivots are the four visual and the four question tokens whose keys have the largest L1 norm in
+    the layer just run (at the input in layer 0, where the authors never prune). States are compared after the decoder's
+    final norm, by cosine. The pivots take their shares in turn, the visual ones first, each kind by ascending position
+    (the authors leave their order to a Python set): each takes the tokens least like it of those still left, and what
+    it takes is gone for the next. The authors keep four pivots *and* eight shares of an eighth of the keep count; here
+    the shares are of what the pivots leave, so that the keep count is met, and the first pivots take one more where
+    it cannot be divided.
     """
 
-    needs = ScorerNeeds(text=True)
+    needs = ScorerNeeds(text=True, normed=True, key_norms=True, keep=True)
 
     def forward(self, inputs: StageInputs) -> Tensor:
-        """Scores, float32 ``[b, n_t]``: 1 for visual pivots, 0 and below for the others.
+        """Scores, float32 ``[b, n_t]``: 2 for visual pivots, 1 for tokens that a pivot takes, 0 for the others.
 
         Raises:
-            ValueError: the text was not computed.
+            ValueError: the text, the keys' norms or the keep count are missing.
         """
-        if inputs.text is None or inputs.question_mask is None:
-            raise ValueError("DART takes pivots of the question, but the walk gave it no text")
+        text, norms, keep = inputs.text, inputs.key_norms, inputs.keep
+        if text is None or inputs.question_mask is None or norms is None or keep is None:
+            raise ValueError("DART shares the keep count out among pivots, but the walk gave it no text, keys or count")
         tokens = inputs.visual.shape[1]
         alive = torch.ones_like(inputs.origin, dtype=torch.bool) if inputs.alive is None else inputs.alive
-        # One sequence, so that there are enough rows to take four of even where the question is shorter.
-        states = torch.cat([inputs.visual, inputs.text], dim=1).float()  # [b, n_t + t, d]
-        visual = torch.cat([alive, torch.zeros_like(inputs.question_mask)], dim=1)
+        visual = torch.cat([alive, torch.zeros_like(inputs.question_mask)], dim=1)  # [b, n_t + t]
         question = torch.cat([torch.zeros_like(alive), inputs.question_mask], dim=1)
-        pivots = torch.cat([_largest(states, visual), _largest(states, question)], dim=1)  # [b, 8]
-        # With fewer than four eligible tokens the rest of the four are padding, which must not attract or repel.
+        pivots = torch.cat([_largest(norms, visual), _largest(norms, question)], dim=1)  # [b, 8]
+        # With fewer than four eligible tokens the rest of the four are padding, which must not take anything.
         real = torch.cat([visual.gather(1, pivots[:, :PIVOTS]), question.gather(1, pivots[:, PIVOTS:])], dim=1)
         places = torch.arange(tokens, device=pivots.device)
         own = ((places == pivots[:, :PIVOTS, None]) & real[:, :PIVOTS, None]).any(1)  # [b, n_t]
-        duplication = normalize(gather_tokens(states, pivots), dim=-1) @ normalize(states[:, :tokens], dim=-1).mT
-        ranks = _ranks(duplication.masked_fill((own | ~alive).unsqueeze(1), torch.inf))  # [b, 8, n_t]
-        best = torch.where(real.unsqueeze(-1), ranks, tokens).amin(1)  # [b, n_t]
-        return torch.where(own, 1.0, -best.float())
+        states = torch.cat([inputs.visual, text], dim=1).float()  # [b, n_t + t, d]
+        similarity = normalize(gather_tokens(states, pivots), dim=-1) @ normalize(inputs.visual.float(), dim=-1).mT
+        left, taken = alive & ~own, torch.zeros_like(own)
+        for pivot, share in enumerate(_shares(keep - own.sum(1), real)):
+            ranks = _ranks(similarity[:, pivot].masked_fill(~left, torch.inf))  # [b, n_t]
+            takes = left & (ranks < share.unsqueeze(1))
+            left, taken = left & ~takes, taken | takes
+        return 2.0 * own.float() + taken.float()
 
 
-def _largest(states: Tensor, eligible: Tensor) -> Tensor:
-    """The four of ``states [b, s, d]`` with the largest L1 norm, eligible ones first, int64 ``[b, 4]``."""
-    norms = states.abs().sum(-1)
+def _shares(rest: Tensor, real: Tensor) -> tuple[Tensor, ...]:
+    """How many tokens each pivot takes of ``rest``, int64 ``[b]`` each: equally many, the first ones one more."""
+    before = real.long().cumsum(1) - 1  # how many real pivots come before each
+    number = real.long().sum(1, keepdim=True).clamp(min=1)
+    rest = rest.clamp(min=0).unsqueeze(1)
+    each = torch.div(rest, number, rounding_mode="floor")
+    shares = (each + (before < rest - each * number).long()) * real.long()  # [b, 8]
+    return shares.unbind(1)
+
+
+def _largest(norms: Tensor, eligible: Tensor) -> Tensor:
+    """The four of ``norms [b, s]`` that are largest, eligible ones first, int64 ``[b, 4]``."""
     return select(norms.masked_fill(~eligible, -1.0), PIVOTS)
 
 

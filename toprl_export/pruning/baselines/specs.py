@@ -31,6 +31,8 @@ class BaselineSpec:
             is compared with prunes.
         decay: ratio of each keep count to the one before, where ``paper_stages`` says where they are.
         made_from: what its scorer is constructed from: nothing, a seed, or the evidence of one batch.
+        tunable: what of its schedule may be chosen on training questions: nothing (it prunes where the agents do), the
+            layer of its one cut, or all stages and their decay.
     """
 
     name: str
@@ -40,6 +42,7 @@ class BaselineSpec:
     paper_stages: Callable[[int], tuple[int, ...]] | None = None
     decay: float = DEFAULT_DECAY
     made_from: Literal["nothing", "seed", "evidence"] = "nothing"
+    tunable: Literal["nothing", "cut", "stages"] = "stages"
 
     @property
     def buildable(self) -> bool:
@@ -70,9 +73,14 @@ _SPECS = (
         "toprl_export.pruning.baselines.controls:RandomScorer",
         "a random subset; the lower mark",
         made_from="seed",
+        tunable="nothing",
     ),
     BaselineSpec(
-        "uniform", "uniform", "toprl_export.pruning.baselines.controls:UniformScorer", "spread evenly over the image"
+        "uniform",
+        "uniform",
+        "toprl_export.pruning.baselines.controls:UniformScorer",
+        "spread evenly over the image",
+        tunable="nothing",
     ),
     BaselineSpec(
         "fastv",
@@ -81,6 +89,7 @@ _SPECS = (
         "attention of the last text token, once, at layer 2 of 32 (Chen et al. 2024)",
         _layer_2_of_32,
         _HALVING,
+        tunable="cut",  # with several it is FastV-P
     ),
     BaselineSpec(
         "fastv-p",
@@ -137,6 +146,7 @@ _SPECS = (
         "toprl_export.pruning.baselines.controls:OracleScorer",
         "what the answer depends on, which only generated scenes know; the upper mark",
         made_from="evidence",
+        tunable="nothing",
     ),
 )
 

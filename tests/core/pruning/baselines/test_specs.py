@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -118,7 +119,7 @@ def test_every_baseline_is_built_as_it_is_registered(name):
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_only_random_depends_on_the_seed(name):
-    inputs = random_inputs(0)
+    inputs = replace(random_inputs(0), keep=8)
     same = torch.equal(make_scorer(name, seed=1)(inputs), make_scorer(name, seed=2)(inputs))
     assert same == (name != "random")
 
