@@ -169,10 +169,8 @@ def _make_checkpoint(directory: Path) -> None:
 def _load_checkpoint(directory: Path) -> Any:
     state = _fresh_state()
     state.load(directory / "run.training.safetensors")
-    state.save(directory / "again", "d" * 64)
-    digest = hashlib.sha256((directory / "again").read_bytes()).hexdigest()
-    (directory / "again").unlink()
-    return digest
+    tensors = {name: tensor.tolist() for name, tensor in state._tensors().items()}
+    return state.thresholds, state.seconds, tensors
 
 
 def _make_processor(directory: Path) -> None:
@@ -240,7 +238,7 @@ TARGETS: dict[str, Target] = {
         lambda at: made_up_bundle(at), ("processor/*",), _load_unverified, share=0.5
     ),
     "agent": Target(_make_agent, (AGENT_FILE,), _load_agent, says=_says_the_same(AGENT_FILE), share=2),
-    "agent's weights": Target(_make_agent, (ACTOR_FILE,), _load_agent),
+    "agent's weights": Target(_make_agent, (ACTOR_FILE,), _load_agent, vouched=True),
     "plan": Target(
         _make_plan_file,
         ("plan.json",),
@@ -251,7 +249,7 @@ TARGETS: dict[str, Target] = {
     "recipe": Target(_make_recipe, ("recipe.yaml",), _load_recipe, share=2),
     "variants": Target(_make_variants, ("variants.yaml",), lambda at: load_variants(at / "variants.yaml")),
     "--config": Target(_make_config, ("config.yaml",), _load_config),
-    "training checkpoint": Target(_make_checkpoint, ("*.safetensors",), _load_checkpoint, share=2),
+    "training checkpoint": Target(_make_checkpoint, ("*.safetensors",), _load_checkpoint, vouched=True, share=2),
     "comparison": Target(
         lambda at: write_comparison(at / "compare.json", made_up_comparison()),
         ("compare.json",),
