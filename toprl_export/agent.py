@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from toprl_export.errors import UserError
 from toprl_export.fields import read_file, to_json
-from toprl_export.files import write_bytes_atomic, write_json_atomic
+from toprl_export.files import is_directory, read_regular, write_bytes_atomic, write_json_atomic
 from toprl_export.models.adapter import LVLMAdapter, weight_fingerprint
+from toprl_export.places import restore_moved_aside
 from toprl_export.pruning.actor import Actor, ActorConfig
 from toprl_export.pruning.plan import PruningPlan
 
 AGENT_FILE = "agent.json"
 ACTOR_FILE = "actor.safetensors"
 CRITIC_FILE = "critic.safetensors"
+MOST_ACTOR_BYTES = 1 << 30
+"""Actors are light: a few megabytes."""
 
 
 @dataclass(frozen=True)
@@ -143,21 +148,26 @@ def load_agent(directory: Path) -> Agent:
         UserError: it is no agent directory, of an unknown version, or its weights were changed or do not fit.
     """
     path = directory / AGENT_FILE
-    if not path.is_file():
+    restore_moved_aside(directory)
+    if not is_directory(directory) or not os.path.lexists(path):
         raise UserError(
             f"{directory} is no agent directory, because it has no {AGENT_FILE}: give what `toprl-export train` wrote"
         )
     record = read_file(AgentRecord, path, "train it again")
-    actor = Actor(record.actor)
+    weights = read_regular(directory / ACTOR_FILE, "an actor's weights", MOST_ACTOR_BYTES)
     try:
-        content = (directory / ACTOR_FILE).read_bytes()
-        if hashlib.sha256(content).hexdigest() != record.files.get(ACTOR_FILE):
+        if hashlib.sha256(weights).hexdigest() != record.files.get(ACTOR_FILE):
             raise UserError(
                 f"{directory / ACTOR_FILE} was changed (its SHA-256 is not that in {path}): restore it or train again"
             )
-        actor.load_state_dict(load(content))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        state = {name: tensor.float() for name, tensor in load(weights).items()}
+        if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+            raise ValueError("a weight is not finite")
+        with torch.device("meta"):  # sizes that a file states take no memory until weights of these sizes are there
+            actor = Actor(record.actor)
+        actor.load_state_dict(state, assign=True)
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{directory / ACTOR_FILE} does not hold the actor of {path} ({reason}): train it again"
         ) from error

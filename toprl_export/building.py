@@ -33,12 +33,12 @@ from toprl_export.engine import (
     get_engine,
 )
 from toprl_export.errors import UserError
-from toprl_export.files import check_replaceable, staged_directory
 from toprl_export.manifest import check_relative
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.agreement import require_attention
 from toprl_export.models.load import load_model
 from toprl_export.models.shape import DecoderShape
+from toprl_export.places import check_replaceable, check_writable, resolved, staged_directory, taken
 from toprl_export.pruning.baselines.specs import BUILDABLE_BASELINES, baseline_plan, baseline_spec
 from toprl_export.pruning.plan import PruningPlan, Schedule
 from toprl_export.registry import unknown_name
@@ -101,19 +101,30 @@ def build(
             other, a baseline cannot be built, a budget cannot be met, the engine cannot build this, or the output
             directory holds something else.
     """
-    check_replaceable(output_dir.resolve(), overwrite=True, marker=MANIFEST_NAME)
-    prepared = prepare(
-        model,
-        agents,
-        budgets_kept,
-        engine,
-        precision,
-        static_k,
-        baseline=baseline,
-        stage_layers=stage_layers,
-        options=options,
-    )
-    return up_to_date(prepared, output_dir) or write_bundle(prepared, output_dir, overwrite, command)
+    check_place(output_dir)
+    with taken(output_dir):
+        prepared = prepare(
+            model,
+            agents,
+            budgets_kept,
+            engine,
+            precision,
+            static_k,
+            baseline=baseline,
+            stage_layers=stage_layers,
+            options=options,
+        )
+        return up_to_date(prepared, output_dir) or write_bundle(prepared, output_dir, overwrite, command)
+
+
+def check_place(output_dir: Path) -> None:
+    """Refuse a directory that no bundle can be written to, before anything is loaded.
+
+    Raises:
+        UserError: it holds something else, or see `toprl_export.places.check_writable`.
+    """
+    check_replaceable(resolved(output_dir), overwrite=True, marker=MANIFEST_NAME)
+    check_writable(output_dir)
 
 
 def prepare(
@@ -170,6 +181,7 @@ def write_bundle(prepared: PreparedBuild, output_dir: Path, overwrite: bool, com
     Raises:
         UserError: see :func:`build`; or the disk is full.
     """
+    check_writable(output_dir, needed_bytes=prepared.weight_bytes)
     with staged_directory(output_dir, overwrite, MANIFEST_NAME) as staging:
         earlier = output_dir.resolve() if (output_dir / MANIFEST_NAME).is_file() else None
         result = prepared.engine.build(replace(prepared.request, earlier=earlier), staging)

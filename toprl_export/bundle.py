@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from toprl_export.errors import UserError
-from toprl_export.files import sha256_of, write_json_atomic
+from toprl_export.files import is_directory, sha256_of, write_json_atomic
 from toprl_export.manifest import (
     AgentEntry,
     EngineEntry,
@@ -17,6 +19,7 @@ from toprl_export.manifest import (
     ValidationStamp,
     read_manifest,
 )
+from toprl_export.places import restore_moved_aside, taken
 from toprl_export.registry import unknown_name
 from toprl_export.runtime.frontend import Frontend, read_processor
 
@@ -167,22 +170,23 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 def load_bundle(directory: Path, verify: bool = True) -> Bundle:
     """Read a bundle's manifest and check that its files are those it was built with.
 
-    Files that the manifest does not list are never opened.
+    Files that the manifest does not list are never opened. A listed file may be a link, as a hub's cache has them; one
+    that leaves the bundle is always verified, for only its digest says that it leads to the bundle's own file.
 
     Args:
         directory: the bundle.
-        verify: compare every file's SHA-256; without it only presence, place and size are checked.
+        verify: compare every file's SHA-256; without it only presence, size and files outside are checked.
 
     Raises:
         UserError: the directory is no bundle; its manifest is of an unknown version, was changed or lists a path
-            that leaves the bundle; or a listed file is missing, leads outside or was changed.
+            that leaves the bundle; or a listed file is missing, no regular file, or was changed.
     """
-    if not directory.is_dir():
+    restore_moved_aside(directory)
+    if not is_directory(directory):
         raise UserError(f"{directory} is not a directory; expected a bundle: give what `toprl-export build` wrote")
     manifest_path = directory / MANIFEST_NAME
-    if not manifest_path.exists():
+    if not os.path.lexists(manifest_path):
         raise UserError(f"{directory} holds no {MANIFEST_NAME}; expected a bundle that `toprl-export build` wrote")
-    _check_inside(directory, MANIFEST_NAME)
     manifest = read_manifest(manifest_path)
     for file in manifest.files:
         _check_file(directory, file, verify)
@@ -200,33 +204,41 @@ def stamp_validation(directory: Path, built_sha256: str, stamp: ValidationStamp)
     Raises:
         UserError: the bundle does not verify or is another than was measured, or the manifest cannot be written.
     """
-    bundle = load_bundle(directory)
-    if bundle.manifest.built_sha256 != built_sha256:
-        raise UserError(
-            f"{directory} was replaced while it was validated, so it is not marked {stamp.verdict}: validate it again"
-        )
-    others = tuple(one for one in bundle.manifest.validations if one.task != stamp.task)
-    manifest = replace(bundle.manifest, validations=(*others, stamp))
-    write_manifest(directory, manifest)
+    with taken(directory):  # two stamps at once would lose one
+        bundle = load_bundle(directory)
+        if bundle.manifest.built_sha256 != built_sha256:
+            raise UserError(
+                f"{directory} was replaced while it was validated, so it is not marked {stamp.verdict}: validate it "
+                "again"
+            )
+        others = tuple(one for one in bundle.manifest.validations if one.task != stamp.task)
+        manifest = replace(bundle.manifest, validations=(*others, stamp))
+        write_manifest(directory, manifest)
     return Bundle(directory, manifest)
-
-
-def _check_inside(directory: Path, path: str) -> None:
-    if not (directory / path).resolve().is_relative_to(directory.resolve()):
-        raise UserError(f"{directory / path} is a link that leaves the bundle: put the file itself there")
 
 
 def _check_file(directory: Path, file: FileEntry, verify: bool) -> None:
     path = directory / file.path
-    _check_inside(directory, file.path)
-    if not path.is_file():
-        raise UserError(f"{path} is listed in the manifest but missing: restore it or build the bundle again")
-    size = path.stat().st_size
-    if size != file.size:
+    try:
+        found = os.stat(path)
+        outside = not path.resolve().is_relative_to(directory.resolve())
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead in a circle
         raise UserError(
-            f"{path} has {size} bytes, expected {file.size}: it was changed; restore it or build the bundle again"
+            f"{path} is listed in the manifest but missing: restore it or build the bundle again"
+        ) from error
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError(f"{path} is not a regular file: restore it or build the bundle again")
+    if found.st_size != file.size:
+        raise UserError(
+            f"{path} has {found.st_size} bytes, expected {file.size}: it was changed; restore it or build the bundle "
+            "again"
         )
-    if verify and sha256_of(path) != file.sha256:
+    if (verify or outside) and sha256_of(path) != file.sha256:
+        if outside:
+            raise UserError(
+                f"{path} is a link that leaves the bundle, to another file than the manifest lists (its SHA-256 is not "
+                f"{file.sha256[:12]}…): put the file itself there"
+            )
         raise UserError(
             f"{path} was changed (its SHA-256 is not {file.sha256[:12]}…): restore it or build the bundle again"
         )

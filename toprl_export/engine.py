@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from toprl_export.cores import check_parallel
 from toprl_export.errors import UserError
 from toprl_export.registry import Registry
 
@@ -121,6 +122,10 @@ class SessionOptions:
     threads: int | None = None
     provider: str | None = None
     unpruned: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse more threads than the machine takes."""
+        check_parallel("threads", self.threads)
 
 
 class Engine(Protocol):

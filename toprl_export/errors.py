@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -69,6 +70,40 @@ def missing_extra(error: ModuleNotFoundError) -> MissingExtraError | None:
 
 SAVE_AGAIN = "save it again with save_pretrained by a release of transformers that is not newer, or give another model"
 """What to do about a checkpoint's file that cannot be read."""
+
+
+_INVISIBLE = ("Cc", "Cs")
+_REORDERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def visible(text: str) -> str:
+    """``text`` with everything spelled out that a terminal would act on instead of showing it.
+
+    Names and answers come from files: an escape sequence in one could colour, hide or overwrite what is printed.
+    Line ends and tabs stay.
+
+    >>> visible("agents/\x1b[2J")
+    'agents/\\x1b[2J'
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_spelled(sign) for sign in text)
+
+
+MOST_SHOWN = 1000
+"""Characters of a message; what libraries quote from a damaged file has no end."""
+
+
+def one_line(message: str) -> str:
+    """``message`` as it is printed: in one line, control characters spelled out, the middle of a long one left out."""
+    shown = visible(" ".join(message.split()))
+    return shown if len(shown) <= MOST_SHOWN else f"{shown[: MOST_SHOWN - 400]} … {shown[-400:]}"
+
+
+def _spelled(sign: str) -> str:
+    if sign in "\n\t" or not (unicodedata.category(sign) in _INVISIBLE or sign in _REORDERING):
+        return sign
+    return f"\\x{ord(sign):02x}" if ord(sign) < 0x100 else f"\\u{ord(sign):04x}"
 
 
 @contextmanager

@@ -3,39 +3,93 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import stat
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from toprl_export.errors import UserError
+
+MOST_JSON_BYTES = 16 << 20
+"""Parsed JSON takes up to twenty times the memory of its text, and the largest of ours are a few megabytes."""
+MOST_YAML_BYTES = 256 << 10
+"""What people write by hand; a parser in Python needs seconds for more."""
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What file systems without locks answer."""
 
 
 def write_bytes_atomic(path: Path, content: bytes) -> None:
     """Write ``content`` to a temporary sibling of ``path``, then rename it; parents are created.
 
+    What killed writers of the same file left is removed; a writer holds a lock on its temporary file, so that nobody
+    removes that of a living one.
+
     Raises:
         UserError: the disk is full or the place cannot be written.
     """
-    temporary = _temporary_sibling(path, "partial")
+    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as stream:
+        _sweep_partials(path)
+        temporary, descriptor = _open_partial(path)
+        with open(descriptor, "wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(temporary, path)
+            os.replace(temporary, path)
     except OSError as error:
-        raise _write_error(path, error) or error from error
+        raise write_error(path, error) or error from error
     finally:
-        _remove_file(temporary)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _open_partial(path: Path) -> tuple[Path, int]:
+    """A new temporary sibling of ``path``, locked."""
+    while True:
+        temporary = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try_lock(descriptor)
+        if os.fstat(descriptor).st_nlink:  # nobody swept it before it was locked
+            return temporary, descriptor
+        os.close(descriptor)
+
+
+def _sweep_partials(path: Path) -> None:
+    """Remove temporary siblings of ``path`` whose writer is gone."""
+    pattern = re.compile(re.escape(f".{path.name}.partial-") + "[0-9a-f]{8}")
+    for entry in list(os.scandir(path.parent)):
+        if not pattern.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
+            continue
+        with suppress(FileNotFoundError, PermissionError):  # another sweeper was faster, or it is another user's
+            descriptor = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                if try_lock(descriptor):
+                    os.unlink(entry.path)
+            finally:
+                os.close(descriptor)
+
+
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file until it is closed, or the process ends; whether nobody else had it locked.
+
+    Where the file system knows no locks the answer is that nobody had.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -58,14 +112,9 @@ def read_json_versioned(path: Path, format: str, version: int) -> dict[str, Any]
     Raises:
         UserError: the file is missing, is not a JSON object, or is of another format or version.
     """
+    content = read_regular(path, f"a {format} file", MOST_JSON_BYTES)
     try:
-        payload = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; expected a {format} file there: check the path") from error
-    except (NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}); expected a {format} file: check the path"
-        ) from error
+        payload = json.loads(content, object_pairs_hook=_without_repetition)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); expected a {format} file: write it again") from error
     if not isinstance(payload, dict) or payload.get("format") != format:
@@ -78,6 +127,95 @@ def read_json_versioned(path: Path, format: str, version: int) -> dict[str, Any]
             "create it again or install the release that wrote it"
         )
     return payload
+
+
+def _without_repetition(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys are named once each; of two values the parser would take the last without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return found
+
+
+def is_directory(path: Path) -> bool:
+    """Whether ``path`` is a directory or a link to one; names that no file can have are none."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def read_regular(path: Path, expected: str, most_bytes: int) -> bytes:
+    """The content of a regular file; pipes and devices, which one might wait for, are never opened.
+
+    Args:
+        path: the file, or a link to it.
+        expected: what it should be, for messages: "a recipe".
+        most_bytes: of a file that is read.
+
+    Raises:
+        UserError: it is missing, no regular file, larger, or cannot be read.
+    """
+    try:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise UserError(f"{path} is not a regular file; expected {expected}: check the path")
+        if found.st_size > most_bytes:
+            raise UserError(
+                f"{path} has {found.st_size:,} bytes, more than {expected} has ({most_bytes:,} at most): check the path"
+            )
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; expected {expected} there: check the path") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path} cannot be read ({reason}); expected {expected}: check the path") from error
+
+
+def read_yaml(path: Path, expected: str) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        UserError: see `read_regular`; or it is no YAML, has aliases, or names a key twice in one mapping.
+    """
+    content = read_regular(path, expected, MOST_YAML_BYTES)
+    try:
+        return parse_yaml(content.decode())
+    except ValueError as error:
+        raise UserError(f"{path} is not valid YAML ({error}); expected {expected}: correct it") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """What a YAML text says.
+
+    Raises:
+        ValueError: it is no YAML, is nested too deeply, has aliases (of which a few lines make gigabytes), or names a
+            key twice in one mapping.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("it has an alias (*name), where what it stands for must be written out")
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            found = super().construct_mapping(node, deep=deep)
+            if len(found) < len(node.value):
+                raise yaml.YAMLError(f"a key stands twice in the mapping {str(node.start_mark).strip()}")
+            return found
+
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    except (ValueError, OverflowError) as error:  # dates and numbers that do not exist
+        raise ValueError(f"a value cannot be read: {error}") from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def sha256_of(path: Path) -> str:
@@ -97,8 +235,8 @@ def disk_full_error(path: Path, error: Exception) -> UserError | None:
     return None
 
 
-def _write_error(path: Path, error: OSError) -> UserError | None:
-    """The line to show for an error met while opening, writing or renaming ``path`` itself."""
+def write_error(path: Path, error: OSError) -> UserError | None:
+    """The line to show for an error met while opening, writing or renaming ``path`` itself, else None."""
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return UserError(f"{path} cannot be written (permission denied): choose another place")
     if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
@@ -106,85 +244,3 @@ def _write_error(path: Path, error: OSError) -> UserError | None:
     if error.errno in (errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP):
         return UserError(f"{path} cannot be written ({error.strerror}): choose another place")
     return disk_full_error(path, error)
-
-
-@contextmanager
-def staged_directory(target: Path, overwrite: bool, marker: str) -> Iterator[Path]:
-    """Build a directory under a temporary sibling name, which is renamed to ``target`` when the block ends well.
-
-    On an error or Ctrl-C the temporary directory is removed and an earlier result stays untouched.
-
-    Args:
-        target: the directory to create, with its parents.
-        overwrite: replace an earlier result of the same kind.
-        marker: name of the file by which a result of this kind is recognised; the block must write it.
-
-    Raises:
-        UserError: ``target`` cannot be taken (see :func:`check_replaceable`), or the disk is full.
-    """
-    target = target.resolve()
-    check_replaceable(target, overwrite, marker)
-    staging = _temporary_sibling(target, "partial")
-    try:
-        staging.mkdir(parents=True)
-    except OSError as error:
-        raise _write_error(target, error) or error from error
-    try:
-        yield staging
-        if not (staging / marker).is_file():
-            raise RuntimeError(f"the block that built {target} did not write {marker}")
-        check_replaceable(target, overwrite, marker)
-        _rename_over(staging, target)
-    except (OSError, SafetensorError) as error:
-        raise disk_full_error(target, error) or error from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _rename_over(staging: Path, target: Path) -> None:
-    """Put ``staging`` in the place of the directory ``target``, which comes back if that fails."""
-    if not target.exists():
-        os.rename(staging, target)
-        return
-    previous = _temporary_sibling(target, "previous")
-    try:
-        os.rename(target, previous)
-        os.rename(staging, target)
-    finally:
-        if previous.exists() and not target.exists():
-            os.rename(previous, target)
-    shutil.rmtree(previous, ignore_errors=True)
-
-
-def check_replaceable(target: Path, overwrite: bool, marker: str) -> None:
-    """Refuse a target directory that a result must not take the place of.
-
-    Raises:
-        UserError: ``target`` is a file or a mount point, holds something else than an earlier result
-            (recognised by the file ``marker``), or holds one and ``overwrite`` is false.
-    """
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise UserError(f"{target} is a file; expected a new directory: choose another directory")
-    if os.path.ismount(target):
-        raise UserError(f"{target} is a mount point and cannot be replaced: choose a directory below it")
-    if not any(target.iterdir()):
-        return
-    if not (target / marker).is_file():
-        raise UserError(
-            f"{target} holds something else (no {marker} in it), so it is left alone: choose another directory"
-        )
-    if not overwrite:
-        raise UserError(
-            f"{target} already holds an earlier result: add --overwrite to replace it or choose another directory"
-        )
-
-
-def _temporary_sibling(path: Path, purpose: str) -> Path:
-    return path.with_name(f".{path.name}.{purpose}-{secrets.token_hex(4)}")
-
-
-def _remove_file(path: Path) -> None:
-    if path.is_file():
-        path.unlink()

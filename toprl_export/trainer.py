@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from toprl_export.cores import check_parallel
 from toprl_export.errors import UserError, require
 from toprl_export.registry import Registry
 
@@ -56,7 +57,8 @@ class TrainRequest:
     command: str = "python"
 
     def __post_init__(self) -> None:
-        """Refuse budgets that are missing or repeated."""
+        """Refuse budgets that are missing or repeated, and more threads than the machine takes."""
+        check_parallel("threads", self.threads)
         if not self.budgets_kept or len(set(self.budgets_kept)) != len(self.budgets_kept):
             listed = ", ".join(map(str, self.budgets_kept)) or "none"
             raise UserError(f"the budgets kept are {listed}, expected at least one, each once: such as 192,64")
@@ -129,19 +131,23 @@ def train(
         UserError: a name is unknown, a value impossible, or the output directory holds something else.
         MissingExtraError: an optional package is missing.
     """
+    from toprl_export.places import check_writable
     from toprl_export.tasks.registry import TASKS
 
+    check_parallel("threads", threads)
     trainer = TRAINERS.get(method)()
     chosen = TASKS.get(task or TASKS.names()[0]) if task is None or isinstance(task, str) else task
     missing = chosen.missing()
     if missing:
         raise missing
+    directory = Path(output_dir) if output_dir is not None else Path("agents") / chosen.name
+    check_writable(directory)  # before a model is loaded, which may take minutes
     return trainer.train(
         TrainRequest(
             adapter=_load(model, device) if isinstance(model, str) else model,
             task=chosen,
             budgets_kept=tuple(budgets_kept),
-            output_dir=Path(output_dir) if output_dir is not None else Path("agents") / chosen.name,
+            output_dir=directory,
             seed=seed,
             recipe=recipe,
             updates=updates,

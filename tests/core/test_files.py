@@ -4,36 +4,29 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors import SafetensorError
 
 from toprl_export.errors import UserError
 from toprl_export.files import (
+    MOST_YAML_BYTES,
     read_json_versioned,
+    read_yaml,
     sha256_of,
-    staged_directory,
     write_bytes_atomic,
     write_json_atomic,
     write_text_atomic,
 )
 
-MARKER = "thing.json"
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=8,
 )
-
-
-def build(target: Path, text: str, overwrite: bool = False) -> None:
-    with staged_directory(target, overwrite=overwrite, marker=MARKER) as staging:
-        write_text_atomic(staging / MARKER, text)
 
 
 def fail_with(code: int):
@@ -132,7 +125,7 @@ def test_read_json_says_what_is_wrong(tmp_path: Path, content: str, expected: st
 def test_read_json_of_a_missing_file_or_a_directory(tmp_path: Path):
     with pytest.raises(UserError, match="does not exist"):
         read_json_versioned(tmp_path / "gone.json", "f", 1)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is not a regular file"):
         read_json_versioned(tmp_path, "f", 1)
 
 
@@ -142,113 +135,48 @@ def test_sha256_of_a_file_larger_than_a_buffer(tmp_path: Path):
     assert sha256_of(tmp_path / "file") == hashlib.sha256(content).hexdigest()
 
 
-def test_staged_directory_appears_only_when_complete(tmp_path: Path):
-    target = tmp_path / "deep" / "result"
-    with staged_directory(target, overwrite=False, marker=MARKER) as staging:
-        write_json_atomic(staging / MARKER, {"n": 1})
-        assert not target.exists()
-    assert json.loads((target / MARKER).read_text()) == {"n": 1}
-    assert os.listdir(target.parent) == ["result"]
-
-
-def test_staged_directory_fills_an_empty_one(tmp_path: Path):
-    target = tmp_path / "result"
-    target.mkdir()
-    build(target, "new")
-    assert (target / MARKER).read_text() == "new"
-    assert os.listdir(tmp_path) == ["result"]
-
-
-def test_staged_directory_follows_a_link_and_keeps_it(tmp_path: Path):
-    build(tmp_path / "real", "old")
-    (tmp_path / "link").symlink_to("real")
-    build(tmp_path / "link", "new", overwrite=True)
-    assert (tmp_path / "link").is_symlink()
-    assert (tmp_path / "real" / MARKER).read_text() == "new"
-
-
-def test_staged_directory_replaces_an_earlier_result_only_when_told(tmp_path: Path):
-    target = tmp_path / "result"
-    build(target, "old")
-    (target / "leftover").write_text("x")
-    with pytest.raises(UserError, match="already holds an earlier result: add --overwrite"):
-        build(target, "new")
-    assert (target / MARKER).read_text() == "old"
-    build(target, "new", overwrite=True)
-    assert (target / MARKER).read_text() == "new"
-    assert os.listdir(target) == [MARKER]
-    assert os.listdir(tmp_path) == ["result"]
-
-
-def test_staged_directory_never_takes_the_place_of_something_else(tmp_path: Path):
-    (tmp_path / "holiday").mkdir()
-    (tmp_path / "holiday" / "photo.jpg").write_text("x")
-    with pytest.raises(UserError, match="holds something else"):
-        build(tmp_path / "holiday", "new", overwrite=True)
-    with pytest.raises(UserError, match="is a file"):
-        build(tmp_path / "holiday" / "photo.jpg", "new", overwrite=True)
-    with pytest.raises(UserError, match="is a mount point"):
-        build(Path("/"), "new", overwrite=True)
-    assert (tmp_path / "holiday" / "photo.jpg").read_text() == "x"
-
-
-def test_staged_directory_refuses_what_appeared_meanwhile(tmp_path: Path):
-    target = tmp_path / "result"
-    with (
-        pytest.raises(UserError, match="holds something else"),
-        staged_directory(target, overwrite=True, marker=MARKER) as staging,
-    ):
-        write_text_atomic(staging / MARKER, "new")
-        target.mkdir()
-        (target / "photo.jpg").write_text("x")
-    assert os.listdir(tmp_path) == ["result"]
-    assert os.listdir(target) == ["photo.jpg"]
-
-
 @pytest.mark.parametrize(
-    ("raised", "seen"),
+    ("content", "expected"),
     [
-        (KeyboardInterrupt(), KeyboardInterrupt),
-        (ValueError("bug"), ValueError),
-        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), UserError),
-        (SafetensorError("I/O error: No space left on device (os error 28)"), UserError),
-        (OSError(errno.EIO, os.strerror(errno.EIO)), OSError),
-        (SafetensorError("bad header"), SafetensorError),
+        ("a: &x [1]\nb: *x", "has an alias"),
+        ("a: &x [*x]", "has an alias"),
+        ("a: 1\na: 2", "a key stands twice"),
+        ("a: 2026-99-99", "a value cannot be read"),
+        ("[" * 3000, "not valid YAML"),
+        ("a: !!python/object:os.system {}", "not valid YAML"),
+        ("\xff", "not valid YAML"),
+        ("x" * (MOST_YAML_BYTES + 1), "bytes, more than a recipe has"),
     ],
 )
-def test_failing_block_leaves_the_earlier_result(tmp_path: Path, raised: BaseException, seen: type[BaseException]):
-    target = tmp_path / "result"
-    build(target, "old")
-    with pytest.raises(seen) as caught, staged_directory(target, overwrite=True, marker=MARKER) as staging:
-        write_text_atomic(staging / MARKER, "new")
-        raise raised
-    assert (target / MARKER).read_text() == "old"
-    assert os.listdir(tmp_path) == ["result"]
-    if seen is UserError:
-        assert f"no space left on the disk of {target}" in str(caught.value)
+def test_yaml_that_is_wrong_is_refused_in_one_line(tmp_path: Path, content: str, expected: str):
+    path = tmp_path / "file.yaml"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=expected) as caught:
+        read_yaml(path, "a recipe")
+    assert "\n" not in str(caught.value)
 
 
-def test_failing_rename_brings_the_earlier_result_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    target = tmp_path / "result"
-    build(target, "old")
-    rename = os.rename
-
-    def fail_on_second(source: Path, destination: Path) -> None:
-        if ".partial-" in source.name:
-            raise KeyboardInterrupt
-        rename(source, destination)
-
-    monkeypatch.setattr(os, "rename", fail_on_second)
-    with pytest.raises(KeyboardInterrupt):
-        build(target, "new", overwrite=True)
-    assert (target / MARKER).read_text() == "old"
-    assert os.listdir(tmp_path) == ["result"]
+def test_yaml_is_read(tmp_path: Path):
+    (tmp_path / "file.yaml").write_text("a: {b: [1, 2.5, x]}\n")
+    assert read_yaml(tmp_path / "file.yaml", "a recipe") == {"a": {"b": [1, 2.5, "x"]}}
 
 
-def test_a_block_that_forgets_its_marker_is_a_bug(tmp_path: Path):
-    with (
-        pytest.raises(RuntimeError, match=r"did not write thing\.json"),
-        staged_directory(tmp_path / "result", overwrite=False, marker=MARKER),
+def test_pipes_devices_and_huge_files_are_not_opened(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    with open(tmp_path / "huge", "wb") as stream:
+        stream.truncate(1 << 40)
+    for path, expected in (
+        (tmp_path / "pipe", "is not a regular file"),
+        (Path("/dev/zero"), "is not a regular file"),
+        (tmp_path / "huge", "more than a f file has"),
+        (tmp_path / ("x" * 300), "cannot be read"),
+        (Path("a\0b"), "cannot be read"),
     ):
-        pass
-    assert os.listdir(tmp_path) == []
+        with pytest.raises(UserError, match=expected):
+            read_json_versioned(path, "f", 1)
+
+
+def test_json_with_a_key_twice_is_refused(tmp_path: Path):
+    (tmp_path / "file.json").write_text('{"format": "f", "version": 1, "a": 1, "a": 2}')
+    with pytest.raises(UserError, match="the key 'a' stands twice"):
+        read_json_versioned(tmp_path / "file.json", "f", 1)

@@ -12,6 +12,7 @@ from toprl_export.evaluation.machine import Provenance
 from toprl_export.evaluation.tables import csv_text
 from toprl_export.fields import read_file, read_header, to_json
 from toprl_export.files import write_bytes_atomic, write_json_atomic, write_text_atomic
+from toprl_export.places import check_fillable, resolved
 
 SUFFIXES = (".csv", ".md", ".png", ".json")
 
@@ -74,10 +75,12 @@ class AnalysisResult(ABC):
         """Refuse a directory in which other files have the names of this analysis; an earlier one is replaced.
 
         Raises:
-            UserError: it is a file, or holds such files.
+            UserError: it is a file, cannot be written, or holds such files.
         """
-        if directory.exists() and not directory.is_dir():
+        place = resolved(directory)
+        if place.exists() and not place.is_dir():
             raise UserError(f"{directory} is a file, expected a directory: choose another --output-dir")
+        check_fillable(directory)
         found = [path for suffix in SUFFIXES if (path := directory / f"{cls.name}{suffix}").exists()]
         if not found:
             return

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from toprl_export.agent import load_agent
+from toprl_export.cores import check_parallel
 from toprl_export.errors import UserError
 from toprl_export.evaluation.answering import BATCH, answer_samples
 from toprl_export.evaluation.cells import CellStore, Result, answered_by, compute_cells
@@ -68,9 +69,9 @@ class Scope:
     command: str = "python"
 
     def __post_init__(self) -> None:
-        for name in ("limit", "jobs"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
+        check_parallel("jobs", self.jobs)
+        if self.limit < 1:
+            raise UserError(f"limit is {self.limit}, expected at least 1")
 
 
 class PruningMethod(Protocol):

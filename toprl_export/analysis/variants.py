@@ -15,7 +15,7 @@ import yaml
 from toprl_export.errors import UserError
 from toprl_export.evaluation.cells import in_parallel
 from toprl_export.fields import read_fields
-from toprl_export.files import write_text_atomic
+from toprl_export.files import parse_yaml, read_yaml, write_text_atomic
 from toprl_export.models.load import load_unchanged_model
 from toprl_export.progress import Progress
 from toprl_export.registry import unknown_name
@@ -87,13 +87,10 @@ def load_variants(file: Path | None = None) -> tuple[Variant, ...]:
         UserError: the file cannot be read, is of another format, or lists a variant wrongly or twice.
     """
     source = str(file or "variants.yaml")
-    text = (
-        _read(file) if file else resources.files("toprl_export.analysis").joinpath(source).read_text(encoding="utf-8")
-    )
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{source} is not valid YAML ({error}): correct it") from error
+    if file is None:
+        content = parse_yaml(resources.files("toprl_export.analysis").joinpath(source).read_text(encoding="utf-8"))
+    else:
+        content = read_yaml(file, "a toprl-export/variants file")
     variants = read_fields(VariantsFile, content, source, "correct it").variants
     names = [BASE_NAME, *(variant.name for variant in variants)]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -112,16 +109,6 @@ def choose_variants(known: Sequence[Variant], names: Sequence[str] | None) -> tu
         if name not in (BASE_NAME, *(variant.name for variant in known)):
             raise unknown_name("variant", name, [BASE_NAME, *(variant.name for variant in known)])
     return (BASE, *(variant for variant in known if names is None or variant.name in names))
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise UserError(
-            f"{file} cannot be read ({reason}); expected a toprl-export/variants file: check the path"
-        ) from error
 
 
 @dataclass(frozen=True)

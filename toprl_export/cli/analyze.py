@@ -20,7 +20,7 @@ from toprl_export.cli.command import (
     LazyGroup,
     option,
 )
-from toprl_export.cli.output import command_line, hint_to_continue, print_json
+from toprl_export.cli.output import command_line, hint_to_continue, print_json, say
 from toprl_export.fields import to_json
 from toprl_export.trainer import DEFAULT_BUDGETS_KEPT, DEFAULT_METHOD
 
@@ -189,7 +189,7 @@ def ablate(list_variants: bool, dry_run: bool, as_json: bool, **settings: Any) -
     elif dry_run:
         summary = preview_ablation(*_ablation(**settings))
         described = {"format": "toprl-export/ablation-preview", "version": 1, "summary": summary}
-        print_json(described) if as_json else click.echo(summary)
+        print_json(described) if as_json else say(summary)
     else:
         _report(lambda: run_ablation(*_ablation(**settings)), settings["output_dir"], as_json)
 
@@ -227,7 +227,7 @@ def _print_variants(file: Path | None, as_json: bool) -> None:
         described = [{"name": one.name, "group": one.group, "text": one.text} for one in variants]
         print_json({"format": "toprl-export/ablation-variants", "version": 1, "variants": described})
     else:
-        click.echo("\n".join(f"{one.name:<20}{one.group}: {one.text}" for one in variants))
+        say("\n".join(f"{one.name:<20}{one.group}: {one.text}" for one in variants))
 
 
 def _open(tasks: tuple[str, ...] | None, default_tasks: tuple[str, ...] = ("all",), **scope: Any) -> Study:
@@ -240,12 +240,15 @@ def _open(tasks: tuple[str, ...] | None, default_tasks: tuple[str, ...] = ("all"
 
 def _report(measure: Callable[[], AnalysisResult], directory: Path, as_json: bool) -> None:
     """Measure, write the four files, and say what was found."""
-    with hint_to_continue():
-        result = measure()
-    from toprl_export.analysis.pictures import draw
+    from toprl_export.places import taken
 
-    result.write(directory, draw(result))
+    with taken(directory):
+        with hint_to_continue():
+            result = measure()
+        from toprl_export.analysis.pictures import draw
+
+        result.write(directory, draw(result))
     if as_json:
         print_json(to_json(result))
     else:
-        click.echo(f"{result.summary()}\npicture: {directory / result.name}.png, table: {result.name}.md")
+        say(f"{result.summary()}\npicture: {directory / result.name}.png, table: {result.name}.md")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from click.core import ParameterSource
 from toprl_export.cli import options
 from toprl_export.cli.command import BUDGETS, ENGINE, INPUTS, Command, option
 from toprl_export.cli.engine_command_line import EngineCommandLine, load_command_lines
-from toprl_export.cli.output import command_line, print_json
+from toprl_export.cli.output import command_line, print_json, say
 from toprl_export.engine import GRAPHS, PRECISIONS, ConfigurableEngine
 from toprl_export.errors import UserError
 from toprl_export.pruning.baselines.specs import BUILDABLE_BASELINES
@@ -135,40 +136,42 @@ def command(
     **of_engines: Any,
 ) -> None:
     """Build, or say that the bundle is there, or what would be built."""
-    from toprl_export.building import prepare, up_to_date, write_bundle
+    from toprl_export.building import check_place, prepare, up_to_date, write_bundle
     from toprl_export.bundle import MANIFEST_NAME
-    from toprl_export.files import check_replaceable
+    from toprl_export.places import check_replaceable, check_writable, resolved, taken
 
     if agents and baseline is not None:
         raise UserError("--agent and --baseline exclude each other: leave one of the two out")
     if not agents and baseline is None:
         agents = (Path("agents") / options.task_names()[0],)
     directory = output_dir or Path("engines") / (baseline or agents[0].resolve().name)
-    check_replaceable(directory.resolve(), overwrite=True, marker=MANIFEST_NAME)
-    prepared = prepare(
-        model,
-        agents,
-        budgets_kept,
-        engine,
-        precision,
-        static_k,
-        baseline=baseline,
-        stage_layers=stage_layers,
-        options=_options_of(ctx, engine, of_engines),
-    )
-    current = up_to_date(prepared, directory)
-    if not current:
-        check_replaceable(directory.resolve(), overwrite, marker=MANIFEST_NAME)
-    if dry_run:
-        found = {"status": "up-to-date" if current else "dry-run", **preview(prepared, directory)}
-        _say(as_json, found, _preview_text(found, _engine_command_lines(ctx).get(engine)))
-        return
-    if current:
-        _say(as_json, outcome(current, "up-to-date"), f"up to date: {current.dir}")
-        return
-    _log.info("building %s with %s, %s …", directory, engine, precision)
-    bundle = write_bundle(prepared, directory, overwrite, command_line())
-    _say(as_json, outcome(bundle, "built"), _describe(bundle))
+    check_place(directory)
+    with nullcontext() if dry_run else taken(directory):
+        prepared = prepare(
+            model,
+            agents,
+            budgets_kept,
+            engine,
+            precision,
+            static_k,
+            baseline=baseline,
+            stage_layers=stage_layers,
+            options=_options_of(ctx, engine, of_engines),
+        )
+        current = up_to_date(prepared, directory)
+        if not current:
+            check_replaceable(resolved(directory), overwrite, marker=MANIFEST_NAME)
+            check_writable(directory, needed_bytes=prepared.weight_bytes)
+        if dry_run:
+            found = {"status": "up-to-date" if current else "dry-run", **preview(prepared, directory)}
+            _say(as_json, found, _preview_text(found, _engine_command_lines(ctx).get(engine)))
+            return
+        if current:
+            _say(as_json, outcome(current, "up-to-date"), f"up to date: {current.dir}")
+            return
+        _log.info("building %s with %s, %s …", directory, engine, precision)
+        bundle = write_bundle(prepared, directory, overwrite, command_line())
+        _say(as_json, outcome(bundle, "built"), _describe(bundle))
 
 
 def _options_of(ctx: click.Context, engine: str, values: Mapping[str, Any]) -> EngineOptions | None:
@@ -232,7 +235,7 @@ def _say(as_json: bool, payload: Mapping[str, Any], text: str) -> None:
     if as_json:
         print_json({"format": "toprl-export/build", "version": 1, **payload})
     else:
-        click.echo(text)
+        say(text)
 
 
 def _preview_text(found: Mapping[str, Any], engine: EngineCommandLine | None) -> str:

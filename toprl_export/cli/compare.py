@@ -9,7 +9,7 @@ import click
 
 from toprl_export.cli import options
 from toprl_export.cli.command import BUDGETS, INPUTS, MEASUREMENT, Command, option
-from toprl_export.cli.output import command_line, hint_to_continue, print_json, table_lines
+from toprl_export.cli.output import command_line, hint_to_continue, print_json, say, table_lines
 from toprl_export.fields import to_json
 from toprl_export.pruning.baselines.specs import BASELINES, ORACLE
 
@@ -103,11 +103,11 @@ def command(dry_run: bool, as_json: bool, **settings: Any) -> None:
     request = CompareRequest(**settings, command=command_line())
     if dry_run:
         found = preview(prepare(request))
-        print_json(found) if as_json else click.echo(_preview_text(found))
+        print_json(found) if as_json else say(_preview_text(found))
         return
     with hint_to_continue():
         comparison = compare(request)
-    print_json(to_json(comparison)) if as_json else click.echo(describe(comparison, request.output_dir))
+    print_json(to_json(comparison)) if as_json else say(describe(comparison, request.output_dir))
 
 
 def preview(prepared: Prepared) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from toprl_export.errors import UserError
+from toprl_export.files import read_yaml
 from toprl_export.registry import unknown_name
 
 NOT_IN_A_FILE = ("config", "help")
@@ -45,14 +46,7 @@ def read_defaults(path: Path, options: Mapping[str, click.Option]) -> dict[str, 
 
 
 def _read_mapping(path: Path) -> dict[Any, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--config {path} cannot be read ({error.strerror}): give the path of a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not valid YAML ({error}): write lines such as `seed: 0`") from error
+    content = read_yaml(path, "a YAML file of lines such as `seed: 0` (--config)")
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from toprl_export.cli import options
 from toprl_export.cli.command import Command
 from toprl_export.cli.engine_command_line import load_command_lines
-from toprl_export.cli.output import print_json
+from toprl_export.cli.output import print_json, say
 
 DISTRIBUTION = "toprl-export"
 GIB = 2**30
@@ -60,7 +60,7 @@ class Provided:
 def command(as_json: bool) -> None:
     """Print what was found."""
     found = examine()
-    print_json(found) if as_json else click.echo(describe(found))
+    print_json(found) if as_json else say(describe(found))
 
 
 def examine() -> dict[str, Any]:

@@ -12,7 +12,7 @@ import click
 from toprl_export.cli import options
 from toprl_export.cli.command import INPUTS, Command, argument
 from toprl_export.cli.engine_command_line import Reader, load_command_lines
-from toprl_export.cli.output import print_json, table_lines
+from toprl_export.cli.output import print_json, say, table_lines
 from toprl_export.errors import UserError
 from toprl_export.fields import to_json
 
@@ -42,7 +42,7 @@ def command(path: Path, as_json: bool) -> None:
     """Print a summary, or the checked content."""
     file = _locate(path)
     content, summary = _reader_of(file)(file)
-    print_json(content) if as_json else click.echo(summary)
+    print_json(content) if as_json else say(summary)
 
 
 def _locate(path: Path) -> Path:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +18,7 @@ import click
 
 from toprl_export.cli.command import LazyGroup, Reporting, debug_option
 from toprl_export.cli.output import print_json
-from toprl_export.errors import UserError, missing_extra
+from toprl_export.errors import UserError, missing_extra, one_line
 from toprl_export.files import disk_full_error
 from toprl_export.registry import unknown_name
 
@@ -41,8 +43,13 @@ EXIT_USER_ERROR = 2
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
+EXIT_TERMINATED = 143
 COMPLETE_VARIABLE = "_TOPRL_EXPORT_COMPLETE"
 """Set by the script of ``toprl-export completion`` when the shell asks for completions."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a batch system or container sends it: everything is cleaned up as it is on Ctrl-C."""
 
 
 def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -79,16 +86,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         the exit code: 0 done or passed, 1 a gate failed, 2 the user's mistake, 130 interrupted, 141 the reader
-        of the output went away, 70 a bug (with its traceback).
+        of the output went away, 143 terminated, 70 a bug (with its traceback).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     # Looked up before parsing, so that parsing errors too are reported in the requested form.
     settings = Reporting(debug="--debug" in arguments, as_json="--json" in arguments)
-    with _Outcome(settings) as outcome:
+    with _Outcome(settings) as outcome, _terminating():
         outcome.code = _run(arguments, settings)
         if sys.stdout is not None:  # as it is where the shell closed it
             sys.stdout.flush()
     return outcome.code
+
+
+@contextmanager
+def _terminating() -> Iterator[None]:
+    """Raise `Terminated` on SIGTERM within the block, unless it was ignored or the program is somebody's thread."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _run(arguments: list[str], settings: Reporting) -> int:
@@ -133,7 +157,7 @@ class _Outcome:
     def _report(self, error: BaseException, message: str) -> None:
         if self._settings.debug or self.code == EXIT_BUG:
             traceback.print_exception(error)
-        prefix = "" if self.code == EXIT_INTERRUPTED else click.style("error: ", fg="red", bold=True)
+        prefix = "" if self.code in (EXIT_INTERRUPTED, EXIT_TERMINATED) else click.style("error: ", fg="red", bold=True)
         click.echo(prefix + message, err=True, color=False if os.environ.get("NO_COLOR") else None)
         if self._settings.as_json:
             print_json({"error": {"message": message, "exit_code": self.code}})
@@ -143,6 +167,8 @@ def _explain(error: BaseException) -> tuple[int, str]:
     """The exit code for an exception, and the line to print (empty: none)."""
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code, ""
+    if isinstance(error, Terminated):
+        return EXIT_TERMINATED, "terminated"
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return EXIT_INTERRUPTED, "interrupted"
     if isinstance(error, BrokenPipeError):
@@ -150,7 +176,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return EXIT_BROKEN_PIPE, ""
     mistake = _mistake(error)
     if mistake:
-        return EXIT_USER_ERROR, " ".join(mistake.split())
+        return EXIT_USER_ERROR, one_line(mistake)
     return EXIT_BUG, "this is a bug in toprl-export: please report it with the traceback above"
 
 

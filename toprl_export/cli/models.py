@@ -8,7 +8,7 @@ import click
 
 from toprl_export.cli import options
 from toprl_export.cli.command import INPUTS, Command, argument
-from toprl_export.cli.output import print_json, table_lines
+from toprl_export.cli.output import print_json, say, table_lines
 from toprl_export.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ def command(action: str | None, model: str | None, as_json: bool) -> None:
         print_json({"format": "toprl-export/models", "version": 1, "models": described, "families": families})
         return
     for name, description in described.items():
-        click.echo(f"{name:<12}{description}")
-    click.echo(f"\nany Hugging Face id or directory of these families: {', '.join(FAMILIES.names())}")
+        say(f"{name:<12}{description}")
+    say(f"\nany Hugging Face id or directory of these families: {', '.join(FAMILIES.names())}")
 
 
 def _check(model: str, as_json: bool) -> None:
@@ -56,12 +56,12 @@ def _check(model: str, as_json: bool) -> None:
     if as_json:
         print_json(fields_to_json(found))
         return
-    click.echo(
+    say(
         f"{model}: {adapter.family}, {adapter.visual_tokens} visual tokens, {adapter.shape.layers} layers, answers end "
         f"by the tokens {', '.join(map(str, adapter.end_tokens))}, at most {adapter.max_length} tokens"
     )
-    click.echo("\n".join(_rows(found)))
-    click.echo("computed here as by the model's own forward and generate")
+    say("\n".join(_rows(found)))
+    say("computed here as by the model's own forward and generate")
 
 
 def _rows(found: Agreement) -> list[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from toprl_export.cli.command import INPUTS, MACHINE, OUTPUT, Decorated, Option, Reporting, option
+from toprl_export.cores import check_parallel
 from toprl_export.errors import UserError
 
 if TYPE_CHECKING:
@@ -178,13 +179,29 @@ device = option(
 )
 """``--device``: ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` (str)."""
 
-threads = option(MACHINE, "--threads", type=POSITIVE, metavar="N", show_default="all cores", help="CPU threads")
+
+def _check_parallel(ctx: click.Context, param: click.Parameter, count: int | None) -> int | None:
+    if not ctx.resilient_parsing:
+        check_parallel(str(param.opts[0]), count)
+    return count
+
+
+threads = option(
+    MACHINE,
+    "--threads",
+    type=POSITIVE,
+    callback=_check_parallel,
+    metavar="N",
+    show_default="all cores",
+    help="CPU threads",
+)
 """``--threads``: CPU threads (int of at least 1, or None for the library's choice)."""
 
 jobs = option(
     MACHINE,
     "--jobs",
     type=POSITIVE,
+    callback=_check_parallel,
     default="1",
     metavar="N",
     help="processes of one CPU thread each that answer at the same time",
@@ -281,9 +298,15 @@ def check_picture(output: Path, overwrite: bool) -> None:
     """Refuse a file that :func:`picture` cannot write.
 
     Raises:
-        UserError: it is not called ``.png``, or is there and shall not be overwritten.
+        UserError: it is not called ``.png``, cannot be written, or is there and shall not be overwritten.
     """
+    from toprl_export.places import check_writable, resolved
+
     if output.suffix.lower() != ".png":
         raise UserError(f"--output {output} is not a PNG file's name: end it in .png")
-    if output.exists() and not overwrite:
+    check_writable(output)
+    place = resolved(output)
+    if place.exists() and not place.is_file():
+        raise UserError(f"{output} is no file that can be replaced: choose another --output")
+    if place.exists() and not overwrite:
         raise UserError(f"{output} is already there: add --overwrite to replace it or choose another --output")

@@ -13,13 +13,22 @@ from typing import Any, Literal
 
 import click
 
+from toprl_export.errors import visible
+
 LOGGED_PACKAGES = ("toprl_export", "toprl_trainers", "toprl_engines")
 """Whose log messages the command line shows; those of other libraries go where Python sends them by itself."""
 
 
 def print_json(content: Mapping[str, Any]) -> None:
     """Print one JSON object on standard output."""
-    click.echo(json.dumps(content, indent=2, ensure_ascii=False))
+    # In the texts of a JSON object the parser of whoever reads it undoes these escapes.
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    click.echo("".join(sign if sign == visible(sign) else f"\\u{ord(sign):04x}" for sign in text))
+
+
+def say(text: str = "", nl: bool = True, err: bool = False, **style: Any) -> None:
+    """Print text for people, control characters spelled out; ``style`` as `click.style` has it."""
+    click.secho(visible(text), nl=nl, err=err, **style)
 
 
 def table_lines(rows: Sequence[Sequence[str]], align: Literal["left", "right"]) -> list[str]:
@@ -44,8 +53,14 @@ def hint_to_continue() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        click.echo("finished work is kept: run the same command again to continue", err=True)
+        say("finished work is kept: run the same command again to continue", err=True)
         raise
+
+
+class _VisibleFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, control characters spelled out."""
+        return visible(super().format(record))
 
 
 @contextmanager
@@ -55,7 +70,7 @@ def log_on_stderr(level: int) -> Iterator[None]:
     Only the command line does this: a library must not decide where the log of the program that uses it goes.
     """
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(_VisibleFormatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
     loggers = [logging.getLogger(name) for name in LOGGED_PACKAGES]
     before = [logger.level for logger in loggers]
     for logger in loggers:

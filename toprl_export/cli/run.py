@@ -10,7 +10,7 @@ import click
 
 from toprl_export.cli import options
 from toprl_export.cli.command import BUDGETS, INPUTS, OUTPUT, Command, argument, option
-from toprl_export.cli.output import print_json
+from toprl_export.cli.output import print_json, say
 from toprl_export.errors import UserError
 from toprl_export.runtime.answer_length import DEFAULT_NEW_TOKENS
 
@@ -98,8 +98,8 @@ def command(
     growing = GenerationStream(loaded.session, loaded.frontend.tokenizer, request)
     if stream:
         for piece in growing:
-            click.echo(piece.text, nl=False)
-        click.echo()
+            say(piece.text, nl=False)
+        say()
     elif as_json:
         print_json(
             {
@@ -111,7 +111,7 @@ def command(
             }
         )
     else:
-        click.echo("\n".join(growing.result.answers))
+        say("\n".join(growing.result.answers))
 
 
 def _answers(images: Sequence[Path], prompts: Sequence[str], result: Generation) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import click
 
 from toprl_export.cli import options
 from toprl_export.cli.command import INPUTS, OUTPUT, Command, argument, option
-from toprl_export.cli.output import print_json
+from toprl_export.cli.output import print_json, say
 from toprl_export.errors import UserError
 from toprl_export.files import write_bytes_atomic
 
@@ -76,9 +76,9 @@ def command(
     if as_json:
         print_json({"format": "toprl-export/tasks", "version": 1, "tasks": described})
         return
-    click.echo("\n".join(map(_line, described)))
+    say("\n".join(map(_line, described)))
     if output:
-        click.echo(f"samples: {output}")
+        say(f"samples: {output}")
 
 
 def _check(name: str | None, show: int | None, output: Path | None, overwrite: bool) -> None:

@@ -8,7 +8,7 @@ import click
 
 from toprl_export.cli import options
 from toprl_export.cli.command import BUDGETS, TRAINING, Command, option
-from toprl_export.cli.output import command_line, print_json
+from toprl_export.cli.output import command_line, print_json, say
 from toprl_export.trainer import DEFAULT_BUDGETS_KEPT, DEFAULT_METHOD, TRAINERS
 
 
@@ -81,4 +81,4 @@ def command(as_json: bool, **settings: Any) -> None:
         described = {"status": outcome.status, "agent": str(outcome.directory), "summary": outcome.summary}
         print_json({"format": "toprl-export/train", "version": 1, **described})
     elif outcome.summary:
-        click.echo(outcome.summary)
+        say(outcome.summary)

@@ -9,7 +9,7 @@ import click
 
 from toprl_export.cli import options
 from toprl_export.cli.command import INPUTS, MACHINE, MEASUREMENT, OUTPUT, Command, argument, option
-from toprl_export.cli.output import command_line, print_json, table_lines
+from toprl_export.cli.output import command_line, print_json, say, table_lines
 from toprl_export.fields import to_json
 
 if TYPE_CHECKING:
@@ -188,9 +188,9 @@ def command(
         print_json(to_json(report))
     else:
         table, _, verdict = describe(report).rpartition("\n")
-        click.echo(table)
-        click.secho(verdict, fg="green" if passed else "red", bold=True)
-        click.echo(f"report: {directory / 'report.html'}")
+        say(table)
+        say(verdict, fg="green" if passed else "red", bold=True)
+        say(f"report: {directory / 'report.html'}")
     return 0 if passed else EXIT_FAILED
 
 

@@ -9,7 +9,7 @@ import click
 
 from toprl_export.cli import options
 from toprl_export.cli.command import BUDGETS, INPUTS, Command, option
-from toprl_export.cli.output import print_json
+from toprl_export.cli.output import print_json, say
 from toprl_export.errors import UserError
 from toprl_export.files import write_bytes_atomic
 
@@ -63,7 +63,7 @@ def command(output: Path, overwrite: bool, as_json: bool, **source: Any) -> None
         print_json({"format": "toprl-export/visualize", "version": 1, "picture": str(output), **describe(tokens)})
         return
     kept = ", ".join(f"{site}: {len(one)}" for site, one in zip(tokens.sites, tokens.kept, strict=True))
-    click.echo(f"kept of {tokens.visual_tokens}: {kept}; answer: {tokens.answer}\npicture: {output}")
+    say(f"kept of {tokens.visual_tokens}: {kept}; answer: {tokens.answer}\npicture: {output}")
 
 
 def describe(tokens: KeptTokens) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from toprl_export.comparison.method_cell import ComparisonSetting, MethodCell, MethodKind
 from toprl_export.comparison.result import Gap
 from toprl_export.comparison.tuning import Placement, TunedRival, Tuning, tuned_names
+from toprl_export.cores import check_parallel
 from toprl_export.errors import UserError
 from toprl_export.evaluation.compared_agents import ComparedAgent
 from toprl_export.evaluation.questions import ALL, UNPRUNED, TaskQuestions
@@ -63,8 +64,9 @@ class CompareRequest:
     command: str = "python"
 
     def __post_init__(self) -> None:
-        counts = {"limit": self.limit, "random draws": self.draws, "jobs": self.jobs}
-        counts |= {"threads": 1 if self.threads is None else self.threads}
+        check_parallel("threads", self.threads)
+        check_parallel("jobs", self.jobs)
+        counts = {"limit": self.limit, "random draws": self.draws}
         counts |= {f"budget_kept[{at}]": budget for at, budget in enumerate(self.budgets_kept)}
         for name, value in counts.items():
             if value < 1:

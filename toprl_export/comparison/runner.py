@@ -30,17 +30,19 @@ from toprl_export.comparison.result import (
 )
 from toprl_export.comparison.tables import csv_records, render_markdown
 from toprl_export.comparison.tuning import TUNING_FILE, TUNING_SPLIT, TuningGround, tune, tuned_names, write_tuning
+from toprl_export.cores import usable_cores
 from toprl_export.errors import UserError
 from toprl_export.evaluation.cells import CellStore, compute_cells
 from toprl_export.evaluation.compared_agents import ComparedAgent, check_agents, find_agents
 from toprl_export.evaluation.estimates import Correctness
-from toprl_export.evaluation.machine import Provenance, torch_device, usable_cores
+from toprl_export.evaluation.machine import Provenance, torch_device
 from toprl_export.evaluation.questions import UNPRUNED, TaskQuestions, choose_tasks, draw_questions, no_correct_answer
 from toprl_export.evaluation.tables import csv_text
 from toprl_export.files import write_bytes_atomic, write_text_atomic
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.agreement import require_attention
 from toprl_export.models.load import load_model
+from toprl_export.places import check_fillable, resolved, taken
 from toprl_export.pruning.baselines.specs import ORACLE, baseline_spec
 from toprl_export.pruning.schedule import DEFAULT_DECAY
 from toprl_export.pruning.scorer import make_scorer
@@ -84,19 +86,21 @@ def compare(request: CompareRequest) -> Comparison:
             model has no correct answer on a task, or the output directory holds something else.
         MissingExtraError: an optional package is missing.
     """
-    prepared = prepare(request)
-    if request.tune:
-        prepared = with_tuned_rivals(prepared)
-    correct = measure(prepared)
-    latency = time_methods(prepared) if request.iterations else None
-    comparison = assemble(prepared, correct, latency)
-    write_outputs(request.output_dir, comparison)
+    with taken(request.output_dir):
+        prepared = prepare(request)
+        if request.tune:
+            prepared = with_tuned_rivals(prepared)
+        correct = measure(prepared)
+        latency = time_methods(prepared) if request.iterations else None
+        comparison = assemble(prepared, correct, latency)
+        write_outputs(request.output_dir, comparison)
     return comparison
 
 
 def prepare(request: CompareRequest) -> Prepared:
     """Load and check everything without measuring anything; see :func:`compare`."""
     check_directory(request.output_dir)
+    check_fillable(request.output_dir)
     agents = find_agents(request.agents)
     tasks = choose_tasks(request.tasks, [one.task for one in agents])
     adapter = load_model(request.model, device=torch_device(request.device))
@@ -225,6 +229,7 @@ def check_directory(directory: Path) -> None:
     Raises:
         UserError: it does, or is no directory.
     """
+    directory = resolved(directory)
     if not directory.exists():
         return
     if not directory.is_dir():

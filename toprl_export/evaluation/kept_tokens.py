@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from toprl_export.cores import check_parallel
 from toprl_export.errors import UserError
 from toprl_export.evaluation.questions import SPLIT
 from toprl_export.runtime.pictures import ImageInput
@@ -127,6 +128,7 @@ def kept_by_agent(
     from toprl_export.runtime.answer_length import DEFAULT_NEW_TOKENS, prompt_room
 
     if threads is not None:
+        check_parallel("threads", threads)
         torch.set_num_threads(threads)
     agent = load_agent(directory)
     plan = agent.record.plan

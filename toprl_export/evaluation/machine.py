@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from toprl_export.cores import check_parallel, usable_cores
+
 if TYPE_CHECKING:
     from toprl_export.models.adapter import LVLMAdapter
 
@@ -109,15 +111,16 @@ class Provenance:
         )
 
 
-def usable_cores() -> int:
-    """CPU cores this process may use, which in a container may be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @contextmanager
 def torch_threads(count: int | None) -> Iterator[None]:
-    """Let PyTorch use ``count`` CPU threads inside the block; None changes nothing."""
+    """Let PyTorch use ``count`` CPU threads inside the block; None changes nothing.
+
+    Raises:
+        UserError: these are more than the machine takes, see `toprl_export.cores.check_parallel`.
+    """
     import torch
+
+    check_parallel("threads", count)
 
     before = torch.get_num_threads()
     torch.set_num_threads(before if count is None else count)

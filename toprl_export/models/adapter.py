@@ -122,7 +122,7 @@ class LVLMAdapter(ABC):
         """Token ids that end an answer: those of ``generate``, that is of generation_config.json where it has some.
 
         Raises:
-            UserError: there is none.
+            UserError: there is none, or it is no token's id.
         """
         text = self.model.config.get_text_config()
         end = self.model.generation_config.eos_token_id
@@ -132,7 +132,14 @@ class LVLMAdapter(ABC):
                 f"model {self.model_id} has no end token, so no answer would end: add eos_token_id to its "
                 "generation_config.json"
             )
-        return tuple(map(int, end)) if isinstance(end, list) else (int(end),)
+        ids = tuple(end) if isinstance(end, list) else (end,)
+        wrong = [token for token in ids if type(token) is not int]
+        if wrong:
+            raise UserError(
+                f"model {self.model_id} has the end token {str(wrong[0])[:40]!r}, expected a token's id: correct "
+                "eos_token_id in its generation_config.json"
+            )
+        return ids
 
     @property
     def max_length(self) -> int:

@@ -182,7 +182,13 @@ class Frontend:
     def _row(self, prompt: str) -> list[int]:
         if not prompt.strip():
             raise UserError("a prompt is empty: ask a question about the image")
-        ids = self._text_ids(prompt) if self._template_takes_text else self._parts_ids(prompt)
+        try:
+            ids = self._text_ids(prompt) if self._template_takes_text else self._parts_ids(prompt)
+        except ValueError as error:  # a control token that is spelled as ordinary text is
+            raise UserError(
+                f"the prompt {_shorten(prompt)!r} cannot be told from this model's control tokens ({error}): put it "
+                "in other words"
+            ) from error
         place = ids.index(self.image_token_id)
         return [*ids[:place], *[self.image_token_id] * self.visual_tokens, *ids[place + 1 :]]
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final, Self
 
 from toprl_export.agent import load_agent
 from toprl_export.bundle import Bundle, load_bundle
+from toprl_export.cores import check_parallel, usable_cores
 from toprl_export.engine import Engine, SessionOptions, get_engine
 from toprl_export.errors import UserError
-from toprl_export.evaluation.machine import usable_cores
 from toprl_export.models.load import load_model
 from toprl_export.models.reference import Pruning, ReferenceRunner
 from toprl_export.pruning.baselines.controls import RandomScorer
@@ -71,7 +71,8 @@ class ValidationOptions:
     def __post_init__(self) -> None:
         counts = {"limit": self.limit, "iterations": self.iterations, "batch": self.batch}
         counts |= {"parity_questions": self.parity_questions, "stock_questions": self.stock_questions}
-        for name, value in (*counts.items(), ("threads", 1 if self.threads is None else self.threads)):
+        check_parallel("threads", self.threads)
+        for name, value in counts.items():
             if value < 1:
                 raise UserError(f"{name} is {value}, expected at least 1")
         if self.warmup < 0:

@@ -15,7 +15,8 @@ import torch
 from toprl_export.bundle import ValidationStamp, stamp_validation
 from toprl_export.errors import UserError
 from toprl_export.evaluation.machine import describe_device, installed_versions, source_commit, torch_threads
-from toprl_export.files import check_replaceable, sha256_of, staged_directory, write_text_atomic
+from toprl_export.files import MOST_JSON_BYTES, read_regular, sha256_of, write_text_atomic
+from toprl_export.places import check_replaceable, check_writable, resolved, staged_directory, taken
 from toprl_export.progress import Progress
 from toprl_export.pruning.actor import Actor
 from toprl_export.pruning.flops import plan_flops
@@ -93,6 +94,20 @@ def validate(
     options, limits = options or ValidationOptions(), limits or GateLimits()
     target = report_dir or default_report_dir(bundle)
     _check_takes_report(target)
+    check_writable(target)
+    with taken(target):
+        return _validate(bundle, task, options, limits, target, command, against)
+
+
+def _validate(
+    bundle: Path,
+    task: str | None,
+    options: ValidationOptions,
+    limits: GateLimits,
+    target: Path,
+    command: str,
+    against: Path | None,
+) -> Report:
     with torch_threads(options.thread_count), _fp32_without_tf32(), _out_of_memory_in_one_line():
         start = time.monotonic()
         with open_bench(bundle, task, options) as bench:
@@ -114,8 +129,8 @@ def validate(
 
 def default_report_dir(bundle: Path) -> Path:
     """``engines/T`` is reported in ``engines/T-report``."""
-    resolved = bundle.resolve()
-    return resolved.with_name(f"{resolved.name}-report")
+    place = resolved(bundle)
+    return place.with_name(f"{place.name}-report")
 
 
 def _check_takes_report(target: Path) -> None:
@@ -124,7 +139,7 @@ def _check_takes_report(target: Path) -> None:
     Raises:
         UserError: it does, or a report cannot take its place (see `check_replaceable`).
     """
-    check_replaceable(target, overwrite=True, marker=REPORT_FILE)
+    check_replaceable(resolved(target), overwrite=True, marker=REPORT_FILE)
     entries = sorted(target.iterdir()) if target.exists() else []
     ours = (REPORT_FILE, HTML_FILE, JUNIT_FILE)
     others = [path.name for path in entries if path.name not in ours or not path.is_file()]
@@ -139,8 +154,8 @@ def _check_takes_report(target: Path) -> None:
 def _is_report(path: Path) -> bool:
     """Whether it is a report, of whatever version: an older one may be replaced too."""
     try:
-        payload = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        payload = json.loads(read_regular(path, "a report", MOST_JSON_BYTES))
+    except (UserError, ValueError, RecursionError):
         return False
     return isinstance(payload, dict) and payload.get("format") == REPORT_FORMAT
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -13,7 +13,16 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime import OrtValue
-from onnxruntime.capi.onnxruntime_pybind11_state import EPFail, Fail, RuntimeException
+from onnxruntime.capi.onnxruntime_pybind11_state import (
+    EPFail,
+    Fail,
+    InvalidArgument,
+    InvalidGraph,
+    InvalidProtobuf,
+    NoModel,
+    NoSuchFile,
+    RuntimeException,
+)
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as Unsupported
 
 from toprl_engines.feeds import request_feeds
@@ -39,6 +48,10 @@ PACK_BELOW = 256 << 20
 """Bytes of weights from which on memory counts more than the 6-8 % of prefill time that packing saves."""
 _STARTING = (EPFail, Fail, Unsupported, RuntimeException, RuntimeError, ValueError, ImportError, OSError)
 """What a provider that cannot start raises."""
+LOADING = (*_STARTING, InvalidArgument, InvalidGraph, InvalidProtobuf, NoModel, NoSuchFile, MemoryError)
+"""What a damaged graph or weight file raises."""
+REBUILD = "build the bundle again"
+"""What to do about damage that digests do not show, as of a file that was damaged before they were taken."""
 
 
 class ONNXRuntimeSession:
@@ -70,6 +83,10 @@ class ONNXRuntimeSession:
         self._cache_inputs = [name for name in names if name.startswith(CACHES)]
         self._mask_inputs = [name for name in names if name.startswith("mask_")]
         self._closed = False
+        self._vision.check_names(("pixel_values",), ("visual",))
+        self._prefill.check_names(("input_ids",), ("logits", *self._cache_inputs))
+        new_caches = (f"new_{name}" for name in self._cache_inputs)
+        self._decode.check_names(("token", "position"), ("logits", *new_caches))
 
     def encode_image(self, pixels: NDArray[np.float32]) -> EncodedImages:
         """``float32 [b, 3, h, w]`` to visual embeddings, and to each patch's saliency where the scorer needs it.
@@ -180,6 +197,17 @@ class Graph:
         self.input_names = [value.name for value in self._session.get_inputs()]
         self.output_names = [value.name for value in self._session.get_outputs()]
 
+    def check_names(self, inputs: Iterable[str], outputs: Iterable[str]) -> None:
+        """Refuse a graph that lacks some of these.
+
+        Raises:
+            UserError: it does.
+        """
+        lacking = [name for name in inputs if name not in self.input_names]
+        lacking += [name for name in outputs if name not in self.output_names]
+        if lacking:
+            raise UserError(f"{self.path} lacks the input or output {lacking[0]}: {REBUILD}")
+
     def run(self, feeds: Mapping[str, Feed]) -> dict[str, OrtValue]:
         """All outputs by name; array inputs are copied to the device, values that are there already are not."""
         binding = self._session.io_binding()
@@ -192,7 +220,10 @@ class Graph:
                 binding.bind_cpu_input(name, arrays[-1])
         for name in self.output_names:
             binding.bind_output(name, self.device if name.removeprefix("new_").startswith(CACHES) else "cpu")
-        self._session.run_with_iobinding(binding)
+        try:
+            self._session.run_with_iobinding(binding)
+        except (Fail, InvalidArgument, RuntimeException, Unsupported) as error:
+            raise UserError(f"{self.path} cannot compute this request ({_first_line(error)}): {REBUILD}") from error
         return dict(zip(self.output_names, binding.get_outputs(), strict=True))
 
 
@@ -235,7 +266,7 @@ def open_session(
             session = _start(path, options(), target)
             reason = _why_not(session, target.provider)
         except _STARTING as error:
-            reason = str(error).strip().partition("\n")[0]
+            reason = _first_line(error)
         if reason is None:
             return session, target.provider
         if target.required:
@@ -243,7 +274,14 @@ def open_session(
                 f"provider {target.provider!r} was requested, but ONNX Runtime could not start it ({reason}): "
                 f"{FIXES[target.provider]}, or use the CPU"
             )
-    return onnxruntime.InferenceSession(str(path), options(), providers=[PROVIDERS[CPU]]), CPU
+    try:
+        return onnxruntime.InferenceSession(str(path), options(), providers=[PROVIDERS[CPU]]), CPU
+    except LOADING as error:
+        raise UserError(f"{path} cannot be loaded by ONNX Runtime ({_first_line(error)}): {REBUILD}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _start(path: Path, options: onnxruntime.SessionOptions, target: ProviderChoice) -> onnxruntime.InferenceSession:

@@ -67,5 +67,5 @@ def test_a_wrong_file_is_one_line(tmp_path: Path, text: str, message: str):
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path):
-    with pytest.raises(UserError, match=r"none\.yaml cannot be read \(No such file"):
+    with pytest.raises(UserError, match=r"none\.yaml does not exist"):
         load_variants(tmp_path / "none.yaml")

@@ -122,7 +122,7 @@ def test_an_interrupt_keeps_what_is_done(monkeypatch: pytest.MonkeyPatch, capsys
         (["transfer"], "--agents is missing"),
         (["transfer", "--agents", "nowhere"], "nowhere is no agent directory"),
         (["ablate", "--variants", "gama-1"], "did you mean 'gamma-1'"),
-        (["ablate", "--variants-file", "none.yaml"], "none.yaml cannot be read"),
+        (["ablate", "--variants-file", "none.yaml"], "none.yaml does not exist"),
         (["ablate", "--seeds", "1,-1"], "-1 is out of range"),
         (["ablate", "--seeds", "1,1"], "each once"),
     ],

@@ -243,7 +243,7 @@ def test_config_mistakes(
     captured = capsys.readouterr().err
     assert captured.startswith("error: ") and expected.format(path=config) in captured and captured.count("\n") == 1
     assert main(["train", "--config", str(tmp_path / "absent.yaml")]) == 2
-    assert "cannot be read" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err
 
 
 def logging_command(**_: Any) -> None:

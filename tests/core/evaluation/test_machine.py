@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.support.tiny_llava import VISUAL_TOKENS, tiny_adapter
-from toprl_export.evaluation.machine import Provenance, describe_device, installed_versions, torch_device, usable_cores
+from toprl_export.cores import usable_cores
+from toprl_export.evaluation.machine import Provenance, describe_device, installed_versions, torch_device
 
 
 def test_the_cpu_is_described_with_what_was_used_of_it():

@@ -48,7 +48,7 @@ def test_a_recipe_that_is_none_is_refused(tmp_path: Path, text: str, message: st
 def test_unknown_recipes_list_the_known():
     with pytest.raises(UserError, match=r"unknown recipe 'toprll'; did you mean 'toprl'\?"):
         load_recipe("toprll", "toprl", "mini-read")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="does not exist"):
         load_recipe("nowhere/mine.yaml", "toprl", "mini-read")
 
 

@@ -8,9 +8,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from toprl_export.errors import UserError
+from toprl_export.files import parse_yaml, read_yaml
 from toprl_export.registry import unknown_name
 from toprl_export.tasks.registry import TASKS
 
@@ -43,7 +42,7 @@ def load_recipe(name: str, method: str, task: str) -> Recipe:
 
 def _settings(name: str, method: str, task: str, above: tuple[str, ...]) -> Mapping[str, Any]:
     """The settings of a recipe that is the base of those ``above`` it."""
-    content = yaml.safe_load(_read(name)) if not _is_path(name) else _parse(Path(name))
+    content = read_yaml(Path(name), "a recipe") if _is_path(name) else parse_yaml(_read(name))
     if not isinstance(content, Mapping):
         raise UserError(f"recipe {name} is not a mapping: write method, settings and optionally base and tasks")
     for key in content:
@@ -87,15 +86,6 @@ def _read(name: str) -> str:
     if name not in recipe_names():
         raise unknown_name("recipe", name, recipe_names())
     return resources.files(__name__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-
-
-def _parse(path: Path) -> object:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"recipe {path} cannot be read ({error.strerror}): give a recipe's name or file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {path} is not valid YAML ({error}): correct it") from error
 
 
 def _mapping(name: str, content: Mapping[str, Any], part: str) -> Mapping[str, Any]:

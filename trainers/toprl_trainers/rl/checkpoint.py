@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound="DataclassInstance")
 
 _METADATA_KEY = "toprl_export"
-_DIGEST_KEY = "toprl_export_tensors"
+_DIGEST_KEY = "toprl_export_digest"
 
 
 def write_checkpoint(path: Path, header: DataclassInstance, tensors: Mapping[str, Tensor]) -> None:
@@ -39,7 +40,12 @@ def write_checkpoint(path: Path, header: DataclassInstance, tensors: Mapping[str
     """
     metadata = json.dumps(to_json(header), allow_nan=False)
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes_atomic(path, save(stored, {_METADATA_KEY: metadata, _DIGEST_KEY: weight_fingerprint(stored)}))
+    write_bytes_atomic(path, save(stored, {_METADATA_KEY: metadata, _DIGEST_KEY: _digest(metadata, stored)}))
+
+
+def _digest(metadata: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over header and tensors: thresholds in the one decide as much as weights in the others."""
+    return hashlib.sha256(f"{metadata}\n{weight_fingerprint(tensors)}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def read_checkpoint_header(kind: type[T], path: Path) -> T:
@@ -51,7 +57,7 @@ def read_checkpoint_header(kind: type[T], path: Path) -> T:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(_METADATA_KEY, "null"))
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise damaged(path, error) from error
     return read_fields(kind, header, path, "delete it to start over")
 
@@ -64,12 +70,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            stated = (file.metadata() or {}).get(_DIGEST_KEY)
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not iterable)
     except (OSError, SafetensorError) as error:
         raise damaged(path, error) from error
-    if weight_fingerprint(tensors) != stated:
-        raise UserError(f"{path} was changed (its tensors' SHA-256 is not the stated one): delete it to start over")
+    if _digest(metadata.get(_METADATA_KEY, ""), tensors) != metadata.get(_DIGEST_KEY):
+        raise UserError(f"{path} was changed (its SHA-256 is not the stated one): delete it to start over")
     return tensors
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from toprl_export.agent import AGENT_FILE
 from toprl_export.errors import UserError
 from toprl_export.fields import read_file
-from toprl_export.files import check_replaceable
+from toprl_export.places import check_replaceable, check_writable, resolved
 from toprl_export.pruning.actor import ActorConfig
 from toprl_export.pruning.plan import PruningPlan, make_plan
 from toprl_export.pruning.schedule import Schedule, lowest_budget, solve_schedule
@@ -142,7 +143,7 @@ class Run:
     @property
     def directory(self) -> Path:
         """Where the agent goes."""
-        return self.request.output_dir.resolve()
+        return resolved(self.request.output_dir)
 
     @property
     def checkpoint(self) -> Path:
@@ -174,9 +175,19 @@ class Run:
         """Refuse an output directory that holds something else.
 
         Raises:
-            UserError: it does, or it holds an earlier agent and may not be overwritten.
+            UserError: it does, it holds an earlier agent and may not be overwritten, or it cannot be written.
         """
         check_replaceable(self.directory, self.request.overwrite, AGENT_FILE)
+        check_writable(self.directory)
+
+    def remove_checkpoint(self) -> None:
+        """Remove the state of a run that is finished; one of other settings stays."""
+        with suppress(UserError):  # a damaged file is another run's to judge
+            if (
+                self.checkpoint.is_file()
+                and read_checkpoint_header(CheckpointHeader, self.checkpoint).digest == self.digest
+            ):
+                self.checkpoint.unlink(missing_ok=True)
 
     def resumes(self) -> bool:
         """Whether to go on from the checkpoint.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 from toprl_export.agent import AGENT_FILE, Agent, AgentRecord, TrainingRecord, save_agent
 from toprl_export.errors import require
 from toprl_export.evaluation.machine import torch_threads
 from toprl_export.fields import to_json
-from toprl_export.files import staged_directory, write_bytes_atomic, write_json_atomic, write_text_atomic
+from toprl_export.files import write_bytes_atomic, write_json_atomic, write_text_atomic
+from toprl_export.places import staged_directory, taken
 from toprl_export.trainer import TrainOutcome, TrainRequest
 from toprl_trainers.rl.checkpoint import read_checkpoint_header
 from toprl_trainers.rl.processes import SINGLE_PROCESS, Processes, launched_processes
@@ -42,7 +44,15 @@ class TOPRLTrainer:
         with processes.collective_errors():
             processes.check_device(request.adapter.device)
             run = Run.of(request, processes)
-            resumes, outcome = _prepared(run)
+        with ExitStack() as stack:
+            with processes.collective_errors():
+                if processes.main and not request.dry_run:  # of several processes only the main one writes
+                    stack.enter_context(taken(run.directory))
+                resumes, outcome = _prepared(run)
+            return self._trained(run, resumes, outcome)
+
+    def _trained(self, run: Run, resumes: bool, outcome: TrainOutcome | None) -> TrainOutcome:
+        processes = self._processes
         status = outcome.status if outcome else "resume" if resumes else "fresh"
         processes.check_same("settings or earlier results", f"{run.digest} {status}")
         if outcome is None:
@@ -53,6 +63,8 @@ class TOPRLTrainer:
 def _prepared(run: Run) -> tuple[bool, TrainOutcome | None]:
     """Whether to resume, and the outcome where nothing is to be trained."""
     if run.finished():
+        if run.processes.main and not run.request.dry_run:
+            run.remove_checkpoint()  # of a run that was killed after the agent was written
         summary = f"{run.directory} is up to date: it holds the agent of these settings"
         return False, TrainOutcome("up-to-date", run.directory, summary)
     run.check_output()

@@ -8,10 +8,10 @@ from pathlib import Path
 from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from toprl_export.files import staged_directory
 from toprl_export.models.mini.architecture import PATCH_SIZE, mini_config
 from toprl_export.models.mini.pretrain.objective import IMAGE_MEAN, IMAGE_STD
 from toprl_export.models.mini.processor import mini_processor
+from toprl_export.places import staged_directory
 from toprl_export.tasks.scenes import IMAGE_PIXELS
 
 
