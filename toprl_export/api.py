@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from toprl_export.bundle import Bundle, load_bundle
 from toprl_export.engine import SessionOptions, get_engine
 from toprl_export.errors import UserError
+from toprl_export.fields import check_types
 from toprl_export.runtime.answer_length import DEFAULT_NEW_TOKENS, prompt_room
 from toprl_export.runtime.generation import Generation, GenerationRequest, GenerationStream
 from toprl_export.runtime.layout import TokenBatch
@@ -133,6 +134,8 @@ class LoadedBundle:
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
     ) -> GenerationRequest:
         """What :meth:`generate` would run, prepared and checked; the same arguments and errors."""
+        types = {"task": str | None, "budget_kept": int | None, "max_new_tokens": int}
+        check_types("a bundle's request", types, locals())
         return GenerationRequest(
             pixels=self.pixels(images),
             tokens=self.tokens(prompts, max_new_tokens),
@@ -160,6 +163,7 @@ class LoadedBundle:
         """
         model = self.bundle.manifest.model
         room = prompt_room(model.max_length, model.visual_tokens, max_new_tokens)
+        check_types("a bundle's request", {"prompts": str | Sequence[str]}, locals())
         listed = [prompts] if isinstance(prompts, str) else list(prompts)
         return self.frontend.tokens(listed, room)
 
@@ -187,6 +191,8 @@ def load(
     Raises:
         UserError: the bundle is damaged or cannot run here.
     """
+    types = {"directory": Path | str, "threads": int | None, "provider": str | None, "unpruned": bool, "verify": bool}
+    check_types("load", types, locals())
     bundle = load_bundle(Path(directory), verify)
     engine = get_engine(bundle.manifest.engine.name)
     return LoadedBundle(bundle, engine.open(bundle, SessionOptions(threads, provider, unpruned)))

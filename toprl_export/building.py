@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from toprl_export.agent import ACTOR_FILE, AGENT_FILE, Agent, load_agent
 from toprl_export.bundle import (
@@ -33,6 +34,7 @@ from toprl_export.engine import (
     get_engine,
 )
 from toprl_export.errors import UserError
+from toprl_export.fields import check_types
 from toprl_export.manifest import check_relative
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.agreement import require_attention
@@ -62,6 +64,22 @@ class PreparedBuild:
         model: int = sum(weight.numel() for weight in self.request.adapter.model.parameters())
         actors = sum(weight.numel() for agent in self.request.agents for weight in agent.actor.parameters())
         return model * per_weight + actors * BYTES_PER_WEIGHT["fp32"]
+
+
+_ARGUMENTS: Mapping[str, Any] = {
+    "model": str,
+    "agents": Sequence[Path],
+    "budgets_kept": Sequence[int] | None,
+    "engine": str,
+    "precision": str,
+    "baseline": str | None,
+    "stage_layers": Sequence[int] | None,
+    "static_k": bool,
+    "output_dir": Path,
+    "overwrite": bool,
+    "command": str,
+}
+"""Types of `build`'s plain arguments."""
 
 
 def build(
@@ -101,6 +119,7 @@ def build(
             other, a baseline cannot be built, a budget cannot be met, the engine cannot build this, or the output
             directory holds something else.
     """
+    check_types("build", _ARGUMENTS, locals())
     check_place(output_dir)
     with taken(output_dir):
         prepared = prepare(

@@ -46,6 +46,15 @@ class MissingExtraError(UserError):
         return type(self), (self.module, self.extra)
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written to a file: what the system could not decode stands in it as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Import ``module`` and return it.
 

@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from toprl_export.errors import UserError
 
@@ -27,6 +27,7 @@ T = TypeVar("T", bound="DataclassInstance")
 
 REMEDY = "write the file again"
 _EXPECTED = {
+    "sequence": "a list",
     "string": "a text",
     "int": "a whole number",
     "float": "a number",
@@ -92,6 +93,43 @@ def read_fields(kind: type[T], payload: Any, where: str | Path, remedy: str = RE
     return checked
 
 
+def check_types(where: str, types: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Refuse values of other types, for what Python code passes; strict as `read_fields`, and as shallow as it needs.
+
+    >>> check_types("train", {"seed": int}, {"seed": True})
+    Traceback (most recent call last):
+    ...
+    toprl_export.errors.UserError: train: seed is True, expected a whole number: correct the call
+
+    Args:
+        where: what is called, for messages.
+        types: by name; what is not named is not checked.
+        values: by name; more than the named ones may be there.
+
+    Raises:
+        UserError: names the first value of another type.
+    """
+    from pydantic import ValidationError
+
+    for name, kind in types.items():
+        try:
+            _type_adapter(kind).validate_python(values[name])
+        except ValidationError as error:
+            found = error.errors(include_url=False)[-1]
+            shown = repr(values[name])
+            shown = shown if len(shown) <= 40 else shown[:37] + "..."
+            raise UserError(f"{where}: {name} is {shown}, expected {_expected(found)}: correct the call") from error
+
+
+def check_field_types(value: DataclassInstance) -> None:
+    """`check_types` for a dataclass' own fields, to begin its ``__post_init__`` with.
+
+    Raises:
+        UserError: names the first field of another type.
+    """
+    check_types(type(value).__name__, get_type_hints(type(value)), vars(value))
+
+
 def read_file(kind: type[T], path: Path, remedy: str = REMEDY) -> T:
     """Read a JSON file of the format and version that ``kind`` states.
 
@@ -127,6 +165,13 @@ def _check_states_itself(kind: type[Any], payload: Any, where: str | Path, remed
     lacking = sorted(stated - payload.keys()) if isinstance(payload, Mapping) else []
     if lacking:
         raise UserError(f"{where} lacks {lacking[0]}: {remedy}")
+
+
+@cache
+def _type_adapter(kind: Any) -> TypeAdapter[Any]:
+    from pydantic import ConfigDict, TypeAdapter
+
+    return TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True))
 
 
 @cache

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from toprl_export.errors import UserError
+from toprl_export.errors import UserError, is_utf8
 from toprl_export.files import disk_full_error, try_lock, write_error
 
 _PROBE_BYTES = 1 << 16
@@ -37,6 +37,8 @@ def resolved(path: Path) -> Path:
     """
     try:
         place = path.resolve()
+        if not is_utf8(str(place)):
+            raise ValueError("its name is not UTF-8")
         if not place.name:
             raise ValueError("it is a mount point")
         return place

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from toprl_export.cores import check_parallel
 from toprl_export.errors import UserError, require
+from toprl_export.fields import check_types
 from toprl_export.registry import Registry
 
 if TYPE_CHECKING:
@@ -85,6 +86,24 @@ class Trainer(Protocol):
         ...
 
 
+_ARGUMENTS: Mapping[str, Any] = {
+    "method": str,
+    "recipe": str | None,
+    "budgets_kept": Sequence[int],
+    "output_dir": str | Path | None,
+    "seed": int,
+    "updates": int | None,
+    "images": int | None,
+    "condition": Literal["none", "text"] | None,
+    "threads": int | None,
+    "device": str,
+    "resume": bool | None,
+    "overwrite": bool,
+    "dry_run": bool,
+    "command": str | None,
+}
+"""Types of `train`'s plain arguments."""
+
 TRAINERS: Registry[type[Trainer]] = Registry("training method", group="toprl_export.trainers")
 
 
@@ -101,7 +120,7 @@ def train(
     images: int | None = None,
     condition: Literal["none", "text"] | None = None,
     threads: int | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     resume: bool | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -134,6 +153,7 @@ def train(
     from toprl_export.places import check_writable
     from toprl_export.tasks.registry import TASKS
 
+    check_types("train", _ARGUMENTS, locals())
     check_parallel("threads", threads)
     trainer = TRAINERS.get(method)()
     chosen = TASKS.get(task or TASKS.names()[0]) if task is None or isinstance(task, str) else task

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -18,7 +19,7 @@ import click
 
 from toprl_export.cli.command import LazyGroup, Reporting, debug_option
 from toprl_export.cli.output import print_json
-from toprl_export.errors import UserError, missing_extra, one_line
+from toprl_export.errors import UserError, is_utf8, missing_extra, one_line
 from toprl_export.files import disk_full_error
 from toprl_export.registry import unknown_name
 
@@ -92,10 +93,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Looked up before parsing, so that parsing errors too are reported in the requested form.
     settings = Reporting(debug="--debug" in arguments, as_json="--json" in arguments)
     with _Outcome(settings) as outcome, _terminating():
+        _print_on_any_terminal()
+        _check_utf8(arguments)
         outcome.code = _run(arguments, settings)
         if sys.stdout is not None:  # as it is where the shell closed it
             sys.stdout.flush()
     return outcome.code
+
+
+def _print_on_any_terminal() -> None:
+    """Where a terminal's encoding lacks a character, print its escape instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _check_utf8(arguments: Sequence[str]) -> None:
+    """Refuse names and texts that no record could hold, before any work.
+
+    Raises:
+        UserError: an argument or the working directory's name is not UTF-8.
+    """
+    for what, text in (*(("the argument", argument) for argument in arguments), ("the working directory", os.getcwd())):
+        if not is_utf8(text):
+            raise UserError(f"{what} {text!r} is not UTF-8, so no file could record it: use another name or text")
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from toprl_export.cores import check_parallel
 from toprl_export.errors import UserError
 from toprl_export.evaluation.compared_agents import ComparedAgent
 from toprl_export.evaluation.questions import ALL, UNPRUNED, TaskQuestions
+from toprl_export.fields import check_field_types
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.pruning.baselines.specs import BASELINES, ORACLE, baseline_plan
 from toprl_export.pruning.schedule import DEFAULT_DECAY, Schedule
@@ -64,6 +65,7 @@ class CompareRequest:
     command: str = "python"
 
     def __post_init__(self) -> None:
+        check_field_types(self)
         check_parallel("threads", self.threads)
         check_parallel("jobs", self.jobs)
         counts = {"limit": self.limit, "random draws": self.draws}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -182,7 +183,7 @@ class LVLMAdapter(ABC):
         return hashlib.sha256(f"{self.fingerprint}\n{text}".encode()).hexdigest()
 
 
-def weight_fingerprint(tensors: dict[str, Tensor]) -> str:
+def weight_fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 (hex) of named tensors, in the order of their names."""
     digest = hashlib.sha256()
     for name in sorted(tensors):

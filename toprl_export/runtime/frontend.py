@@ -15,7 +15,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from numpy.typing import NDArray
 from PIL import Image
 
-from toprl_export.errors import SAVE_AGAIN, UserError, refusing
+from toprl_export.errors import SAVE_AGAIN, UserError, is_utf8, refusing
 from toprl_export.runtime.layout import TokenBatch, lay_out
 from toprl_export.runtime.pictures import ImageInput, open_picture
 
@@ -182,6 +182,8 @@ class Frontend:
     def _row(self, prompt: str) -> list[int]:
         if not prompt.strip():
             raise UserError("a prompt is empty: ask a question about the image")
+        if not is_utf8(prompt):
+            raise UserError(f"the prompt {_shorten(prompt)!r} is not UTF-8: correct the text")
         try:
             ids = self._text_ids(prompt) if self._template_takes_text else self._parts_ids(prompt)
         except ValueError as error:  # a control token that is spelled as ordinary text is

@@ -12,6 +12,7 @@ from toprl_export.bundle import Bundle, load_bundle
 from toprl_export.cores import check_parallel, usable_cores
 from toprl_export.engine import Engine, SessionOptions, get_engine
 from toprl_export.errors import UserError
+from toprl_export.fields import check_field_types
 from toprl_export.models.load import load_model
 from toprl_export.models.reference import Pruning, ReferenceRunner
 from toprl_export.pruning.baselines.controls import RandomScorer
@@ -69,6 +70,7 @@ class ValidationOptions:
     model: str | None = None
 
     def __post_init__(self) -> None:
+        check_field_types(self)
         counts = {"limit": self.limit, "iterations": self.iterations, "batch": self.batch}
         counts |= {"parity_questions": self.parity_questions, "stock_questions": self.stock_questions}
         check_parallel("threads", self.threads)

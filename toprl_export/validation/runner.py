@@ -15,6 +15,7 @@ import torch
 from toprl_export.bundle import ValidationStamp, stamp_validation
 from toprl_export.errors import UserError
 from toprl_export.evaluation.machine import describe_device, installed_versions, source_commit, torch_threads
+from toprl_export.fields import check_types
 from toprl_export.files import MOST_JSON_BYTES, read_regular, sha256_of, write_text_atomic
 from toprl_export.places import check_replaceable, check_writable, resolved, staged_directory, taken
 from toprl_export.progress import Progress
@@ -91,6 +92,8 @@ def validate(
         UserError: the bundle does not verify or does not fit its model, there is no such task, a gate names a budget
             that the bundle lacks, the GPU has too little memory, or the report cannot be written there.
     """
+    types = {"bundle": Path, "task": str | None, "against": Path | None, "report_dir": Path | None, "command": str}
+    check_types("validate", types, locals())
     options, limits = options or ValidationOptions(), limits or GateLimits()
     target = report_dir or default_report_dir(bundle)
     _check_takes_report(target)

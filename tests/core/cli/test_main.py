@@ -381,3 +381,17 @@ def test_output_may_be_closed():
     command = f'exec 1>&-; exec "{sys.executable}" -m toprl_export.cli.main tasks'
     done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("arguments", [["run", "x", "--prompt", b"\xff"], ["train", "--output-dir", b"/tmp/\xff"]])
+def test_what_is_not_utf8_is_refused_before_any_work(arguments: list[str | bytes]):
+    done = subprocess.run(["toprl-export", *arguments], capture_output=True, check=False)
+    assert done.returncode == 2 and b"is not UTF-8" in done.stderr and done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["tasks"], ["validate", "--help"], ["inspect", "nöwhere"]])
+def test_a_terminal_that_knows_ascii_alone_shows_escapes(arguments: list[str]):
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run(["toprl-export", *arguments], capture_output=True, env=environment, check=False)
+    assert done.returncode in (0, 2) and b"Traceback" not in done.stderr
+    assert (done.stdout + done.stderr).isascii()
