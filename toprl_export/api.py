@@ -24,6 +24,10 @@ from toprl_export.runtime.session import EngineSession
 class LoadedBundle:
     """A verified bundle with its engine in memory; a context manager that closes it.
 
+    Several threads may ask a bundle of the engine ``onnx`` at the same time: each gets the answer it would get alone,
+    as a request's state is its own. The engine ``trt`` answers one request at a time, for its buffers on the device are
+    shared. No thread may be asking while the bundle is closed.
+
     Attributes:
         bundle: directory and manifest.
         frontend: what turns pictures and questions into the engine's inputs.

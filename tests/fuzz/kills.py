@@ -100,7 +100,7 @@ def _said(path: Path) -> Any:
     if path.suffix == ".json":
         return _without_measured(json.loads(data))
     if path.suffix == ".md":
-        return re.sub(r"\d{4}-\d\d-\d\d|\d+(\.\d+)? s\b", "…", data.decode())
+        return re.sub(r"\d{4}-\d\d-\d\d|\d+(\.\d+)? (s|rollouts per second)\b", "…", data.decode())
     if path.name == "curves.csv":
         return [re.sub(r",?[^,]*$", "", line) if "seconds" in data.decode() else line for line in data.decode().split()]
     return data

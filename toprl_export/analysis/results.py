@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from toprl_export.errors import UserError
 from toprl_export.evaluation.machine import Provenance
 from toprl_export.evaluation.tables import csv_text
 from toprl_export.fields import read_file, read_header, to_json
-from toprl_export.files import write_bytes_atomic, write_json_atomic, write_text_atomic
+from toprl_export.files import is_directory, write_bytes_atomic, write_json_atomic, write_text_atomic
 from toprl_export.places import check_fillable, resolved
 
 SUFFIXES = (".csv", ".md", ".png", ".json")
@@ -77,8 +78,7 @@ class AnalysisResult(ABC):
         Raises:
             UserError: it is a file, cannot be written, or holds such files.
         """
-        place = resolved(directory)
-        if place.exists() and not place.is_dir():
+        if os.path.exists(resolved(directory)) and not is_directory(directory):
             raise UserError(f"{directory} is a file, expected a directory: choose another --output-dir")
         check_fillable(directory)
         found = [path for suffix in SUFFIXES if (path := directory / f"{cls.name}{suffix}").exists()]

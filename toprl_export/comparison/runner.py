@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -230,7 +231,7 @@ def check_directory(directory: Path) -> None:
         UserError: it does, or is no directory.
     """
     directory = resolved(directory)
-    if not directory.exists():
+    if not os.path.exists(directory):  # unlike Path.exists it answers for names that are too long, too
         return
     if not directory.is_dir():
         raise UserError(f"{directory} is a file, expected a directory: choose another --output-dir")

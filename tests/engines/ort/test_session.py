@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +16,9 @@ from onnxruntime import OrtValue
 from tests.support.onnx_bundle import grouped_bundle, staged_bundle
 from tests.support.tiny_llava import tiny_pixels
 from toprl_engines.ort import session as session_module
+from toprl_engines.ort.engine import ONNXRuntimeEngine
+from toprl_export.api import LoadedBundle, load
+from toprl_export.bundle import Bundle, file_entries, load_bundle, write_manifest
 from toprl_export.engine import SessionOptions
 from toprl_export.errors import UserError
 
@@ -128,3 +135,64 @@ def test_a_closed_session_holds_no_graph():
     graphs = [weakref.ref(graph) for graph in (session._vision, session._prefill, session._decode)]
     session.close()
     assert all(graph() is None for graph in graphs)
+
+
+QUESTIONS = ("what colour is the 7?", "how many stars are there?", "is there a circle?")
+
+
+def _asked(loaded: LoadedBundle, number: int) -> tuple[object, ...]:
+    """One request of its own picture, question and budget: its answer, tokens and logits' consequences."""
+    picture = np.random.default_rng(number).integers(0, 256, (48, 40, 3), dtype=np.uint8)
+    budget = (12, 6, 25)[number % 3]
+    result = loaded.generate(picture, QUESTIONS[number % len(QUESTIONS)], budget_kept=budget, max_new_tokens=6)
+    return tuple(result.answers), tuple(map(tuple, result.token_ids))
+
+
+def test_threads_that_share_a_loaded_bundle_get_the_answers_of_one():
+    with load(staged_bundle().bundle.dir, threads=1) as loaded:
+        alone = [_asked(loaded, number) for number in range(24)]
+        with ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(lambda number: _asked(loaded, number % 24), range(96)))
+    assert len(set(alone)) > 8  # or a mix-up would not be seen
+    assert together == alone * 4
+
+
+def _damaged(tmp_path: Path, name: str, content: bytes) -> Bundle:
+    """A copy whose file was damaged before the digests were taken."""
+    whole = staged_bundle().bundle
+    shutil.copytree(whole.dir, tmp_path / "bundle")
+    (tmp_path / "bundle" / name).write_bytes(content)
+    listed = [(file.role, file.path) for file in whole.manifest.files]
+    manifest = replace(whole.manifest, files=file_entries(tmp_path / "bundle", listed))
+    write_manifest(tmp_path / "bundle", manifest)
+    return load_bundle(tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("name", ["vision.onnx", "prefill.onnx", "decode.onnx", "weights.bin"])
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.9])
+def test_damage_that_digests_vouch_for_ends_in_one_line(tmp_path: Path, name: str, kept: float):
+    content = (staged_bundle().bundle.dir / name).read_bytes()
+    bundle = _damaged(tmp_path, name, content[: int(len(content) * kept)])
+    with pytest.raises(UserError, match=r"build the bundle again") as caught:
+        ONNXRuntimeEngine().open(bundle, SessionOptions())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "by"), [("vision.onnx", "decode.onnx"), ("decode.onnx", "prefill.onnx")])
+def test_a_graph_in_the_place_of_another_is_refused(tmp_path: Path, name: str, by: str):
+    bundle = _damaged(tmp_path, name, (staged_bundle().bundle.dir / by).read_bytes())
+    with pytest.raises(UserError, match=r"lacks the input or output .*: build the bundle again"):
+        ONNXRuntimeEngine().open(bundle, SessionOptions())
+
+
+def test_a_bundle_in_a_hub_cache_answers_as_the_bundle_itself(tmp_path: Path):
+    whole = staged_bundle().bundle.dir
+    snapshot = tmp_path / "snapshots" / "main"
+    (tmp_path / "blobs").mkdir()
+    for index, file in enumerate(sorted(path for path in whole.rglob("*") if path.is_file())):
+        place = snapshot / file.relative_to(whole)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, tmp_path / "blobs" / str(index))
+        place.symlink_to(os.path.relpath(tmp_path / "blobs" / str(index), place.parent))
+    with load(whole, threads=1) as own, load(snapshot, threads=1) as linked:
+        assert [_asked(linked, number) for number in range(3)] == [_asked(own, number) for number in range(3)]

@@ -45,7 +45,9 @@ def write_checkpoint(path: Path, header: DataclassInstance, tensors: Mapping[str
 
 def _digest(metadata: str, tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over header and tensors: thresholds in the one decide as much as weights in the others."""
-    return hashlib.sha256(f"{metadata}\n{weight_fingerprint(tensors)}".encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(
+        f"{metadata}\n{weight_fingerprint(dict(tensors))}".encode("utf-8", "surrogatepass")
+    ).hexdigest()
 
 
 def read_checkpoint_header(kind: type[T], path: Path) -> T:
