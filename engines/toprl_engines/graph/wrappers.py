@@ -83,7 +83,7 @@ class PrefillGraph(nn.Module):
         def decide(inputs: StageInputs) -> Decision:
             count = self._count(inputs, keep_counts)
             if needs.keep:
-                inputs = replace(inputs, keep=count)
+                inputs = replace(inputs, keep=count)  # type: ignore[arg-type]  # a SymInt while tracing
             return Decision(select(self.scorer(inputs, *picked), count))
 
         needs = self.scorer.needs

@@ -57,8 +57,9 @@ def mini_config() -> LlavaConfig:
         image_size=192,
         patch_size=PATCH_SIZE,
         projection_dim=VISION_HIDDEN,
-        class_token_trained=False,  # only patches are projected, and nothing else reads the tower
     )
+    # Only patches are projected, and nothing else reads the tower: its class token's attention means nothing.
+    vision.class_token_trained = False
     text = LlamaConfig(
         hidden_size=DECODER_HIDDEN,
         intermediate_size=416,
