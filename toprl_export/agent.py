@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from toprl_export.errors import UserError
 from toprl_export.fields import read_file, to_json
-from toprl_export.files import write_json_atomic
+from toprl_export.files import write_bytes_atomic, write_json_atomic
 from toprl_export.models.adapter import LVLMAdapter, weight_fingerprint
 from toprl_export.pruning.actor import Actor, ActorConfig
 from toprl_export.pruning.plan import PruningPlan
@@ -61,10 +61,11 @@ class AgentRecord:
         actor: the policy's sizes and what it sees.
         seed: of the training.
         training: how it was made.
+        files: SHA-256 of the weights' files, by name; `save_agent` states it.
     """
 
     format: Literal["toprl-export/agent"] = field(default="toprl-export/agent", kw_only=True)
-    version: Literal[1] = field(default=1, kw_only=True)
+    version: Literal[2] = field(default=2, kw_only=True)
     task: str
     method: str
     model_id: str
@@ -73,6 +74,7 @@ class AgentRecord:
     actor: ActorConfig
     seed: int
     training: TrainingRecord
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.plan.stages) != self.actor.stages:
@@ -126,16 +128,19 @@ class Agent:
 
 def save_agent(directory: Path, agent: Agent, critic: Mapping[str, Tensor]) -> None:
     """Write the weights and then ``agent.json`` into an existing directory, so that a record implies weights."""
-    save_file({name: tensor.contiguous() for name, tensor in agent.actor.state_dict().items()}, directory / ACTOR_FILE)
-    save_file({name: tensor.contiguous() for name, tensor in critic.items()}, directory / CRITIC_FILE)
-    write_json_atomic(directory / AGENT_FILE, to_json(agent.record))
+    files = {}
+    for name, tensors in ((ACTOR_FILE, agent.actor.state_dict()), (CRITIC_FILE, critic)):
+        content = save({key: tensor.contiguous() for key, tensor in tensors.items()})
+        write_bytes_atomic(directory / name, content)
+        files[name] = hashlib.sha256(content).hexdigest()
+    write_json_atomic(directory / AGENT_FILE, to_json(replace(agent.record, files=files)))
 
 
 def load_agent(directory: Path) -> Agent:
     """Read an agent directory.
 
     Raises:
-        UserError: it is no agent directory, of an unknown version, or its weights do not fit its record.
+        UserError: it is no agent directory, of an unknown version, or its weights were changed or do not fit.
     """
     path = directory / AGENT_FILE
     if not path.is_file():
@@ -145,7 +150,12 @@ def load_agent(directory: Path) -> Agent:
     record = read_file(AgentRecord, path, "train it again")
     actor = Actor(record.actor)
     try:
-        actor.load_state_dict(load_file(directory / ACTOR_FILE))
+        content = (directory / ACTOR_FILE).read_bytes()
+        if hashlib.sha256(content).hexdigest() != record.files.get(ACTOR_FILE):
+            raise UserError(
+                f"{directory / ACTOR_FILE} was changed (its SHA-256 is not that in {path}): restore it or train again"
+            )
+        actor.load_state_dict(load(content))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

@@ -15,7 +15,6 @@ from toprl_export.manifest import (
     Manifest,
     ModelEntry,
     ValidationStamp,
-    Verdict,
     read_manifest,
 )
 from toprl_export.registry import unknown_name
@@ -190,21 +189,24 @@ def load_bundle(directory: Path, verify: bool = True) -> Bundle:
     return Bundle(directory, manifest)
 
 
-def stamp_validation(directory: Path, task: str, report_sha256: str, verdict: Verdict) -> Bundle:
+def stamp_validation(directory: Path, built_sha256: str, stamp: ValidationStamp) -> Bundle:
     """Record the outcome of a task's validation in the bundle's manifest, in place of its earlier one.
 
     Args:
         directory: the bundle.
-        task: what was validated.
-        report_sha256: digest of the ``report.json``.
-        verdict: "passed" or "failed".
+        built_sha256: `Manifest.built_sha256` of the bundle that was measured.
+        stamp: the outcome.
 
     Raises:
-        UserError: the bundle does not verify, the verdict is unknown, or the manifest cannot be written.
+        UserError: the bundle does not verify or is another than was measured, or the manifest cannot be written.
     """
     bundle = load_bundle(directory)
-    others = tuple(stamp for stamp in bundle.manifest.validations if stamp.task != task)
-    manifest = replace(bundle.manifest, validations=(*others, ValidationStamp(task, report_sha256, verdict)))
+    if bundle.manifest.built_sha256 != built_sha256:
+        raise UserError(
+            f"{directory} was replaced while it was validated, so it is not marked {stamp.verdict}: validate it again"
+        )
+    others = tuple(one for one in bundle.manifest.validations if one.task != stamp.task)
+    manifest = replace(bundle.manifest, validations=(*others, stamp))
     write_manifest(directory, manifest)
     return Bundle(directory, manifest)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -84,11 +84,21 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class ValidationStamp:
-    """The outcome of a task's last validation and the digest of its report."""
+    """The outcome of a task's last validation.
+
+    Attributes:
+        task: what was asked.
+        report_sha256: digest of ``report.json``.
+        verdict: "passed" or "failed".
+        questions: how many held-out questions were answered.
+        limits: the gates in words, such as "retention at 64 kept >= 0.9".
+    """
 
     task: str
     report_sha256: str
     verdict: Verdict
+    questions: int
+    limits: tuple[str, ...]
 
     def __post_init__(self) -> None:
         if self.verdict not in get_args(Verdict):
@@ -154,6 +164,11 @@ class Manifest:
     def budgets_kept(self) -> tuple[int, ...]:
         """The budgets, largest first."""
         return tuple(sorted((schedule.budget_kept for schedule in self.plan.schedules), reverse=True))
+
+    @property
+    def built_sha256(self) -> str:
+        """Digest of the manifest as it was built, whatever has been validated since: it names what is in the bundle."""
+        return _content_digest(fields_to_json(replace(self, validations=())))
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``manifest.json``, with a digest over itself."""

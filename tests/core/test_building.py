@@ -19,7 +19,7 @@ from tests.support.tiny_llava import VISUAL_TOKENS, tiny_adapter
 from toprl_export import building
 from toprl_export.agent import load_agent
 from toprl_export.building import build, merge_plans, prepare
-from toprl_export.bundle import Bundle, load_bundle, stamp_validation
+from toprl_export.bundle import Bundle, load_bundle
 from toprl_export.engine import BuildRequest, BuildResult, EngineOptions
 from toprl_export.errors import UserError
 from toprl_export.models.llava import LlavaAdapter
@@ -77,7 +77,7 @@ def test_the_agents_in_a_bundle_are_those_that_were_given(agent, tmp_path: Path)
 def test_a_rebuild_from_the_same_inputs_is_needless_and_keeps_the_stamp(agent, tmp_path: Path):
     source = agent("exist")
     built(tmp_path, source)
-    stamp_validation(tmp_path / "bundle", "mini-exist", "e" * 64, "passed")
+    fakes.stamp(tmp_path / "bundle", "mini-exist", "e" * 64, "passed")
     again = built(tmp_path, source, command="other")
     assert fakes.FakeEngine.builds == 1
     assert [stamp.verdict for stamp in again.manifest.validations] == ["passed"]

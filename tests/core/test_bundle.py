@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.fake_engine import END_ID, VISUAL_TOKENS, made_up_bundle, made_up_manifest
+from tests.support.fake_engine import END_ID, VISUAL_TOKENS, made_up_bundle, made_up_manifest, stamp
 from toprl_export.bundle import (
     AgentEntry,
     EngineEntry,
@@ -32,6 +32,7 @@ from toprl_export.manifest import check_relative, read_manifest
 from toprl_export.models.shape import DecoderShape
 from toprl_export.pruning.plan import make_plan
 
+FAILED = ValidationStamp("mini-exist", "d" * 64, "failed", 500, ("retention (lower end) at 8 kept >= 0.9",))
 names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
 plain_paths = st.lists(st.from_regex(r"[a-z0-9_-]{1,8}", fullmatch=True), min_size=1, max_size=3).map("/".join)
 sizes = st.integers(1, 10**12)
@@ -77,7 +78,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         ),
         build_command=draw(st.text(st.characters(codec="utf-8"))),
         input_digest=draw(names),
-        validations=draw(st.sampled_from([(), (ValidationStamp("mini-exist", "d" * 64, "failed"),)])),
+        validations=draw(st.sampled_from([(), (FAILED,)])),
     )
 
 
@@ -316,7 +317,7 @@ def test_manifests_of_another_version_format_or_content(tmp_path: Path):
         ({"files": [{"path": 3}]}, "files[0].path is 3, expected a text"),
         ({"build_command": 1}, "build_command is 1, expected a text"),
         (
-            {"validations": [{"task": "t", "report_sha256": "x", "verdict": "maybe"}]},
+            {"validations": [{"task": "t", "report_sha256": "x", "verdict": "maybe", "questions": 1, "limits": []}]},
             "verdict is 'maybe', expected 'passed'",
         ),
     ],
@@ -351,15 +352,20 @@ def test_files_that_are_not_listed_are_left_alone(tmp_path: Path):
 def test_stamping_a_validation(tmp_path: Path):
     bundle = made_up_bundle(tmp_path / "bundle")
     assert bundle.manifest.validations == ()
-    stamp_validation(bundle.dir, "mini-exist", "e" * 64, "passed")
+    stamp(bundle.dir, "mini-exist", "e" * 64, "passed")
     stamped = load_bundle(bundle.dir).manifest
-    assert stamped.validations == (ValidationStamp("mini-exist", "e" * 64, "passed"),)
+    assert stamped.validations == (stamped.validations[0],)
+    assert (stamped.validations[0].questions, stamped.validations[0].verdict) == (500, "passed")
     assert replace(stamped, validations=()) == bundle.manifest
     with pytest.raises(UserError, match="verdict 'fine' is unknown"):
-        stamp_validation(bundle.dir, "mini-exist", "e" * 64, "fine")
+        stamp(bundle.dir, "mini-exist", "e" * 64, "fine")
+    outcome = stamped.validations[0]
+    write_manifest(bundle.dir, replace(stamped, build_command="another build"))
+    with pytest.raises(UserError, match="was replaced while it was validated, so it is not marked passed"):
+        stamp_validation(bundle.dir, stamped.built_sha256, outcome)
     (bundle.dir / "weights.bin").write_bytes(b"other")
     with pytest.raises(UserError, match=r"weights\.bin has 5 bytes"):
-        stamp_validation(bundle.dir, "mini-exist", "e" * 64, "passed")
+        stamp_validation(bundle.dir, stamped.built_sha256, outcome)
 
 
 def test_each_task_keeps_its_own_stamp(tmp_path: Path):
@@ -369,7 +375,7 @@ def test_each_task_keeps_its_own_stamp(tmp_path: Path):
         ("mini-count", "b", "passed"),
         ("mini-exist", "c", "passed"),
     ):
-        stamp_validation(bundle.dir, task, digest * 64, verdict)
+        stamp(bundle.dir, task, digest * 64, verdict)
     manifest = load_bundle(bundle.dir).manifest
     assert {(stamp.task, stamp.report_sha256[0], stamp.verdict) for stamp in manifest.validations} == {
         ("mini-exist", "c", "passed"),

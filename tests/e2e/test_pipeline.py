@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_validate_reports_what_it_measured(folder: Path):
     report_dir = folder / "report"
     table = toprl("validate", folder / "bundle", "--limit", "24", "--iterations", "2", "--warmup", "1",
-                  "--min-retention", "0.1", "--report-dir", report_dir)  # fmt: skip
+                  "--min-questions", "1", "--min-retention", "0.1", "--report-dir", report_dir)  # fmt: skip
     report = read_report(report_dir / "report.json")
     assert report.verdict == "passed" and "verdict: passed" in table
     assert [one.budget_kept for one in report.budgets] == [192, 64]
@@ -57,7 +57,21 @@ def test_validate_reports_what_it_measured(folder: Path):
 
 def test_a_gate_that_is_not_met_fails_with_exit_code_1(folder: Path, tmp_path: Path):
     bundle = shutil.copytree(folder / "bundle", tmp_path / "bundle")
-    toprl("validate", bundle, "--limit", "8", "--iterations", "1", "--warmup", "0", "--min-retention", "5", expect=1)
+    toprl(
+        "validate",
+        bundle,
+        "--limit",
+        "8",
+        "--iterations",
+        "1",
+        "--warmup",
+        "0",
+        "--min-questions",
+        "1",
+        "--min-retention",
+        "5",
+        expect=1,
+    )
     assert read_report(tmp_path / "bundle-report" / "report.json").verdict == "failed"
 
 

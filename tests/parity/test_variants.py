@@ -285,6 +285,6 @@ def test_attention_of_other_kinds_is_refused(name: str, tmp_path: Path):
     """Fused projections, partial rotary, interleaved rotary."""
     save_variant(tmp_path, **AGREE[name])
     adapter = load_model(str(tmp_path))
-    with pytest.raises(UserError, match="the attention of model .* which this method scores by, cannot be computed"):
+    with pytest.raises(UserError, match=r"the attention of model .* which this method scores by, cannot be computed"):
         agreement.require_attention(adapter, ScorerNeeds(attention="last"))
     agreement.require_attention(adapter, ScorerNeeds())

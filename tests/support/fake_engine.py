@@ -14,8 +14,10 @@ from toprl_export.bundle import (
     EngineEntry,
     Manifest,
     ModelEntry,
+    ValidationStamp,
     file_entries,
     load_bundle,
+    stamp_validation,
     write_manifest,
 )
 from toprl_export.engine import BuildRequest, BuildResult, SessionOptions
@@ -163,3 +165,9 @@ def made_up_bundle(directory: Path, baseline: str | None = None) -> Bundle:
     ]
     write_manifest(directory, replace(made_up_manifest(baseline), files=file_entries(directory, files)))
     return load_bundle(directory)
+
+
+def stamp(directory: Path, task: str, digest: str, verdict: str) -> Bundle:
+    """Mark a bundle as validated, as `validate` does."""
+    outcome = ValidationStamp(task, digest, verdict, 500, ("retention (lower end) at 8 kept >= 0.9",))
+    return stamp_validation(directory, load_bundle(directory).manifest.built_sha256, outcome)

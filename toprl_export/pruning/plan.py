@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import total_ordering
@@ -32,6 +33,9 @@ __all__ = [
 _UNSTATED_DECAY = 0.6
 """The decay of a plan whose file states none, whatever the default may become. Plans from before there was a decay are
 written as they were read, which keeps the fingerprints of the agents that carry them."""
+
+_BUDGET_TOLERANCE = 1.0
+"""Tokens by which keep counts may miss the budget they are named by: they are whole numbers."""
 
 Tower = Literal["vision", "projector", "decoder"]
 _TOWERS = ("vision", "projector", "decoder")
@@ -167,6 +171,11 @@ class PruningPlan:
             raise UserError(
                 f"budget {schedule.budget_kept} states an average of {schedule.average_kept:g} tokens kept, "
                 f"but its keep counts {counts} average {actual:g} over {self.decoder_layers} layers: correct it"
+            )
+        if abs(actual - schedule.budget_kept) > _BUDGET_TOLERANCE:
+            raise UserError(
+                f"a budget of {schedule.budget_kept} tokens kept has keep counts {counts}, which average {actual:g} "
+                f"over {self.decoder_layers} layers: correct the counts or call the budget {math.ceil(actual)}"
             )
 
     @property

@@ -24,7 +24,7 @@ from toprl_export.runtime.session import EncodedImages, EngineSession, PrefillRe
 from toprl_export.tasks.metrics import difference_interval, retention_interval
 from toprl_export.tasks.task import Task
 from toprl_export.validation.costs import MeasuredSession
-from toprl_export.validation.report import Accuracy, AccuracyComparison, Interval, Parity
+from toprl_export.validation.report import Accuracy, AccuracyComparison, Interval, Parity, Scores
 
 Tokens = list[list[int]]
 """New token ids of each question, the end token left out."""
@@ -167,6 +167,7 @@ class Retention:
     """One budget's accuracies and what follows from them."""
 
     accuracy: AccuracyComparison
+    scores: Scores
     retention: float | None
     retention_ci95: Interval | None
     engine_minus_random_ci95: Interval
@@ -188,6 +189,7 @@ def judge_answers(task: Task, tokenizer: Tokenizer, answers: Answers, budget: in
     kept = retention_interval(correct["engine"], correct["reference"], seed) if any(correct["reference"]) else None
     return Retention(
         accuracy=AccuracyComparison(**{name: _accuracy(task, one, answers.expected) for name, one in texts.items()}),
+        scores=Scores.of(correct),
         retention=kept.value if kept else None,
         retention_ci95=kept.ci95 if kept else None,
         engine_minus_random_ci95=difference_interval(correct["engine"], correct["random"], seed).ci95,

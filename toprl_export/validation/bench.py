@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from toprl_export.agent import load_agent
 from toprl_export.bundle import Bundle, load_bundle
@@ -40,7 +40,8 @@ class ValidationOptions:
 
     Attributes:
         limit: held-out questions answered.
-        parity_questions: how many of them have their prefills compared with PyTorch's too.
+        parity_questions: how many of them have their prefills compared with our pruned reference's too.
+        stock_questions: how many of them the unpruned engine answers beside the stock Hugging Face model.
         batch: questions in a batch where time is not measured.
         warmup: rounds of the latency measurement that are not counted.
         iterations: rounds that are.
@@ -50,10 +51,12 @@ class ValidationOptions:
         provider: the engine's name for where it runs; by default the name of ``device``.
         measure_memory: start one process per session to measure its peak memory, where all run on the CPU.
         seed: of questions, random pruning and bootstrap.
+        model: where the reference model is now, if not where the bundle says; its weights must be the same.
     """
 
     limit: int = 500
     parity_questions: int = 64
+    stock_questions: int = 16
     batch: int = 16
     warmup: int = 3
     iterations: int = 20
@@ -63,9 +66,11 @@ class ValidationOptions:
     provider: str | None = None
     measure_memory: bool = True
     seed: int = 0
+    model: str | None = None
 
     def __post_init__(self) -> None:
         counts = {"limit": self.limit, "iterations": self.iterations, "batch": self.batch}
+        counts |= {"parity_questions": self.parity_questions, "stock_questions": self.stock_questions}
         for name, value in (*counts.items(), ("threads", 1 if self.threads is None else self.threads)):
             if value < 1:
                 raise UserError(f"{name} is {value}, expected at least 1")
@@ -116,6 +121,13 @@ class Bench:
     pruned: EngineSession
     unpruned: EngineSession
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for session in (self.pruned, self.unpruned, self.stock):
+            session.close()
+
     @property
     def agent_index(self) -> int:
         """Which of the bundle's agents answers; 0 for a baseline."""
@@ -161,7 +173,11 @@ class Bench:
         Raises:
             UserError: a question leaves no room for its answer.
         """
-        size, samples = largest_batch(self.pruned, size), self.samples[:limit]
+        return self.batches_of(self.samples[:limit], size)
+
+    def batches_of(self, samples: Sequence[Sample], size: int) -> list[QuestionBatch]:
+        """`batches`, of any questions."""
+        size = largest_batch(self.pruned, size)
         return [self._batch(samples[start : start + size]) for start in range(0, len(samples), size)]
 
     def encode(self, batch: QuestionBatch) -> EncodedQuestions:
@@ -196,11 +212,11 @@ def open_bench(directory: Path, task_name: str | None, options: ValidationOption
     samples = tuple(task.samples(SPLIT, options.seed, options.limit))
     engine = get_engine(bundle.manifest.engine.name)
     model = bundle.manifest.model
-    adapter = load_model(model.id, device=options.device, revision=model.revision)
+    adapter = load_model(options.model or model.id, device=options.device, revision=model.revision)
     if adapter.fingerprint != model.fingerprint:
         raise UserError(
-            f"{directory} was built from other weights of {model.id} ({model.fingerprint[:12]}…) than are installed "
-            f"({adapter.fingerprint[:12]}…): build it again"
+            f"{directory} was built from other weights ({model.id}, {model.fingerprint[:12]}…) than "
+            f"{adapter.model_id} has ({adapter.fingerprint[:12]}…): build it again, or say where its model is (--model)"
         )
     scorer = _scorer(bundle, task.name).to(adapter.device)
     threads, provider = options.thread_count, options.engine_provider

@@ -12,6 +12,7 @@ LEFT = 58
 RIGHT = 12
 TOP = 34
 BOTTOM = 30
+LEGEND_LINE = 20
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def dot_chart(title: str, groups: Sequence[str], series: Sequence[Series]) -> st
             parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{axis(low):.1f}" y2="{axis(high):.1f}" {stroke}/>')
             parts.append(f'<circle cx="{x:.1f}" cy="{axis(one.values[at]):.1f}" r="5" fill="{one.colour}"/>')
             parts.append(_text(x + 8, axis(one.values[at]) + 4, f"{one.values[at] * 100:.1f}", "start", "small"))
-    return _svg(title, height, [*parts, _legend(series)])
+    return _svg(title, height, [*parts, _legend(series)], series)
 
 
 def column_chart(title: str, groups: Sequence[str], series: Sequence[Series]) -> str:
@@ -58,7 +59,7 @@ def column_chart(title: str, groups: Sequence[str], series: Sequence[Series]) ->
             size = f'width="{thick - 3:.1f}" height="{max(axis.bottom - y, 0.5):.1f}"'
             parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" {size} fill="{one.colour}"/>')
             parts.append(_text(x + thick / 2 - 1.5, y - 4, _short(one.values[at]), "middle", "small"))
-    return _svg(title, height, [*parts, _legend(series)])
+    return _svg(title, height, [*parts, _legend(series)], series)
 
 
 def stacked_bars(title: str, rows: Sequence[str], series: Sequence[Series], unit: str) -> str:
@@ -78,7 +79,7 @@ def stacked_bars(title: str, rows: Sequence[str], series: Sequence[Series], unit
                 parts.append(_text(x + size / 2, y + 15, _short(one.values[at]), "middle", "small light"))
             x += size
         parts.append(_text(x + 6, y + 15, f"{_short(totals[at])} {unit}", "start"))
-    return _svg(title, TOP + len(rows) * line + 6, parts)
+    return _svg(title, TOP + len(rows) * line + 6, parts, series)
 
 
 @dataclass(frozen=True)
@@ -117,12 +118,30 @@ def _ticks(highest: float) -> list[float]:
 
 
 def _legend(series: Sequence[Series]) -> str:
-    parts, x = [], float(LEFT)
+    """Names in as many lines as they need, above the plot, which starts at `TOP`."""
+    parts: list[str] = []
+    x, y = float(LEFT), -LEGEND_LINE * (_legend_lines(series) - 1)
     for one in series:
-        parts.append(f'<rect x="{x:.1f}" y="6" width="12" height="12" rx="2" fill="{one.colour}"/>')
-        parts.append(_text(x + 17, 16, one.name, "start"))
-        x += 17 + 7.2 * len(one.name) + 20
+        width = _legend_width(one)
+        if x > LEFT and x + width > WIDTH:
+            x, y = float(LEFT), y + LEGEND_LINE
+        parts.append(f'<rect x="{x:.1f}" y="{y + 6}" width="12" height="12" rx="2" fill="{one.colour}"/>')
+        parts.append(_text(x + 17, y + 16, one.name, "start"))
+        x += width
     return "".join(parts)
+
+
+def _legend_width(one: Series) -> float:
+    return 17 + 7.2 * len(one.name) + 20
+
+
+def _legend_lines(series: Sequence[Series]) -> int:
+    lines, x = 1, float(LEFT)
+    for one in series:
+        if x > LEFT and x + _legend_width(one) > WIDTH:
+            lines, x = lines + 1, float(LEFT)
+        x += _legend_width(one)
+    return lines
 
 
 def _short(value: float) -> str:
@@ -133,6 +152,7 @@ def _text(x: float, y: float, text: str, anchor: str, style: str = "") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{style}">{escape(text)}</text>'
 
 
-def _svg(title: str, height: int, parts: Sequence[str]) -> str:
-    label = escape(title, quote=True)
-    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+def _svg(title: str, height: int, parts: Sequence[str], series: Sequence[Series]) -> str:
+    label, above = escape(title, quote=True), LEGEND_LINE * (_legend_lines(series) - 1)
+    box = f"0 {-above} {WIDTH} {height + above}"
+    return f'<svg viewBox="{box}" role="img" aria-label="{label}">{"".join(parts)}</svg>'

@@ -12,24 +12,31 @@ GREY, BLUE, GREEN, AMBER, LIGHT = "#5b6472", "#2563c9", "#128a67", "#d9822b", "#
 GREENS = (GREEN, "#4fb89a", "#0b5a44", "#8fd6c1")
 
 STYLE = """
-:root { color-scheme: light; }
+:root { color-scheme: light dark; --text: #1c2430; --page: #fff; --quiet: #5b6472; --line: #dfe3ea; --strong: #3a4353;
+  --good: #0d6b50; --bad: #b02a21; }
+@media (prefers-color-scheme: dark) { :root { --text: #e4e8ee; --page: #14181f; --quiet: #9aa5b4; --line: #2e3744;
+  --strong: #c3ccd8; --good: #5fcaa5; --bad: #f0847b; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 62rem; padding: 2rem 1.5rem 4rem; color: #1c2430; background: #fff;
+body { margin: 0 auto; max-width: 62rem; padding: 2rem 1.5rem 4rem; color: var(--text); background: var(--page);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem; }
-p { margin: .3rem 0 .6rem; } .quiet { color: #5b6472; }
+p { margin: .3rem 0 .6rem; } .quiet { color: var(--quiet); }
 .verdict { display: inline-block; padding: .1rem .7rem; border-radius: 1rem; color: #fff; font-size: 1rem;
   vertical-align: .2rem; margin-left: .5rem; }
 .passed { background: #128a67; } .failed { background: #c0362c; }
-td.passed, td.failed { background: none; font-weight: 600; } td.passed { color: #0d6b50; } td.failed { color: #b02a21; }
+td.passed, td.failed { background: none; font-weight: 600; }
+td.passed { color: var(--good); } td.failed { color: var(--bad); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .55rem; border-bottom: 1px solid #dfe3ea; text-align: right; vertical-align: top; }
-th { font-weight: 600; color: #3a4353; border-bottom: 2px solid #c4cbd8; }
+th, td { padding: .35rem .55rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
+th { font-weight: 600; color: var(--strong); border-bottom: 2px solid var(--line); }
 th:first-child, td:first-child, td.text, th.text { text-align: left; }
 td .quiet { font-size: .85em; white-space: nowrap; }
 .scroll { overflow-x: auto; } figure { margin: .5rem 0; } svg { width: 100%; height: auto; display: block; }
-svg text { font-size: 12.5px; fill: #2b3443; } svg .small { font-size: 11px; fill: #4a5464; }
-svg text.light { fill: #fff; } svg .grid { stroke: #e3e7ee; } code { font-size: .9em; overflow-wrap: anywhere; }
+svg text { font-size: 12.5px; fill: var(--text); } svg .small { font-size: 11px; fill: var(--quiet); }
+svg text.light { fill: #fff; } svg .grid { stroke: var(--line); } code { font-size: .9em; overflow-wrap: anywhere; }
+ul.failures { margin: .6rem 0; padding: .5rem 1rem .5rem 2rem; border-left: 4px solid var(--bad); }
+@media (max-width: 40rem) { body { padding: 1rem .8rem 2rem; font-size: 14px; } figure { overflow-x: auto; }
+  svg { min-width: 34rem; } th, td { padding: .3rem .35rem; } }
 @media print { body { padding: 0; font-size: 11px; max-width: none; } h2 { break-after: avoid; }
   figure, tr { break-inside: avoid; } * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
@@ -62,8 +69,16 @@ def _head(report: Report) -> str:
     return (
         f'<h1>{escape(report.task)}<span class="verdict {report.verdict}">{report.verdict}</span></h1>'
         f'<p class="quiet">{escape(" · ".join(facts))} · {report.settings.questions} held-out questions · '
-        f"{escape(report.device.name)}, {report.device.threads} threads</p>"
+        f"{escape(report.device.name)}, {report.device.threads} threads · {escape(report.date)} · "
+        f"commit {escape(report.commit or 'unknown')}</p>{_failures(report)}"
     )
+
+
+def _failures(report: Report) -> str:
+    """What failed, with figure and limit, before anything else."""
+    lines = [f"<li>{escape(gate.sentence)}</li>" for gate in report.failed_gates]
+    failed = f'<ul class="failures">{"".join(lines)}</ul>' if lines else ""
+    return failed + "".join(f"<p>{escape(note)}</p>" for note in report.notes)
 
 
 def _section(title: str, content: str) -> str:
@@ -71,7 +86,7 @@ def _section(title: str, content: str) -> str:
 
 
 def _summary(report: Report) -> str:
-    head = ["Kept on average", "Reference", "Engine", "Random", "Retention", "Prefill vs engine", "Prefill vs PyTorch"]
+    head = ["Kept on average", "Reference", "Engine", "Random", "Retention", "Request vs unpruned engine"]
     rows = []
     for budget in report.budgets:
         verdict = "passed" if report.passed_at(budget.budget_kept) else "failed"
@@ -82,13 +97,13 @@ def _summary(report: Report) -> str:
                 _percent(budget.accuracy.engine),
                 _percent(budget.accuracy.random),
                 _share(budget.retention, budget.retention_ci95),
+                f"{budget.speedup.total_vs_engine_unpruned:.2f}×",
                 f"{budget.speedup.prefill_vs_engine_unpruned:.2f}×",
-                f"{budget.speedup.prefill_vs_reference:.2f}×",
                 f"{budget.speedup.total_vs_reference:.2f}×",
                 f'<td class="{verdict}">{verdict}</td>',
             ]
         )
-    return _table([*head, "Whole request vs PyTorch", "Gates"], rows)
+    return _table([*head, "Prefill vs unpruned engine", "Request vs PyTorch", "Gates"], rows)
 
 
 def _accuracy(report: Report) -> str:
@@ -139,13 +154,15 @@ def _speedup(report: Report) -> str:
                 f"{budget.budget_kept} of {budget.visual_tokens} {_quiet('k = ' + _counts(budget))}",
                 f"{flops.formula_unpruned / flops.formula:.2f}×",
                 graph,
+                f"{budget.speedup.total_vs_engine_unpruned:.2f}×",
                 f"{budget.speedup.prefill_vs_engine_unpruned:.2f}×",
                 f"{budget.speedup.realised_share:.0%}",
                 f"{budget.speedup.prefill_vs_reference:.2f}×",
                 f"{budget.speedup.total_vs_reference:.2f}×",
             ]
         )
-    head = ["Budget", "FLOPs ratio, formula", "FLOPs ratio, graph", "Prefill vs engine", "Realised share"]
+    head = ["Budget", "FLOPs ratio, formula", "FLOPs ratio, graph", "Request vs unpruned engine"]
+    head += ["Prefill vs unpruned engine", "Realised share"]
     return _table([*head, "Prefill vs PyTorch", "Request vs PyTorch"], rows)
 
 
@@ -191,14 +208,14 @@ def _gates(report: Report) -> str:
     for gate in report.gates:
         outcome = "passed" if gate.passed else "failed"
         measured = "not measurable" if gate.measured is None else f"{gate.measured:.4g}"
-        limit = f"{gate.comparison} {gate.limit:.4g}"
-        cells = [str(gate.budget_kept), f'<td class="text">{escape(gate.name)}</td>', measured, escape(limit)]
+        kept = "all" if gate.budget_kept is None else str(gate.budget_kept)
+        cells = [kept, f'<td class="text">{escape(gate.name)}</td>', measured, escape(gate.wanted)]
         rows.append([*cells, f'<td class="{outcome}">{outcome}</td>'])
     return _table(["Budget", "Gate", "Measured", "Wanted", "Outcome"], rows) if rows else "<p>None was set.</p>"
 
 
 def _method(report: Report) -> str:
-    settings, subject, device = report.settings, report.subject, report.device
+    settings, subject, device, stock = report.settings, report.subject, report.device, report.stock_parity
     notes = [
         "The reference is the stock Hugging Face model without pruning (sdpa attention, DynamicCache). The pruned "
         "reference and random pruning run the same model in PyTorch with the tokens gathered at each stage.",
@@ -209,6 +226,9 @@ def _method(report: Report) -> str:
         f"{device.threads} CPU threads each. Speedups are ratios of the medians.",
         "Peak memory, measured where all run on the CPU, is the highest resident size of a fresh process, libraries "
         "included, that loads one model or engine and answers one request.",
+        f"The unpruned engine and the stock model, by its own processor, forward and generate, were asked {stock.n} "
+        f"questions: logits differ by {_scientific(stock.logit_error)} at most, {stock.agreement:.2%} of the greedy "
+        "tokens are equal.",
         "Logit errors are the largest absolute difference of the prefill's last-position logits.",
     ]
     facts = {

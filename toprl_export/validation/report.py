@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 from xml.etree import ElementTree
 
 from toprl_export.evaluation.machine import Device
@@ -13,6 +14,7 @@ from toprl_export.files import write_json_atomic
 from toprl_export.manifest import Verdict
 
 REPORT_FILE = "report.json"
+REPORT_FORMAT: Final = "toprl-export/report"
 HTML_FILE = "report.html"
 JUNIT_FILE = "junit.xml"
 
@@ -45,6 +47,27 @@ class AccuracyComparison:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """Each question's score (0 to 1) in the questions' order, separated by commas, so that every interval can be
+    computed again and a later report compared question by question."""
+
+    reference: str
+    pruned_reference: str
+    engine: str
+    random: str
+
+    @classmethod
+    def of(cls, scores: Mapping[str, Sequence[float]]) -> Scores:
+        """Of the scores by the names of the fields."""
+        return cls(**{name: ",".join(f"{score:g}" for score in given) for name, given in scores.items()})
+
+    @property
+    def engine_list(self) -> list[float]:
+        """The engine's as numbers."""
+        return [float(score) for score in self.engine.split(",")]
+
+
+@dataclass(frozen=True)
 class Parity:
     """How closely the engine follows the pruned PyTorch reference over ``n`` questions.
 
@@ -58,6 +81,20 @@ class Parity:
     logit_error_free: float | None
     logit_error_forced: float | None
     greedy_agreement: float
+    n: int
+
+
+@dataclass(frozen=True)
+class StockParity:
+    """How closely the *unpruned* engine follows the stock Hugging Face model over ``n`` questions, each from the pixels
+    of its own frontend: the bundle's, and the checkpoint's processor called by itself.
+
+    ``logit_error`` is the largest absolute difference of the prefill logits, None when one is not a finite number;
+    ``agreement`` the share of equal tokens between the engine's greedy answers and the model's own ``generate``.
+    """
+
+    logit_error: float | None
+    agreement: float
     n: int
 
 
@@ -84,13 +121,15 @@ class LatencyComparison:
 class Speedup:
     """Ratios of median times measured in the same rounds; above 1 the pruned engine is the faster one.
 
+    ``total_vs_engine_unpruned``, whole requests against the same engine without pruning, is what pruning is worth.
     ``realised_share`` is ``prefill_vs_engine_unpruned`` divided by the FLOPs ratio of the two graphs (of the formula
     where the engine cannot count its graphs).
     """
 
-    prefill_vs_reference: float
+    total_vs_engine_unpruned: float
     prefill_vs_engine_unpruned: float
     total_vs_reference: float
+    prefill_vs_reference: float
     realised_share: float
 
 
@@ -139,6 +178,7 @@ class BudgetReport:
     keep_counts: tuple[int, ...]
     average_kept: float
     accuracy: AccuracyComparison
+    scores: Scores
     retention: float | None
     retention_ci95: Interval | None
     engine_minus_random_ci95: Interval
@@ -153,21 +193,32 @@ class BudgetReport:
 
 @dataclass(frozen=True)
 class Gate:
-    """One limit at one budget, and whether the figure keeps it."""
+    """One limit and whether the figure keeps it; ``budget_kept`` is None where it concerns the whole bundle, and
+    ``default`` says that nobody set this limit."""
 
     name: str
-    budget_kept: int
+    budget_kept: int | None
     measured: float | None
     comparison: Comparison
     limit: float
     passed: bool
+    default: bool = False
+
+    @property
+    def wanted(self) -> str:
+        """The limit in words."""
+        return f"{self.comparison} {self.limit:.4g}{' (default)' if self.default else ''}"
+
+    @property
+    def subject(self) -> str:
+        """What is limited, in words."""
+        return self.name if self.budget_kept is None else f"{self.name} at {self.budget_kept} kept"
 
     @property
     def sentence(self) -> str:
         """The gate and its outcome in words."""
         measured = "not measurable" if self.measured is None else f"{self.measured:.4g}"
-        wanted = f"wanted {self.comparison} {self.limit:.4g}{'' if self.passed else ': failed'}"
-        return f"{self.name} at {self.budget_kept} kept is {measured}, {wanted}"
+        return f"{self.subject} is {measured}, wanted {self.wanted}{'' if self.passed else ': failed'}"
 
 
 @dataclass(frozen=True)
@@ -204,21 +255,31 @@ class Settings:
 
 @dataclass(frozen=True)
 class Report:
-    """The outcome of validating one bundle on one task."""
+    """The outcome of validating one bundle on one task.
+
+    ``date`` is UTC, ``seconds`` how long measuring took, ``commit`` that of the working tree this package runs from,
+    where it is one, and ``notes`` say what else a reader must know.
+    """
 
     format: Literal["toprl-export/report"] = field(default="toprl-export/report", kw_only=True)
-    version: Literal[1] = field(default=1, kw_only=True)
+    version: Literal[2] = field(default=2, kw_only=True)
     verdict: Verdict
     task: str
     metric: str
     subject: Subject
     gates: tuple[Gate, ...]
+    stock_parity: StockParity
+    bundle_bytes: int
     budgets: tuple[BudgetReport, ...]
     settings: Settings
     device: Device
     versions: dict[str, str]
+    date: str
+    seconds: float
+    commit: str | None
     seed: int
     command: str
+    notes: tuple[str, ...] = ()
 
     def gates_of(self, budget_kept: int) -> tuple[Gate, ...]:
         """The gates of one budget."""
@@ -227,6 +288,11 @@ class Report:
     def passed_at(self, budget_kept: int) -> bool:
         """Whether every gate of one budget was met."""
         return all(gate.passed for gate in self.gates_of(budget_kept))
+
+    @property
+    def failed_gates(self) -> tuple[Gate, ...]:
+        """The gates that were not met."""
+        return tuple(gate for gate in self.gates if not gate.passed)
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -245,13 +311,15 @@ def read_report(path: Path) -> Report:
 
 def junit_xml(report: Report) -> str:
     """The gates as JUnit XML, which CI systems show: one test case per gate; a gate that was not met is a failure."""
-    failures = sum(not gate.passed for gate in report.gates)
-    counts = {"tests": str(len(report.gates)), "failures": str(failures), "errors": "0"}
+    counts = {"tests": str(len(report.gates)), "failures": str(len(report.failed_gates)), "errors": "0"}
+    counts["time"] = f"{report.seconds:.3f}"
     suites = ElementTree.Element("testsuites", counts)
     suite = ElementTree.SubElement(suites, "testsuite", {"name": f"toprl-export validate {report.task}", **counts})
     for gate in report.gates:
-        classname = f"{report.task}.kept-{gate.budget_kept}"
-        case = ElementTree.SubElement(suite, "testcase", {"classname": classname, "name": gate.name})
+        part = "bundle" if gate.budget_kept is None else f"kept-{gate.budget_kept}"
+        about = {"classname": f"{report.task}.{part}", "name": f"{gate.name} {gate.wanted}", "time": "0"}
+        case = ElementTree.SubElement(suite, "testcase", about)
+        ElementTree.SubElement(case, "system-out").text = gate.sentence
         if not gate.passed:
             ElementTree.SubElement(case, "failure", {"message": gate.sentence})
     ElementTree.indent(suites)

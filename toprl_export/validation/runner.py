@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
-from toprl_export.bundle import stamp_validation
+from toprl_export.bundle import ValidationStamp, stamp_validation
 from toprl_export.errors import UserError
-from toprl_export.evaluation.machine import describe_device, installed_versions, torch_threads
-from toprl_export.fields import read_header
+from toprl_export.evaluation.machine import describe_device, installed_versions, source_commit, torch_threads
 from toprl_export.files import check_replaceable, sha256_of, staged_directory, write_text_atomic
 from toprl_export.progress import Progress
 from toprl_export.pruning.actor import Actor
@@ -33,12 +33,14 @@ from toprl_export.validation.costs import (
     measure_throughput,
     peak_memory,
 )
-from toprl_export.validation.gates import GateLimits, evaluate_gates, verdict_of
+from toprl_export.validation.gates import GateLimits, evaluate_budget, evaluate_bundle, verdict_of
 from toprl_export.validation.html import render_html
+from toprl_export.validation.regression import regression_gates, regression_note
 from toprl_export.validation.report import (
     HTML_FILE,
     JUNIT_FILE,
     REPORT_FILE,
+    REPORT_FORMAT,
     BudgetReport,
     Flops,
     Latency,
@@ -48,11 +50,14 @@ from toprl_export.validation.report import (
     Report,
     Settings,
     Speedup,
+    StockParity,
     Subject,
     Throughput,
     junit_xml,
+    read_report,
     write_report,
 )
+from toprl_export.validation.stock_parity import measure_stock_parity
 
 PARITY_BATCH = 3
 """Another batch size than that of the answers, so that parity does not depend on one."""
@@ -65,6 +70,7 @@ def validate(
     *,
     options: ValidationOptions | None = None,
     limits: GateLimits | None = None,
+    against: Path | None = None,
     report_dir: Path | None = None,
     command: str = "python",
 ) -> Report:
@@ -75,6 +81,7 @@ def validate(
         task: one of its tasks, or any where a baseline prunes; the first by default.
         options: how much is measured.
         limits: the gates; by default those of `GateLimits`.
+        against: an earlier ``report.json`` of this task: what is worse now, beyond noise, fails.
         report_dir: where ``report.json``, ``report.html`` and ``junit.xml`` go, in the place of an earlier report;
             by default beside the bundle, see `default_report_dir`.
         command: the command line, for the report.
@@ -87,16 +94,21 @@ def validate(
     target = report_dir or default_report_dir(bundle)
     _check_takes_report(target)
     with torch_threads(options.thread_count), _fp32_without_tf32(), _out_of_memory_in_one_line():
-        bench = open_bench(bundle, task, options)
-        limits.check_budgets(bench.budgets_kept)
-        measured = _measure(bench, options)
-    report = assemble(bench, options, measured, limits, command)
+        start = time.monotonic()
+        with open_bench(bundle, task, options) as bench:
+            limits.check_budgets(bench.budgets_kept)
+            earlier = None if against is None else read_report(against)
+            measured = _measure(bench, options)
+            report = assemble(bench, options, measured, limits, command, time.monotonic() - start, earlier)
     _check_takes_report(target)  # measuring takes long enough for files to appear there
     with staged_directory(target, overwrite=True, marker=REPORT_FILE) as staging:
         write_report(staging / REPORT_FILE, report)
         write_text_atomic(staging / HTML_FILE, render_html(report))
         write_text_atomic(staging / JUNIT_FILE, junit_xml(report))
-    stamp_validation(bundle, report.task, sha256_of(target / REPORT_FILE), report.verdict)
+    limits_in_words = tuple(f"{gate.subject} {gate.wanted}" for gate in report.gates)
+    digest, questions = sha256_of(target / REPORT_FILE), report.settings.questions
+    stamp = ValidationStamp(report.task, digest, report.verdict, questions, limits_in_words)
+    stamp_validation(bundle, report.subject.manifest_sha256, stamp)
     return report
 
 
@@ -120,12 +132,17 @@ def _check_takes_report(target: Path) -> None:
         raise UserError(f"{target} holds something else ({others[0]}), so it is left alone: choose another directory")
     if not entries:
         return
+    if not _is_report(target / REPORT_FILE):
+        raise UserError(f"{target} holds no earlier report of ours, so it is left alone: choose another directory")
+
+
+def _is_report(path: Path) -> bool:
+    """Whether it is a report, of whatever version: an older one may be replaced too."""
     try:
-        read_header(Report, target / REPORT_FILE)
-    except UserError as error:
-        raise UserError(
-            f"{target} holds no earlier report of ours, so it is left alone ({error}): choose another directory"
-        ) from error
+        payload = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(payload, dict) and payload.get("format") == REPORT_FORMAT
 
 
 @dataclass(frozen=True)
@@ -137,15 +154,23 @@ class Measured:
     timings: dict[str, RoundTimings]
     throughput: dict[str, tuple[float, ...]]
     memory: dict[str, int]
+    stock: StockParity
 
 
 def _measure(bench: Bench, options: ValidationOptions) -> Measured:
+    stock = _stock(bench, options)
     answers, parity = _answer(bench, options)
     timings, throughput = _time(bench, options)
     retention = {
         k: judge_answers(bench.task, bench.frontend.tokenizer, answers, k, options.seed) for k in bench.budgets_kept
     }
-    return Measured(retention, parity, timings, throughput, _memory(bench, options))
+    return Measured(retention, parity, timings, throughput, _memory(bench, options), stock)
+
+
+def _stock(bench: Bench, options: ValidationOptions) -> StockParity:
+    samples = bench.samples[: options.stock_questions]
+    with Progress("stock model", len(samples), "question") as bar:
+        return measure_stock_parity(bench, samples, DEFAULT_NEW_TOKENS, bar.update)
 
 
 def _answer(bench: Bench, options: ValidationOptions) -> tuple[Answers, dict[int, Parity]]:
@@ -203,17 +228,33 @@ def _memory(bench: Bench, options: ValidationOptions) -> dict[str, int]:
     return peaks
 
 
-def assemble(bench: Bench, options: ValidationOptions, measured: Measured, limits: GateLimits, command: str) -> Report:
-    """The report of what was measured, held against the gates; ``command`` is the command line."""
+def assemble(
+    bench: Bench,
+    options: ValidationOptions,
+    measured: Measured,
+    limits: GateLimits,
+    command: str,
+    seconds: float,
+    earlier: Report | None = None,
+) -> Report:
+    """The report of what was measured in ``seconds``, held against the gates and an earlier report.
+
+    Raises:
+        UserError: the earlier report is of another task.
+    """
     graph_unpruned = _graph_flops(bench, None)
     budgets = tuple(_budget_report(bench, options, measured, budget, graph_unpruned) for budget in bench.budgets_kept)
-    gates = tuple(gate for budget in budgets for gate in evaluate_gates(budget, limits))
-    return Report(
+    size = sum(file.size for file in bench.bundle.manifest.files)
+    gates = evaluate_bundle(len(bench.samples), size, measured.stock, limits)
+    gates += tuple(gate for budget in budgets for gate in evaluate_budget(budget, limits))
+    report = Report(
         verdict=verdict_of(gates),
         task=bench.task.name,
         metric=bench.task.metric,
         subject=_subject(bench),
         gates=gates,
+        stock_parity=measured.stock,
+        bundle_bytes=size,
         budgets=budgets,
         settings=Settings(
             split=SPLIT,
@@ -226,9 +267,17 @@ def assemble(bench: Bench, options: ValidationOptions, measured: Measured, limit
         ),
         device=describe_device(options.device, options.thread_count),
         versions=installed_versions(),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=seconds,
+        commit=source_commit(),
         seed=options.seed,
         command=command,
     )
+    if earlier is None:
+        return report
+    compared = (*gates, *regression_gates(report, earlier))
+    notes = (regression_note(report, earlier),)
+    return replace(report, gates=compared, verdict=verdict_of(compared), notes=notes)
 
 
 def _budget_report(
@@ -246,6 +295,7 @@ def _budget_report(
         keep_counts=schedule.keep_counts,
         average_kept=schedule.average_kept,
         accuracy=retention.accuracy,
+        scores=retention.scores,
         retention=retention.retention,
         retention_ci95=retention.retention_ci95,
         engine_minus_random_ci95=retention.engine_minus_random_ci95,
@@ -267,6 +317,7 @@ def _speedup(latency: LatencyComparison, flops: Flops) -> Speedup:
     pruned = latency.engine
     against_engine = latency.engine_unpruned.prefill / pruned.prefill
     return Speedup(
+        total_vs_engine_unpruned=latency.engine_unpruned.total / pruned.total,
         prefill_vs_reference=latency.reference.prefill / pruned.prefill,
         prefill_vs_engine_unpruned=against_engine,
         total_vs_reference=latency.reference.total / pruned.total,
@@ -295,11 +346,9 @@ def _graph_flops(bench: Bench, keep_counts: tuple[int, ...] | None) -> int | Non
 def _subject(bench: Bench) -> Subject:
     manifest = bench.bundle.manifest
     entry = None if manifest.baseline else bench.bundle.agent(bench.task.name)
-    # Without the stamps of earlier validations: the digest names what was measured.
-    content = json.dumps(replace(manifest, validations=()).to_json(), sort_keys=True)
     return Subject(
         bundle=str(bench.bundle.dir),
-        manifest_sha256=hashlib.sha256(content.encode()).hexdigest(),
+        manifest_sha256=manifest.built_sha256,
         engine=manifest.engine.name,
         precision=manifest.engine.precision,
         model=manifest.model.id,

@@ -20,7 +20,7 @@ from onnxscript import optimizer
 from onnxscript.rewriter.onnx_fusions import fuse
 from onnxscript.rewriter.pattern import MatchResult, RewriteRule, RewriteRuleClassBase, RewriteRuleSet
 
-from toprl_engines.graph.signature import GraphError
+from toprl_engines.graph.signature import UnfusedError
 
 RMS_NORMALIZATION = "rms-normalization"
 ROTARY_EMBEDDING = "rotary-embedding"
@@ -67,10 +67,10 @@ def check_passes(graph: str, results: Iterable[PassResult], required: Mapping[st
     for name, expected in required.items():
         result = found.get(name, PassResult(name, 0, 0))
         if result.changed < expected:
-            raise GraphError(
+            raise UnfusedError(
                 f"{graph}: the pass {name} matched {result.matched} places and rewrote {result.changed}, expected at "
-                f"least {expected}, so the graph would run more slowly than it should: build with the versions of "
-                "torch, transformers and onnxscript that this release was tested with"
+                f"least {expected}, so the graph would run more slowly than it should: choose a model whose layers are "
+                "like Llama's, or the versions of torch, transformers and onnxscript that this release was tested with"
             )
 
 

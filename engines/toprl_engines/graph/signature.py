@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx
 
-from toprl_export.errors import ToprlError
+from toprl_export.errors import ToprlError, UserError
 from toprl_export.models.shape import DecoderShape
 
 Size = int | str
@@ -147,6 +147,10 @@ def _mask(group: int, length: Size) -> TensorSpec:
 
 class GraphError(ToprlError):
     """An exported graph is not what it was declared to be: a bug of the exporter, not the user's mistake."""
+
+
+class UnfusedError(GraphError, UserError):
+    """A pass did not find what it must fuse: the model's layers are of another kind, or its libraries' versions are."""
 
 
 def check_graph(path: Path, spec: GraphSpec) -> None:

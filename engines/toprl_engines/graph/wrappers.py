@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +84,7 @@ class PrefillGraph(nn.Module):
         def decide(inputs: StageInputs) -> Decision:
             count = self._count(inputs, keep_counts)
             if needs.keep:
-                inputs = replace(inputs, keep=count)  # type: ignore[arg-type]  # a SymInt while tracing
+                inputs = replace(inputs, keep=cast(int, count))  # while traced, a number without a value
             return Decision(select(self.scorer(inputs, *picked), count))
 
         needs = self.scorer.needs

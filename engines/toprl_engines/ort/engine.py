@@ -66,10 +66,12 @@ class ONNXRuntimeEngine:
         """Load a verified bundle.
 
         Raises:
-            UserError: the provider is not available here.
+            UserError: the provider is not available here, or a graph takes weights from a file that is not listed.
         """
+        from toprl_engines.graph.external import check_external_data
         from toprl_engines.ort.session import ONNXRuntimeSession
 
+        check_external_data(bundle)
         return ONNXRuntimeSession(bundle, options)
 
     def graph_flops(self, bundle: Bundle, batch: int, prompt_length: int, keep_counts: tuple[int, ...] | None) -> int:

@@ -108,10 +108,12 @@ class TensorRTEngine:
         """Load a verified bundle.
 
         Raises:
-            UserError: the bundle cannot run here.
+            UserError: the bundle cannot run here, or a graph takes weights from a file that is not listed.
         """
+        from toprl_engines.graph.external import check_external_data
         from toprl_engines.trt.run.session import TensorRTSession
 
+        check_external_data(bundle)
         return TensorRTSession(bundle, options)
 
     def graph_flops(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.fake_engine import made_up_bundle, made_up_manifest
-from toprl_export.bundle import load_bundle, stamp_validation
+from tests.support.fake_engine import made_up_bundle, made_up_manifest, stamp
+from toprl_export.bundle import load_bundle
 from toprl_export.cli.main import main
 from toprl_export.files import write_json_atomic
 
@@ -28,8 +28,8 @@ def test_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert all(file.path in text and file.sha256[:12] in text for file in manifest.files)
     assert all(" → ".join(map(str, schedule.keep_counts)) in text for schedule in manifest.plan.schedules)
     assert content == json.loads((tmp_path / "bundle" / "manifest.json").read_text())
-    stamp_validation(tmp_path / "bundle", "mini-exist", "e" * 64, "failed")
-    stamp_validation(tmp_path / "bundle", "mini-count", "f" * 64, "passed")
+    stamp(tmp_path / "bundle", "mini-exist", "e" * 64, "failed")
+    stamp(tmp_path / "bundle", "mini-count", "f" * 64, "passed")
     text, _ = inspected(capsys, tmp_path / "bundle" / "manifest.json")
     assert "validated   mini-exist failed, report eeeeeeeeeeee…" in text
     assert "validated   mini-count passed, report ffffffffffff…" in text

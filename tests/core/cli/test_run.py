@@ -80,7 +80,7 @@ def test_a_stream_prints_the_same(bundle: str, capsys: pytest.CaptureFixture[str
     ("flags", "expected"),
     [
         (["--image", "gone.png", "--prompt", QUESTION], "gone.png does not exist"),
-        (["--image", "bundle/manifest.json", "--prompt", QUESTION], "is not an image"),
+        (["--image", "bundle/manifest.json", "--prompt", QUESTION], "is not a picture"),
         (["--image", "0.png", "--prompt", " "], "a prompt is empty"),
         (["--image", "0.png", "--prompt", "red " * 70], "shorten it"),
         (["--image", "0.png", "--image", "1.png", "--prompt", "a", "--prompt", "b", "--prompt", "c"], "do not pair"),

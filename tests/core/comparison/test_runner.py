@@ -116,7 +116,7 @@ def test_two_processes_find_what_one_does(tiny_request: CompareRequest) -> None:
 def test_a_process_tells_the_users_mistake_in_one_line(tiny_request: CompareRequest, tmp_path: Path) -> None:
     prepared = prepare(replace(tiny_request, jobs=2))
     (tmp_path / "agents" / "seed-1" / "actor.safetensors").write_bytes(b"damaged meanwhile")
-    with pytest.raises(UserError, match=r"actor\.safetensors does not hold the actor"):
+    with pytest.raises(UserError, match=r"actor\.safetensors was changed"):
         runner.measure(prepared)
 
 

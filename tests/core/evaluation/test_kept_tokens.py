@@ -63,7 +63,7 @@ def test_all_tokens_can_be_kept(bundle: Path, tmp_path: Path):
         kept_by_bundle(bundle, question, None, 25, None),
     ):
         assert [stage.tolist() for stage in kept.kept] == [list(range(25))] * 2
-        assert kept.answer == kept.expected  # the unpruned model's
+        assert kept.answer == kept.expected.split(" | ")[0]  # the unpruned model's
 
 
 def test_a_question_leaves_room_for_its_answer(bundle: Path, tmp_path: Path):

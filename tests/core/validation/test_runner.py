@@ -24,7 +24,8 @@ from toprl_export.models.reference import ReferenceRunner
 from toprl_export.pruning.flops import decoder_flops
 from toprl_export.validation import bench, costs, runner
 from toprl_export.validation.bench import ValidationOptions
-from toprl_export.validation.report import read_report
+from toprl_export.validation.gates import GateLimits
+from toprl_export.validation.report import read_report, write_report
 from toprl_export.validation.runner import validate
 from toprl_export.validation.stock import StockSession
 
@@ -56,15 +57,15 @@ def report_of(bundle: Path):
 
 @pytest.mark.usefixtures("no_memory")
 def test_a_right_engine_passes(bundle: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["validate", str(bundle), *QUICK, "--min-retention", "12=1"]) == 0
+    assert main(["validate", str(bundle), *QUICK, "--min-questions", "1", "--min-retention", "12=1"]) == 0
     payload = report_of(bundle)
     assert payload["verdict"] == "passed"
     assert payload["seed"] == 0
     assert [budget["budget_kept"] for budget in payload["budgets"]] == [12, 6]
     for budget in payload["budgets"]:
-        assert budget["accuracy"]["reference"]["value"] == 0.5
+        assert budget["accuracy"]["reference"]["value"] == 1.0
         assert budget["accuracy"]["engine"] == budget["accuracy"]["pruned_reference"]
-        assert budget["retention"] == budget["accuracy"]["engine"]["value"] / 0.5
+        assert budget["retention"] == budget["accuracy"]["engine"]["value"] == 1.0
         assert budget["parity"]["greedy_agreement"] == 1.0
         assert budget["parity"]["kept_overlap_per_stage"] == [1.0, 1.0]
         assert budget["parity"]["logit_error_free"] < 1e-4
@@ -81,18 +82,28 @@ def test_a_right_engine_passes(bundle: Path, capsys: pytest.CaptureFixture[str])
     assert str(bundle.with_name(f"{TASK}-report") / "report.html") in printed
 
 
+RETENTIONS = {("retention (lower end)", 12), ("retention (lower end)", 6)}
+
+
 @pytest.mark.usefixtures("no_memory")
 @pytest.mark.parametrize(
     ("fault", "failed"),
     [
-        ("selection", {("kept overlap", 12), ("kept overlap", 6), ("retention", 12)}),
-        ("logits", {("logit error (forced selection)", 12), ("logit error (forced selection)", 6)}),
-        ("decode", {("retention", 12)}),
+        ("selection", {("kept overlap", 12), ("kept overlap", 6), *RETENTIONS}),
+        (
+            "logits",
+            {
+                ("logit error (forced selection)", 12),
+                ("logit error (forced selection)", 6),
+                ("logit error, unpruned against stock model", None),
+            },
+        ),
+        ("decode", {("equal tokens, unpruned against stock model", None), *RETENTIONS}),
     ],
 )
 def test_a_wrong_engine_fails(bundle: Path, break_engine, fault: torch_engine.Fault, failed: set):
     break_engine(fault)
-    assert main(["validate", str(bundle), *QUICK, "--min-retention", "12=1"]) == 1
+    assert main(["validate", str(bundle), *QUICK, "--min-questions", "1", "--min-retention", "12=1"]) == 1
     payload = report_of(bundle)
     assert payload["verdict"] == "failed"
     if fault == "decode":
@@ -152,7 +163,7 @@ def counting(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, count: C
 def test_images_are_encoded_once_and_the_unpruned_graph_counted_once(
     baseline_bundle, monkeypatch: pytest.MonkeyPatch, name: str, looks: int
 ):
-    """Whatever the number of budgets, and for answers and parity together."""
+    """Whatever the number of budgets, and for answers and parity together; once more beside the stock model."""
     bundle = baseline_bundle(name)
     engine = counting(monkeypatch, torch_engine.TorchSession, "encode_image", len)
     stock = counting(monkeypatch, StockSession, "encode_image", len)
@@ -162,7 +173,7 @@ def test_images_are_encoded_once_and_the_unpruned_graph_counted_once(
     monkeypatch.setattr(runner, "_time", lambda opened, options: untimed(opened))
     report = validate(bundle, options=replace(QUICK_OPTIONS, limit=4))
     assert len(report.budgets) == 2
-    assert (sum(engine), sum(stock), sum(reference), sum(saliency)) == (4, 4, 0, looks)
+    assert (sum(engine), sum(stock), sum(reference), sum(saliency)) == (4 + 4, 4, 0, looks)
     assert flops.count(None) == 1 and len(flops) == 3
 
 
@@ -314,3 +325,34 @@ def test_an_interrupted_validation_leaves_the_earlier_report(bundle: Path, monke
     assert main(["validate", str(bundle), *QUICK]) == 130
     assert report_of(bundle) == before
     assert sorted(path.name for path in bundle.parent.iterdir()) == [TASK, f"{TASK}-report"]
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_a_bundle_that_is_replaced_meanwhile_is_not_stamped(bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    assembled = runner.assemble
+
+    def replace_it(*arguments, **settings):
+        manifest = load_bundle(bundle).manifest
+        write_manifest(bundle, replace(manifest, build_command="another build"))
+        return assembled(*arguments, **settings)
+
+    monkeypatch.setattr(runner, "assemble", replace_it)
+    with pytest.raises(UserError, match="was replaced while it was validated"):
+        validate(bundle, options=QUICK_OPTIONS)
+    assert load_bundle(bundle).manifest.validations == ()
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_against_an_earlier_report(bundle: Path, break_engine, capsys: pytest.CaptureFixture[str]):
+    limits = GateLimits(min_questions=1)
+    first = validate(bundle, options=QUICK_OPTIONS, limits=limits)
+    earlier = bundle.with_name("earlier.json")
+    write_report(earlier, first)
+    same = validate(bundle, options=QUICK_OPTIONS, limits=limits, against=earlier)
+    compared = [gate for gate in same.gates if "earlier report" in gate.name]
+    assert {gate.budget_kept for gate in compared} == {None, 12, 6}
+    assert all(gate.passed for gate in compared if "speedup" not in gate.name)  # times of a test prove nothing
+    assert "the same questions" in same.notes[0]
+    break_engine("decode")
+    worse = validate(bundle, options=QUICK_OPTIONS, limits=limits, against=earlier)
+    assert {gate.budget_kept for gate in worse.failed_gates if gate.name.startswith("accuracy against")} == {12, 6}

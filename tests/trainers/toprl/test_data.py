@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
-from tests.trainers.tiny_world import TASK, repeated
+from tests.trainers.tiny_world import TASK, PatchColour, repeated
 from toprl_export.errors import UserError
 from toprl_export.models.llava import LlavaAdapter
-from toprl_export.models.reference import to_tensors
+from toprl_export.models.reference import ReferenceRunner, to_tensors
 from toprl_export.models.walk import Decision, walk_prefill
 from toprl_export.pruning.mask import neutralising_mask
 from toprl_export.pruning.scorer import ScorerNeeds, StageInputs, question_states
+from toprl_export.runtime.answer_length import DEFAULT_NEW_TOKENS
 from toprl_export.tasks.task import Question, QuestionGroup
 from toprl_trainers.toprl.data import BlockSource, ImageBlock, looks_at_question, pack_questions
 from toprl_trainers.toprl.update import compacted
@@ -211,3 +213,51 @@ def test_images_without_a_question_in_common_may_be_mixed(adapter: LlavaAdapter,
 )
 def test_who_looks_at_the_question(needs: ScorerNeeds, looks: bool):
     assert looks_at_question(needs) is looks
+
+
+class Loud(PatchColour):
+    """The answers are the unpruned model's own, in capitals and with a mark: right by the score, other tokens."""
+
+    said: ClassVar[dict[str, str]] = {}
+
+    def question_group(self, split, seed, index):
+        group = super().question_group(split, seed, index)
+        questions = tuple(Question(one.text, f"{self.said[f'{index} {one.text}'].upper()}!") for one in group.questions)
+        return replace(group, questions=questions)
+
+
+class Literal(Loud):
+    """The same with a score that wants the very letters."""
+
+    def score(self, prediction: str, answer: str) -> float:
+        return float(prediction == answer)
+
+
+def test_an_answer_is_right_by_the_tasks_score_not_by_its_tokens(adapter: LlavaAdapter):
+    runner, texts = ReferenceRunner(adapter), [one.text for one in TASK.question_group("train", 1, 0).questions]
+    said, ended = {}, {}
+    for index in range(4):
+        visual = runner.encode_image(adapter.frontend.pixels([TASK.question_group("train", 1, index).image]))
+        for text in texts:
+            (ids,) = runner.generate(adapter.frontend.tokens([text]), visual, DEFAULT_NEW_TOKENS).tokens
+            said[f"{index} {text}"] = adapter.tokenizer.decode(ids) or "nothing"
+            ended[f"{index} {text}"] = 0 < len(ids) < DEFAULT_NEW_TOKENS and bool(adapter.tokenizer.decode(ids).strip())
+    Loud.said = said
+    facts = {name: getattr(TASK, name) for name in TASK.__dataclass_fields__}
+    loud, literal = (BlockSource(adapter, kind(**facts), 1, 0, 4, 4)[0] for kind in (Loud, Literal))
+    expected = [ended[f"{index} {text}"] for index in range(4) for text in texts]
+    assert any(expected)  # or nothing is tested
+    assert all(right or not wanted for right, wanted in zip(loud.full_correct.tolist(), expected, strict=True))
+    assert not literal.full_correct.any()
+
+
+@torch.no_grad()
+def test_any_end_token_ends_an_answer(adapter: LlavaAdapter):
+    tokens, gold = pack_questions(adapter, QUESTIONS)
+    hidden = walk_prefill(adapter.decoder, tokens, images(adapter, 2), (), pytest.fail).hidden
+    logits = adapter.decoder.head(hidden[:, -gold.question_tokens :][gold.image, gold.offset]).log_softmax(-1)
+    one, _ = gold.score(adapter.decoder, hidden)
+    both, _ = replace(gold, end_tokens=(gold.end_tokens[0], 7)).score(adapter.decoder, hidden)
+    ends = gold.label == gold.end_tokens[0]
+    gained = logits[ends][:, [gold.end_tokens[0], 7]].exp().sum(1).log() - logits[ends][:, gold.end_tokens[0]]
+    assert torch.allclose(both[:, 0] - one[:, 0], gained, atol=1e-5)

@@ -15,6 +15,7 @@ from torch import Tensor
 from toprl_export.errors import UserError
 from toprl_export.fields import read_fields, to_json
 from toprl_export.files import write_bytes_atomic
+from toprl_export.models.adapter import weight_fingerprint
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound="DataclassInstance")
 
 _METADATA_KEY = "toprl_export"
+_DIGEST_KEY = "toprl_export_tensors"
 
 
 def write_checkpoint(path: Path, header: DataclassInstance, tensors: Mapping[str, Tensor]) -> None:
@@ -37,7 +39,7 @@ def write_checkpoint(path: Path, header: DataclassInstance, tensors: Mapping[str
     """
     metadata = json.dumps(to_json(header), allow_nan=False)
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes_atomic(path, save(stored, {_METADATA_KEY: metadata}))
+    write_bytes_atomic(path, save(stored, {_METADATA_KEY: metadata, _DIGEST_KEY: weight_fingerprint(stored)}))
 
 
 def read_checkpoint_header(kind: type[T], path: Path) -> T:
@@ -58,13 +60,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint, on the CPU.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged or was changed.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not iterable)
+            stated = (file.metadata() or {}).get(_DIGEST_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not iterable)
     except (OSError, SafetensorError) as error:
         raise damaged(path, error) from error
+    if weight_fingerprint(tensors) != stated:
+        raise UserError(f"{path} was changed (its tensors' SHA-256 is not the stated one): delete it to start over")
+    return tensors
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -19,10 +19,19 @@ from torch import Tensor
 from toprl_export.errors import UserError
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.decoder import Decoder
+from toprl_export.models.reference import ReferenceRunner
 from toprl_export.models.walk import Decision, TokenTensors, walk_prefill
 from toprl_export.pruning.scorer import ScorerNeeds, StageInputs
+from toprl_export.runtime.answer_length import DEFAULT_NEW_TOKENS
 from toprl_export.tasks.task import Question, QuestionGroup, Task
 from toprl_trainers.rl.processes import SINGLE_PROCESS, Processes, Shard
+
+
+@dataclass(frozen=True)
+class WordedQuestion(Question):
+    """A question whose right answer is taken in the model's own words; ``answer_ids`` without the end."""
+
+    answer_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,8 @@ class GoldAnswers:
 
     For each answer token: ``image`` (batch row), ``offset`` (of the token that predicts it, among the q question
     tokens), ``label`` (its id) and ``question`` (numbered through the batch), all ``int64 [a]``. ``image_of_question``
-    is ``int64 [Q]``.
+    is ``int64 [Q]``. ``end_tokens`` are the model's: an answer may end by any of them, the label of every end being the
+    first.
     """
 
     image: Tensor
@@ -40,6 +50,7 @@ class GoldAnswers:
     question: Tensor
     image_of_question: Tensor
     question_tokens: int
+    end_tokens: tuple[int, ...]
 
     def score(self, decoder: Decoder, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probability of each gold answer, and whether greedy decoding would give exactly it.
@@ -59,8 +70,14 @@ class GoldAnswers:
         states = questions[self.image, :, self.offset]  # [a, m, d]
         logits = decoder.head(states).float()  # [a, m, V]
         label = self.label[:, None, None].expand(-1, logits.shape[1], 1)
-        chosen = logits.log_softmax(-1).gather(-1, label).squeeze(-1)  # [a, m]
+        log_probabilities = logits.log_softmax(-1)
+        chosen = log_probabilities.gather(-1, label).squeeze(-1)  # [a, m]
         wrong = (logits.argmax(-1) != self.label[:, None]).float()
+        if len(self.end_tokens) > 1:
+            ends = torch.tensor(self.end_tokens, device=logits.device)
+            is_end = (self.label == self.end_tokens[0])[:, None]
+            chosen = torch.where(is_end, log_probabilities[..., ends].logsumexp(-1), chosen)
+            wrong = torch.where(is_end, (~torch.isin(logits.argmax(-1), ends)).float(), wrong)
         empty = torch.zeros(len(self.image_of_question), logits.shape[1], device=logits.device)
         total = empty.index_add(0, self.question, chosen)  # [Q, m]
         return total, empty.index_add(0, self.question, wrong) == 0
@@ -88,7 +105,7 @@ def pack_questions(adapter: LVLMAdapter, questions: Sequence[Sequence[Question]]
     looks at the question must not see the answer.
 
     Args:
-        adapter: supplies tokenizer and prompt format.
+        adapter: supplies the prompts.
         questions: per image at least one question.
 
     Raises:
@@ -115,7 +132,7 @@ def pack_questions(adapter: LVLMAdapter, questions: Sequence[Sequence[Question]]
             padded([row.segments for row in rows]),
             _question_end(adapter, rows),
         ),
-        _gold(rows, width, adapter.device),
+        _gold(rows, width, adapter),
     )
 
 
@@ -127,6 +144,15 @@ def _question_end(adapter: LVLMAdapter, rows: Sequence[_PackedRow]) -> Tensor | 
     return torch.tensor(ends, device=adapter.device)
 
 
+def _answer_ids(adapter: LVLMAdapter, question: Question) -> list[int]:
+    if isinstance(question, WordedQuestion):
+        return list(question.answer_ids)
+    ids: list[int] = adapter.tokenizer.encode(question.answer, add_special_tokens=False).ids
+    if not ids:
+        raise UserError(f"the answer {question.answer!r} to {question.text!r} has no tokens: correct the task")
+    return ids
+
+
 def _pack(adapter: LVLMAdapter, questions: Sequence[Question]) -> _PackedRow:
     """The row of one image's questions."""
     packed = _PackedRow([], [], [], [], [])
@@ -134,9 +160,7 @@ def _pack(adapter: LVLMAdapter, questions: Sequence[Question]) -> _PackedRow:
         batch = adapter.frontend.tokens([question.text])
         start = int(batch.visual_index[0, -1]) + 1
         prompt = batch.input_ids[0, start:].tolist()
-        answer = adapter.tokenizer.encode(question.answer, add_special_tokens=False).ids
-        if not answer:
-            raise UserError(f"the answer {question.answer!r} to {question.text!r} has no tokens: correct the task")
+        answer = _answer_ids(adapter, question)
         labels = [*answer, adapter.end_tokens[0]]
         first = len(packed.tokens) + len(prompt) - 1
         packed.prefix[:] = batch.input_ids[0, :start].tolist()
@@ -175,7 +199,7 @@ def _with_prefix(
     )
 
 
-def _gold(rows: Sequence[_PackedRow], width: int, device: torch.device) -> GoldAnswers:
+def _gold(rows: Sequence[_PackedRow], width: int, adapter: LVLMAdapter) -> GoldAnswers:
     """The rows' answers, their questions numbered through the batch."""
     found: list[tuple[int, int, int, int]] = []
     image_of_question: list[int] = []
@@ -183,8 +207,9 @@ def _gold(rows: Sequence[_PackedRow], width: int, device: torch.device) -> GoldA
         first = len(image_of_question)
         found += [(image, offset, label, first + question) for offset, label, question in row.answers]
         image_of_question += [image] * row.segments[-1]
-    images, offsets, labels, questions = torch.tensor(found, device=device).unbind(1)
-    return GoldAnswers(images, offsets, labels, questions, torch.tensor(image_of_question, device=device), width)
+    images, offsets, labels, questions = torch.tensor(found, device=adapter.device).unbind(1)
+    of_question = torch.tensor(image_of_question, device=adapter.device)
+    return GoldAnswers(images, offsets, labels, questions, of_question, width, adapter.end_tokens)
 
 
 @dataclass(frozen=True)
@@ -207,7 +232,7 @@ class ImageBlock:
         """Rows of one question each, so that what is kept may depend on it; an image stands in as many rows as needed.
 
         Args:
-            adapter: supplies tokenizer and prompt format.
+            adapter: supplies the prompts.
             chosen: which of the block's Q questions, at least one.
         """
         flat = [question for of_image in self.questions for question in of_image]
@@ -337,17 +362,42 @@ class BlockSource:
     @torch.no_grad()
     def _compute(self, span: range) -> ImageBlock:
         groups = self._groups(span)
-        questions = tuple(group.questions for group in groups)
-        tokens, gold = pack_questions(self._adapter, questions)
+        asked = tuple(group.questions for group in groups)
         with model_precision(self._adapter, self._precision):
             visual = self._adapter.encode_image(self._pixels(groups)).float()
-            full = walk_prefill(self._adapter.decoder, tokens, visual, (), _unpruned)
-            log_probability, correct = gold.score(self._adapter.decoder, full.hidden)
+            block = self._answered(visual, asked)
+            worded = self._in_own_words(block)
+            return block if worded == asked else self._answered(visual, worded)
+
+    def _answered(self, visual: Tensor, questions: tuple[tuple[Question, ...], ...]) -> ImageBlock:
+        tokens, gold = pack_questions(self._adapter, questions)
+        full = walk_prefill(self._adapter.decoder, tokens, visual, (), _unpruned)
+        log_probability, correct = gold.score(self._adapter.decoder, full.hidden)
         if not bool(torch.isfinite(log_probability).all()):
             raise UserError(
                 f"model {self._adapter.model_id} gives its answers NaN or infinite log-probabilities: check its weights"
             )
         return ImageBlock(visual, tokens, gold, log_probability[:, 0], correct[:, 0], questions)
+
+    def _in_own_words(self, block: ImageBlock) -> tuple[tuple[Question, ...], ...]:
+        """The questions with the unpruned model's own answer for the right one, where the task's score accepts it.
+
+        A model that says "Yes." where the task's answer is "yes" is right, and what it is rewarded for under pruning
+        is to go on saying so. Only questions whose literal answer the model would not give are asked.
+        """
+        flat = [question for of_image in block.questions for question in of_image]
+        others = [number for number, right in enumerate(block.full_correct.tolist()) if not right]
+        if others:
+            tokens = self._adapter.frontend.tokens([flat[number].text for number in others])
+            visual = block.visual[block.gold.image_of_question[others]]
+            said = ReferenceRunner(self._adapter).generate(tokens, visual, DEFAULT_NEW_TOKENS).tokens
+            for number, ids in zip(others, said, strict=True):
+                question = flat[number]
+                answer = self._adapter.tokenizer.decode(ids)
+                if 0 < len(ids) < DEFAULT_NEW_TOKENS and self._task.score(answer, question.answer) > 0:
+                    flat[number] = WordedQuestion(question.text, question.answer, tuple(ids))
+        rest = iter(flat)
+        return tuple(tuple(next(rest) for _ in of_image) for of_image in block.questions)
 
 
 def model_precision(adapter: LVLMAdapter, precision: str) -> AbstractContextManager[object]:

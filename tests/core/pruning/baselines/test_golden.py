@@ -1,7 +1,7 @@
 """The tokens that every method keeps of one fixed input, pinned: a change of a method's rule must show here.
 
-``python -m tests.core.pruning.baselines.test_golden`` prints them anew. Indices only; that they are right is
-shown by each method's own tests.
+``python -m tests.core.pruning.baselines.test_golden`` prints them anew. Indices only; that they are right is shown by
+each method's own tests.
 """
 
 from __future__ import annotations
