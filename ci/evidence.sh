@@ -2,7 +2,8 @@
 # The evidence on the embedded tasks: rivals tuned on training questions, agents of three seeds beside every baseline,
 # and the four analyses.
 #   bash ci/evidence.sh [DIR] [QUESTIONS]     (default evidence-output, 1000 held-out questions a task)
-# May be run again after any interruption: what is done stays. Leaves DIR/agents/RECIPE/seed-N/TASK, DIR/comparison and
+# Takes about eight hours on two idle cores (estimated from its parts: tuning and comparison two and a quarter each,
+# training one and a half, analyses two). May be run again after any interruption: what is done stays. Leaves DIR/agents/RECIPE/seed-N/TASK, DIR/comparison and
 # DIR/analysis. For a trial, variables take less: TASKS, RECIPES and SEEDS are lists, BUDGETS has commas, TUNE is the
 # number of training questions a task, TRAIN holds further flags of train, ANALYSES= leaves the analyses out.
 output=$(realpath -m "${1:-$(dirname "${BASH_SOURCE[0]}")/../evidence-output}")
