@@ -16,6 +16,7 @@ from toprl_export.analysis.cliff import Cliff
 from toprl_export.analysis.sensitivity import Sensitivity
 from toprl_export.analysis.transfer import Transfer
 from toprl_export.analysis.variants import VariantsFile
+from toprl_export.comparison.recompute import Answers
 from toprl_export.comparison.result import Comparison
 from toprl_export.comparison.tuning import Tuning
 from toprl_export.evaluation.cells import KeptCell
@@ -29,6 +30,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 PUBLISHED: tuple[type[Any], ...] = (
     Ablation,
     AgentRecord,
+    Answers,
     Cliff,
     Comparison,
     KeptCell,

@@ -19,6 +19,7 @@ from toprl_export.comparison.method_cell import (
     OpenCellRunner,
 )
 from toprl_export.comparison.pareto import pareto_png
+from toprl_export.comparison.recompute import ANSWERS_FILE, Answers, write_answers
 from toprl_export.comparison.request import CompareRequest, Grid, build_grid, per_task
 from toprl_export.comparison.result import (
     JSON_FILE,
@@ -52,9 +53,9 @@ from toprl_export.tasks.registry import TASKS
 MARKDOWN_FILE = "compare.md"
 CSV_FILE = "compare.csv"
 PICTURE_FILE = "pareto.png"
-_FILES = (MARKDOWN_FILE, CSV_FILE, PICTURE_FILE, JSON_FILE, TUNING_FILE)
+_FILES = (MARKDOWN_FILE, CSV_FILE, PICTURE_FILE, JSON_FILE, TUNING_FILE, ANSWERS_FILE)
 # What `toprl_export.files` leaves of these when it is killed before the rename.
-_LEFT_BY_A_KILL = re.compile(r"\.(compare\.(md|csv|json)|tuning\.json|pareto\.png)\.partial-[0-9a-f]+")
+_LEFT_BY_A_KILL = re.compile(rf"\.({'|'.join(map(re.escape, _FILES))})\.partial-[0-9a-f]+")
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def compare(request: CompareRequest) -> Comparison:
     Cells whose results the output directory holds already are not measured again; Ctrl-C loses no finished cell.
 
     Returns:
-        what was found; ``compare.md``, ``compare.csv``, ``compare.json`` and ``pareto.png`` show the same.
+        what was found; ``compare.md``, ``compare.csv``, ``compare.json`` and ``pareto.png`` show the same, and
+        ``answers.json.gz`` holds every answer.
 
     Raises:
         UserError: a name is unknown, an agent fits neither model nor tasks, no method can meet a budget, the unpruned
@@ -94,6 +96,7 @@ def compare(request: CompareRequest) -> Comparison:
         correct = measure(prepared)
         latency = time_methods(prepared) if request.iterations else None
         comparison = assemble(prepared, correct, latency)
+        write_answers(request.output_dir / ANSWERS_FILE, Answers.of(prepared.grid.cells, correct, request.seed))
         write_outputs(request.output_dir, comparison)
     return comparison
 

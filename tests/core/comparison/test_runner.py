@@ -13,6 +13,7 @@ from tests.support.agents import save_tiny_agent
 from tests.support.comparison import made_up_comparison
 from toprl_export.comparison import runner
 from toprl_export.comparison.method_cell import CellRunner, MethodCell
+from toprl_export.comparison.recompute import recompute
 from toprl_export.comparison.request import CompareRequest
 from toprl_export.comparison.result import read_comparison
 from toprl_export.comparison.runner import check_directory, compare, prepare, write_outputs
@@ -72,7 +73,8 @@ def test_the_whole_comparison(tiny_request: CompareRequest) -> None:
     assert {one.role for one in comparison.margins} == {"best baseline", "best baseline on average", "random"}
     assert comparison.latency is not None and len(comparison.latency.entries) == 1 + 2 * 3
     files = {path.name for path in tiny_request.output_dir.iterdir()}
-    assert files == {"cells", "compare.md", "compare.csv", "compare.json", "pareto.png"}
+    assert files == {"cells", "answers.json.gz", "compare.md", "compare.csv", "compare.json", "pareto.png"}
+    assert recompute(tiny_request.output_dir) == (comparison, True)
     assert read_comparison(tiny_request.output_dir / "compare.json") == comparison
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from toprl_export.cli.main import main
 from toprl_export.errors import UserError
 from toprl_export.evaluation.kept_tokens import KeptTokens
-from toprl_export.evaluation.overlay import PANEL, dim_dropped, draw, patch_grid, png_bytes
+from toprl_export.evaluation.overlay import OUTLINE, PANEL, dim_dropped, draw, outline_kept, patch_grid, png_bytes
 
 
 def colourful(height: int, width: int) -> np.ndarray:
@@ -27,6 +27,16 @@ def test_kept_patches_keep_their_colours_and_dropped_ones_lose_them():
         else:
             assert (shown[area] == shown[area][..., :1]).all()  # grey
             assert shown[area].min() > 180  # and pale
+
+
+def test_regions_of_kept_patches_are_outlined_even_where_all_is_white():
+    panel = Image.new("RGB", (90, 60), "white")
+    outline_kept(panel, np.array([0, 1, 5]), (2, 3))  # patches of 30 pixels: two side by side, one below right
+    drawn = (np.asarray(panel) == OUTLINE).all(-1)
+    assert drawn[0, :60].all() and drawn[:30, 0].all() and drawn[29, :60].all() and drawn[:30, 59].all()
+    assert drawn[30:, 60].all() and drawn[59, 60:].all() and drawn[30:, 89].all() and drawn[30, 60:].all()
+    assert not drawn[5:25, 25:35].any()  # no line between two kept neighbours
+    assert not drawn[:30, 60:].any() and not drawn[30:, :60].any()  # dropped patches stay as they are
 
 
 def test_wide_images_have_more_columns_than_rows():

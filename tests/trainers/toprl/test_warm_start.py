@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.trainers.tiny_world import TASK, request
+from toprl_export.agent import load_agent
+from toprl_export.errors import UserError
 from toprl_export.models.reference import Pruning
 from toprl_export.models.walk import walk_prefill
 from toprl_export.pruning.actor import Actor
 from toprl_export.pruning.scorer import Scorer, StageInputs, make_scorer
 from toprl_export.trainer import TrainRequest
+from toprl_trainers.toprl.config import TOPRLConfig, WarmStart
 from toprl_trainers.toprl.data import BlockSource
 from toprl_trainers.toprl.learn import TrainingState
 from toprl_trainers.toprl.run import Run
 from toprl_trainers.toprl.trainer import TOPRLTrainer
-from toprl_trainers.toprl.warm_start import demonstrate, imitation_loss, warm_start
+from toprl_trainers.toprl.warm_start import demonstrate, gradient_saliency, imitation_loss, teacher_of, warm_start
 
 
 def request_with(weights: Path, folder: Path, lines: str, **changes: object) -> TrainRequest:
@@ -139,3 +145,68 @@ def test_an_interrupted_run_repeats_or_remembers_it(weights: Path, tmp_path: Pat
     TOPRLTrainer().train(plain)
     others = load_file(plain.output_dir / "actor.safetensors")
     assert not torch.equal(others["trunk.enter.weight"], theirs["trunk.enter.weight"])
+
+
+def test_the_gradient_finds_what_the_answer_depends_on(weights: Path, tmp_path: Path):
+    run, _, source = begun(request_with(weights, tmp_path, ""))
+    adapter, block = run.request.adapter, source[0]
+    scores = gradient_saliency(adapter, block, run.plan.stage_layers)
+    assert [tuple(one.shape) for one in scores] == [tuple(block.visual.shape[:2])] * 2
+    assert not any(one.requires_grad for one in scores) and adapter.model.lm_head.weight.grad is None
+    # Against finite differences: where the score is largest, a small step changes the answers' log-probability more.
+    answered = block.full_correct.bool()
+    assert answered.any()
+
+    def total(visual: torch.Tensor) -> float:
+        with torch.no_grad():
+            walked = walk_prefill(adapter.decoder, block.tokens, visual, (), lambda _: None)
+            return float((block.gold.score(adapter.decoder, walked.hidden)[0][:, 0] * answered).sum())
+
+    image = int(block.gold.image_of_question[answered][0])
+    at_input = gradient_saliency(adapter, block, (0,))[0][image]
+
+    def slope(token: int) -> float:
+        generator, squares = torch.Generator().manual_seed(0), []
+        for _ in range(12):
+            step = torch.zeros_like(block.visual)
+            direction = torch.randn(step.shape[2], generator=generator)
+            step[image, token] = 1e-2 * direction / direction.norm()
+            squares.append(((total(block.visual + step) - total(block.visual - step)) / 2e-2) ** 2)
+        return sum(squares)
+
+    assert slope(int(at_input.argmax())) > 2 * slope(int(at_input.argmin()))
+
+
+def test_supervised_learning_needs_no_ppo(weights: Path, tmp_path: Path):
+    lines = "warm_start: {baseline: gradient, updates: 20}"
+    wanted = request_with(weights, tmp_path, lines)
+    recipe = Path(str(wanted.recipe))
+    recipe.write_text(re.sub(r"updates: \d+\n", "updates: 0\n", recipe.read_text(), count=1))
+    outcome = TOPRLTrainer().train(wanted)
+    assert outcome.status == "trained"
+    agent = load_agent(outcome.directory)
+    assert (agent.record.training.updates, agent.record.training.rollouts) == (0, 0)
+    names = {path.name for path in outcome.directory.iterdir()}
+    assert "card.md" in names and not {"curves.csv", "curves.png"} & names
+    card = (outcome.directory / "card.md").read_text()
+    assert "trained without PPO, by imitating the gradient of the gold answers for 20 batches" in card
+    assert "curves.png" not in card
+    run, state, source = begun(replace(wanted, output_dir=tmp_path / "elsewhere"))
+    teacher = teacher_of(run, "gradient")
+    demonstrations = [demonstrate(run, teacher, state.actor, source, number) for number in range(len(source))]
+
+    def loss(actor: Actor) -> float:
+        with torch.no_grad():
+            return float(np.mean([float(imitation_loss(actor, one, 1.0)) for one in demonstrations]))
+
+    assert loss(agent.actor) < 0.9 * loss(state.actor)  # the same actor, untrained
+    assert TOPRLTrainer().train(wanted).status == "up-to-date"
+
+
+def test_without_ppo_there_must_be_something_to_imitate():
+    with pytest.raises(UserError, match="updates is 0, expected a whole number of at least 1"):
+        TOPRLConfig(updates=0)
+    with pytest.raises(UserError, match="no PPO updates to settle a budget"):
+        TOPRLConfig(updates=0, warm_start=WarmStart("gradient"), threshold="initial")
+    limited = TOPRLConfig(updates=0, warm_start=WarmStart("gradient")).limited(3, None)
+    assert limited.updates == 0 and limited.warm_start == WarmStart("gradient", 3)

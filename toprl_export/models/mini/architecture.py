@@ -49,7 +49,7 @@ def mini_config() -> LlavaConfig:
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
     tokenizer = build_tokenizer()
-    vision = CLIPVisionConfig(  # type: ignore[call-arg]  # it keeps settings that it does not know
+    vision = CLIPVisionConfig(
         hidden_size=VISION_HIDDEN,
         intermediate_size=4 * VISION_HIDDEN,
         num_hidden_layers=3,
@@ -57,8 +57,9 @@ def mini_config() -> LlavaConfig:
         image_size=192,
         patch_size=PATCH_SIZE,
         projection_dim=VISION_HIDDEN,
-        class_token_trained=False,  # only patches are projected, and nothing else reads the tower
     )
+    # Only patches are projected, and nothing else reads the tower: its class token's attention means nothing.
+    vision.class_token_trained = False
     text = LlamaConfig(
         hidden_size=DECODER_HIDDEN,
         intermediate_size=416,

@@ -15,8 +15,9 @@ from toprl_export.pruning.baselines.controls import RandomScorer
 from toprl_export.pruning.plan import PruningPlan
 from toprl_export.pruning.scorer import Scorer
 from toprl_export.tasks.metrics import wilson_interval
-from toprl_trainers.toprl.config import TOPRLConfig
+from toprl_trainers.toprl.config import GRADIENT, TOPRLConfig
 from toprl_trainers.toprl.data import ImageBlock, looks_at_question
+from toprl_trainers.toprl.update import episode_quality
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,21 @@ def correct_answers(adapter: LVLMAdapter, blocks: Iterable[ImageBlock], pruning:
     return correct
 
 
+@torch.no_grad()
+def mean_quality(adapter: LVLMAdapter, blocks: Iterable[ImageBlock], pruning: Pruning, kind: str) -> float:
+    """Q_p/Q under a pruning that is blind to the question, as rollouts measure it, averaged over images."""
+    qualities, weights = [], []
+    for block in blocks:
+        prefill = walk_prefill(
+            adapter.decoder, block.tokens, block.visual, pruning.stage_layers, pruning.decide, pruning.scorer.needs
+        )
+        quality, weight = episode_quality(block, *block.gold.score(adapter.decoder, prefill.hidden), kind)
+        qualities.append(quality)
+        weights.append(weight)
+    weight = torch.cat(weights)
+    return float((torch.cat(qualities) * weight).sum() / weight.sum().clamp(min=1e-8))
+
+
 def card_markdown(record: AgentRecord, config: TOPRLConfig, figures: Sequence[BudgetFigures]) -> str:
     """The card as Markdown.
 
@@ -115,8 +131,7 @@ def card_markdown(record: AgentRecord, config: TOPRLConfig, figures: Sequence[Bu
         f"- command: `{training.command}`",
         f"- versions: {', '.join(f'{name} {found}' for name, found in training.versions.items())}",
         "",
-        "![training curves](curves.png)",
-        "",
+        *(["![training curves](curves.png)", ""] if training.updates else []),
     ]
     return "\n".join(lines)
 
@@ -140,7 +155,10 @@ def _inputs(record: AgentRecord) -> str:
 def _start(config: TOPRLConfig) -> str:
     if config.warm_start is None:
         return "started from scratch"
-    return f"started by imitating {config.warm_start.baseline} for {config.warm_start.updates} batches"
+    start = "trained without PPO, by" if config.updates == 0 else "started by"
+    teacher = config.warm_start.baseline
+    whom = "the gradient of the gold answers" if teacher == GRADIENT else teacher
+    return f"{start} imitating {whom} for {config.warm_start.updates} batches"
 
 
 def _line(figures: BudgetFigures) -> str:

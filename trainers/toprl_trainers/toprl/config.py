@@ -14,7 +14,7 @@ from toprl_export.registry import unknown_name
 from toprl_trainers.rl.reward import RewardConfig
 
 _POSITIVE_WHOLE = (
-    "updates", "images", "images_per_update", "rollouts_per_image", "hidden_size", "epochs", "minibatches",
+    "images", "images_per_update", "rollouts_per_image", "hidden_size", "epochs", "minibatches",
     "validation_images", "checkpoint_every",
 )  # fmt: skip
 
@@ -27,12 +27,15 @@ _CHOICES: Mapping[str, Sequence[str]] = {
 }
 
 
-_TEACHERS = tuple(name for name in BASELINES if name != "random")  # random choices cannot be imitated
+GRADIENT = "gradient"
+"""The teacher that knows the gold answers, see `toprl_trainers.toprl.warm_start.gradient_saliency`."""
+_TEACHERS = (GRADIENT, *(name for name in BASELINES if name != "random"))  # random choices cannot be imitated
 
 
 @dataclass(frozen=True)
 class WarmStart:
-    """What the actor imitates before PPO: ``baseline``'s choices, on ``updates`` batches of images."""
+    """What the actor imitates before PPO: the choices of ``baseline``, or of the gradient of the gold answers
+    ("gradient"), on ``updates`` batches of images."""
 
     baseline: str
     updates: int = 30
@@ -49,7 +52,7 @@ class TOPRLConfig:
     """Settings of one training run.
 
     Attributes:
-        updates: PPO updates.
+        updates: PPO updates; 0 for imitation alone, where there is a warm start.
         images: training images, drawn once; their embeddings are kept in memory.
         images_per_update: images whose rollouts make one batch, in each process. A policy that is blind to the question
             is rewarded for all questions of an image at once. One that looks at it (``condition`` or ``residual``) sees
@@ -117,6 +120,10 @@ class TOPRLConfig:
         """Refuse impossible settings."""
         for name in _POSITIVE_WHOLE:
             _check_whole(name, getattr(self, name))
+        if self.warm_start is None or self.updates != 0:
+            _check_whole("updates", self.updates)
+        if self.updates == 0 and self.threshold == "initial":
+            raise _wrong("threshold", self.threshold, "'per-image' where there are no PPO updates to settle a budget")
         if self.images_per_update > self.images:
             raise _wrong("images_per_update", self.images_per_update, f"at most the {self.images} images")
         if self.minibatches > self.images_per_update:
@@ -156,14 +163,20 @@ class TOPRLConfig:
         return cls(**known)
 
     def limited(self, updates: int | None, images: int | None) -> TOPRLConfig:
-        """The same with another number of updates and of images, where given."""
-        changed = self if updates is None else replace(self, updates=updates)
+        """The same with another number of updates (of the warm start, where there are no others) and of images, where
+        given."""
+        changed = self if updates is None else self._with_updates(updates)
         if images is None:
             return changed
         per_update = min(self.images_per_update, images)
         return replace(
             changed, images=images, images_per_update=per_update, minibatches=min(self.minibatches, per_update)
         )
+
+    def _with_updates(self, updates: int) -> TOPRLConfig:
+        if self.updates == 0 and self.warm_start is not None:
+            return replace(self, warm_start=replace(self.warm_start, updates=updates))
+        return replace(self, updates=updates)
 
 
 def _nested(settings: Mapping[str, Any], name: str, kind: type[Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from toprl_export.pruning.plan import PruningPlan
@@ -77,22 +77,43 @@ def curves_csv(curves: Sequence[Sequence[float]], stages: int) -> str:
     return text.getvalue()
 
 
-def curves_png(curves: Sequence[Sequence[float]], stages: int, title: str) -> bytes:
-    """Six small plots over the updates: reward, quality, tokens kept, entropy, explained variance, KL."""
+PANELS: Mapping[str, tuple[str, str]] = {
+    "reward": ("reward", "mean reward of a stage"),
+    "quality": ("quality of the answers", "Q_p / Q, 1 is unpruned"),
+    "kept": ("tokens kept", "visual tokens after the stage"),
+    "entropy": ("entropy", "nats per token"),
+    "explained_variance": ("explained variance", "of returns, by the critic"),
+    "kl": ("KL", "nats, old to new policy"),
+}
+"""Title and vertical label of each plot."""
+
+
+def curves_png(curves: Sequence[Sequence[float]], stages: int, title: str, random: float | None = None) -> bytes:
+    """Six small plots over the updates: reward, quality, tokens kept, entropy, explained variance, KL.
+
+    Args:
+        curves: rows in the order of `curve_columns`, at least one.
+        stages: how many.
+        title: above them.
+        random: the quality of random pruning at the same keep counts, a dashed line to hold the curve against.
+    """
     from matplotlib.figure import Figure
 
     names = curve_columns(stages)
     columns = dict(zip(names, zip(*curves, strict=True), strict=True))
     kept = [name for name in names if name.startswith("kept_stage_")]
-    panels = [["reward"], ["quality"], kept, ["entropy"], ["explained_variance"], ["kl"]]
     figure = Figure(figsize=(10, 5.5), layout="constrained")
     figure.suptitle(title)
-    for axes, panel in zip(figure.subplots(2, 3).flat, panels, strict=True):
-        for name in panel:
+    for axes, (panel, (heading, label)) in zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True):
+        for name in kept if panel == "kept" else [panel]:
             axes.plot(columns["update"], columns[name], linewidth=1, label=name.replace("_", " "))
-        axes.set_title("tokens kept" if panel is kept else panel[0].replace("_", " "), fontsize=9)
+        if panel == "quality" and random is not None:
+            axes.axhline(random, color="grey", linestyle="--", linewidth=1, label="random pruning")
+        axes.set_title(heading, fontsize=9)
+        axes.set_xlabel("update", fontsize=8)
+        axes.set_ylabel(label, fontsize=8)
         axes.tick_params(labelsize=8)
-        if panel is kept:
+        if len(axes.get_lines()) > 1:
             axes.legend(fontsize=7)
     picture = io.BytesIO()
     figure.savefig(picture, format="png")

@@ -11,11 +11,13 @@ from toprl_export.errors import require
 from toprl_export.evaluation.machine import torch_threads
 from toprl_export.fields import to_json
 from toprl_export.files import write_bytes_atomic, write_json_atomic, write_text_atomic
+from toprl_export.models.reference import Pruning
 from toprl_export.places import staged_directory, taken
+from toprl_export.pruning.baselines.controls import RandomScorer
 from toprl_export.trainer import TrainOutcome, TrainRequest
 from toprl_trainers.rl.checkpoint import read_checkpoint_header
 from toprl_trainers.rl.processes import SINGLE_PROCESS, Processes, launched_processes
-from toprl_trainers.toprl.card import BudgetFigures, card_markdown, validate_agent
+from toprl_trainers.toprl.card import BudgetFigures, card_markdown, mean_quality, validate_agent
 from toprl_trainers.toprl.curves import curves_csv, curves_png
 from toprl_trainers.toprl.data import BlockSource
 from toprl_trainers.toprl.learn import TrainingState, learn
@@ -91,14 +93,14 @@ def _train(run: Run, resumes: bool) -> TrainOutcome:
 
 def _finish(run: Run, state: TrainingState) -> str:
     """Validate the agent, write it in place of the checkpoint, and summarise."""
-    figures = validate_agent(
-        run.request.adapter,
-        list(_blocks(run, run.config.images, run.config.validation_images, "float32")),
-        run.final_plan(state.curves),
-        state.actor,
-        run.request.seed,
-    )
-    write_agent(run, state, figures)
+    adapter, seed = run.request.adapter, run.request.seed
+    blocks = list(_blocks(run, run.config.images, run.config.validation_images, "float32"))
+    figures = validate_agent(adapter, blocks, run.final_plan(state.curves), state.actor, seed)
+    random = None
+    if state.curves:
+        pruning = Pruning(run.plan.stage_layers, run.trained.keep_counts, RandomScorer(seed))
+        random = mean_quality(adapter, blocks, pruning, run.config.reward.quality)
+    write_agent(run, state, figures, random)
     run.checkpoint.unlink(missing_ok=True)
     return describe_agent(run, state, figures)
 
@@ -117,8 +119,14 @@ def _blocks(run: Run, first: int, images: int, precision: str, processes: Proces
     return BlockSource(request.adapter, request.task, request.seed, first, images, per_block, precision, processes)
 
 
-def write_agent(run: Run, state: TrainingState, figures: Sequence[BudgetFigures]) -> None:
+def write_agent(run: Run, state: TrainingState, figures: Sequence[BudgetFigures], random: float | None = None) -> None:
     """Write the agent's directory, whole or not at all.
+
+    Args:
+        run: settings and plan.
+        state: the trained networks and their curves.
+        figures: for the card.
+        random: the quality of random pruning at the keep counts trained for, a line in the curves.
 
     Raises:
         UserError: it cannot be written.
@@ -128,8 +136,10 @@ def write_agent(run: Run, state: TrainingState, figures: Sequence[BudgetFigures]
     with staged_directory(run.directory, run.request.overwrite, AGENT_FILE) as staging:
         write_json_atomic(staging / RUN_FILE, to_json(run.record))
         write_text_atomic(staging / "card.md", card_markdown(record, run.config, figures))
-        write_text_atomic(staging / "curves.csv", curves_csv(state.curves, stages))
-        write_bytes_atomic(staging / "curves.png", curves_png(state.curves, stages, f"TOP-RL on {record.task}"))
+        if state.curves:  # imitation alone has none
+            picture = curves_png(state.curves, stages, f"TOP-RL on {record.task}", random)
+            write_text_atomic(staging / "curves.csv", curves_csv(state.curves, stages))
+            write_bytes_atomic(staging / "curves.png", picture)
         save_agent(staging, Agent(record, state.actor), state.critic.state_dict())
 
 
