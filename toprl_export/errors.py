@@ -16,7 +16,7 @@ EXTRA_OF_MODULE = {
     "onnx": "onnx",
     "onnx_ir": "onnx",
     "onnxscript": "onnx",
-    "onnxruntime": "onnx",
+    "onnxruntime": "serve-onnx",
     "easy_vqa": "demo",
 }
 """Which extra of toprl-export brings an optional top-level module; engines name those of their own (`require`)."""

@@ -157,7 +157,7 @@ def describe(found: dict[str, Any]) -> str:
         "extras (pip install 'toprl-export[EXTRA]'):",
     ]
     for extra, state in found["extras"].items():
-        lines.append(f"  {extra:<8}{_ready(state['ready']):<9}{', '.join(map(_describe_package, state['packages']))}")
+        lines.append(f"  {extra:<11}{_ready(state['ready']):<9}{', '.join(map(_describe_package, state['packages']))}")
     for kind in ("trainers", "engines"):
         lines += ["", f"{kind}:"]
         lines += [_describe_provided(provided) for provided in found[kind]] or ["  none is registered"]
@@ -178,7 +178,7 @@ def _describe_package(package: dict[str, Any]) -> str:
 
 def _describe_provided(provided: dict[str, Any]) -> str:
     need = f"needs {provided['package']}[{provided['extra']}]" if provided["extra"] else "needs nothing more"
-    return f"  {provided['name']:<8}{_ready(provided['ready']):<9}{need}, from {provided['package']}"
+    return f"  {provided['name']:<11}{_ready(provided['ready']):<9}{need}, from {provided['package']}"
 
 
 def _describe_torch(torch: dict[str, Any] | None) -> str:

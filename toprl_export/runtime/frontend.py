@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -260,12 +261,12 @@ def read_processor(source: str, revision: str | None = None, name: str | None = 
         UserError: a file is missing or cannot be read, or the processor is of another kind.
     """
     what = f"the processor of model {name or source}"
-    transformers = _transformers()
-    with refusing(f"{what} cannot be read", SAVE_AGAIN):
+    with _without_advice(), refusing(f"{what} cannot be read", SAVE_AGAIN):
+        from transformers import AutoProcessor
+
         # With torchvision installed the default would be its resizing, which gives other pixels than Pillow's.
-        processor = transformers.AutoProcessor.from_pretrained(
-            source, revision=revision, trust_remote_code=False, backend="pil"
-        )
+        load: Any = AutoProcessor.from_pretrained  # which has no types
+        processor = load(source, revision=revision, trust_remote_code=False, backend="pil")
     parts = [getattr(processor, part, None) for part in ("image_processor", "tokenizer", "image_token_id")]
     if None in parts or not processor.tokenizer.is_fast:
         raise UserError(
@@ -275,15 +276,15 @@ def read_processor(source: str, revision: str | None = None, name: str | None = 
     return processor
 
 
-def _transformers() -> Any:
-    """transformers, without its advice to install PyTorch, which the processors do not need."""
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Hide transformers' advice to install PyTorch, which its processors do not need."""
     logger = logging.getLogger("transformers")
     logger.addFilter(_is_no_advice)
     try:
-        import transformers
+        yield
     finally:
         logger.removeFilter(_is_no_advice)
-    return transformers
 
 
 def _is_no_advice(record: logging.LogRecord) -> bool:

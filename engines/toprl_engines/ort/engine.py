@@ -30,7 +30,7 @@ class ONNXRuntimeEngine:
         Raises:
             MissingExtraError: it is not.
         """
-        require("onnxruntime", "onnx")
+        require("onnxruntime", "serve-onnx")
 
     def check_request(self, request: BuildRequest) -> None:
         """Check that the graphs of ``request`` can be exported here.

@@ -34,10 +34,10 @@ RTX_PACKAGE = "onnxruntime_ep_nv_tensorrt_rtx"
 """NVIDIA's package that brings the provider for TensorRT for RTX as a plugin."""
 
 _TO_INSTALL = {
-    CPU: "install the extra toprl-export[onnx]",
-    CUDA: "it needs the extra toprl-export[gpu] in place of [onnx]",
-    TENSORRT: "it needs the extra toprl-export[gpu] in place of [onnx], and the TensorRT that it was built for",
-    TENSORRT_RTX: "it needs the package onnxruntime-ep-nv-tensorrt-rtx beside the extra toprl-export[onnx]",
+    CPU: "install the extra toprl-export[serve-onnx]",
+    CUDA: "it needs the extra toprl-export[gpu] in place of [onnx] and [serve-onnx]",
+    TENSORRT: "it needs the extra toprl-export[gpu] in place of [onnx] and [serve-onnx], and TensorRT",
+    TENSORRT_RTX: "it needs the package onnxruntime-ep-nv-tensorrt-rtx beside toprl-export[onnx] or [serve-onnx]",
 }
 """How to install what is missing."""
 FIXES = {

@@ -21,7 +21,7 @@ NO_NEEDS = torch.zeros(0)
 
 
 def block(full_correct: list[bool], full: list[float], image_of_question: list[int]) -> ImageBlock:
-    gold = GoldAnswers(NO_NEEDS, NO_NEEDS, NO_NEEDS, NO_NEEDS, torch.tensor(image_of_question), 0)
+    gold = GoldAnswers(NO_NEEDS, NO_NEEDS, NO_NEEDS, NO_NEEDS, torch.tensor(image_of_question), 0, (2,))
     tokens = TokenTensors(NO_NEEDS, NO_NEEDS, NO_NEEDS, NO_NEEDS, NO_NEEDS)
     visual = torch.zeros(max(image_of_question) + 1, 1, 1)
     return ImageBlock(visual, tokens, gold, torch.tensor(full).log(), torch.tensor(full_correct))
