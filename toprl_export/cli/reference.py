@@ -17,8 +17,8 @@ prints the same.
 
 Exit codes: 0 done or passed, 1 a gate failed, 2 a user error (reported in one line), 70 a bug (with its traceback),
 130 interrupted, 141 the reader of the output went away, 143 terminated (SIGTERM). With `--json`, an error is also
-printed on standard output, as `{{"error": {{"message": "…", "exit_code": 2}}}}`. The log goes to standard error; off a terminal,
-long work adds a line every 30 seconds. `NO_COLOR` switches colours off.
+printed on standard output, as `{{"error": {{"message": "…", "exit_code": 2}}}}`. The log goes to standard
+error; off a terminal, long work adds a line every 30 seconds. `NO_COLOR` switches colours off.
 
 Shell completion: `{PROGRAM} completion bash|zsh|fish` prints the script.
 
