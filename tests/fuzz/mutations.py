@@ -117,7 +117,7 @@ def _change(random: random.Random, root: list[Any], holder: Any, key: Any) -> No
     elif way == 7:
         other, its = random.choice(_places(root))
         holder[key] = _copied(other[its])
-    elif way == 8 and isinstance(value, int | float):
+    elif way == 8 and isinstance(value, int | float) and abs(value) < 1e300:
         holder[key] = random.choice((str(value), -value, value + 1, value * 2, float(value), value * 10**6))
     else:
         for _ in range(random.choice((3, 30, 300))):
