@@ -35,7 +35,7 @@ from toprl_export.validation.costs import (
 )
 from toprl_export.validation.gates import GateLimits, evaluate_budget, evaluate_bundle, verdict_of
 from toprl_export.validation.html import render_html
-from toprl_export.validation.regression import regression_gates, regression_note
+from toprl_export.validation.regression import check_comparable, regression_gates, regression_note
 from toprl_export.validation.report import (
     HTML_FILE,
     JUNIT_FILE,
@@ -98,6 +98,8 @@ def validate(
         with open_bench(bundle, task, options) as bench:
             limits.check_budgets(bench.budgets_kept)
             earlier = None if against is None else read_report(against)
+            if earlier is not None:
+                check_comparable(earlier, bench.task.name, bench.budgets_kept)
             measured = _measure(bench, options)
             report = assemble(bench, options, measured, limits, command, time.monotonic() - start, earlier)
     _check_takes_report(target)  # measuring takes long enough for files to appear there

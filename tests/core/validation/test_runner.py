@@ -356,3 +356,13 @@ def test_against_an_earlier_report(bundle: Path, break_engine, capsys: pytest.Ca
     break_engine("decode")
     worse = validate(bundle, options=QUICK_OPTIONS, limits=limits, against=earlier)
     assert {gate.budget_kept for gate in worse.failed_gates if gate.name.startswith("accuracy against")} == {12, 6}
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_an_earlier_report_of_something_else_is_refused_before_measuring(bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    earlier = bundle.with_name("earlier.json")
+    first = validate(bundle, options=QUICK_OPTIONS)
+    write_report(earlier, replace(first, task="another-task"))
+    monkeypatch.setattr(runner, "_measure", lambda *_: pytest.fail("it measured"))
+    with pytest.raises(UserError, match="the earlier report is of another-task"):
+        validate(bundle, options=QUICK_OPTIONS, against=earlier)
