@@ -78,6 +78,17 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class WrongAnswer:
+    """A question that the pruned engine answered wrong, its place among all from 0, and the unpruned answer."""
+
+    index: int
+    question: str
+    expected: str
+    engine: str
+    reference: str
+
+
+@dataclass(frozen=True)
 class Parity:
     """How closely the engine follows the pruned PyTorch reference over ``n`` questions.
 
@@ -181,7 +192,10 @@ class Flops:
 
 @dataclass(frozen=True)
 class BudgetReport:
-    """Everything measured at one budget; ``latency_ms`` holds medians, ``latency_iqr_ms`` interquartile ranges."""
+    """Everything measured at one budget; ``latency_ms`` holds medians, ``latency_iqr_ms`` interquartile ranges.
+
+    ``wrong_answers`` are the first of the engine's.
+    """
 
     budget_kept: int
     visual_tokens: int
@@ -199,6 +213,7 @@ class BudgetReport:
     throughput: tuple[Throughput, ...]
     peak_memory_bytes: PeakMemory | None
     flops: Flops
+    wrong_answers: tuple[WrongAnswer, ...] = ()
 
     def __post_init__(self) -> None:
         latency, speedup, peak = self.latency_ms, self.speedup, self.peak_memory_bytes

@@ -355,6 +355,11 @@ def test_against_an_earlier_report(bundle: Path, break_engine, capsys: pytest.Ca
     assert "the same questions" in same.notes[0]
     break_engine("decode")
     worse = validate(bundle, options=QUICK_OPTIONS, limits=limits, against=earlier)
+    page = bundle.with_name(f"{TASK}-report").joinpath("report.html").read_text()
+    assert page.count('src="data:image/png;base64,') == QUICK_OPTIONS.limit
+    (wrong, *_) = worse.budgets[-1].wrong_answers
+    assert wrong.engine != wrong.expected
+    assert wrong.question in page
     assert {gate.budget_kept for gate in worse.failed_gates if gate.name.startswith("accuracy against")} == {12, 6}
 
 
