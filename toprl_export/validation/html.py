@@ -38,7 +38,7 @@ svg text { font-size: 12.5px; fill: var(--text); } svg .small { font-size: 11px;
 svg text.light { fill: #fff; } svg .grid { stroke: var(--line); } code { font-size: .9em; overflow-wrap: anywhere; }
 ul.failures { margin: .6rem 0; padding: .5rem 1rem .5rem 2rem; border-left: 4px solid var(--bad); }
 @media (max-width: 40rem) { body { padding: 1rem .8rem 2rem; font-size: 14px; } figure { overflow-x: auto; }
-  svg { min-width: 34rem; } th, td { padding: .3rem .35rem; } }
+  svg, img { min-width: 34rem; } th, td { padding: .3rem .35rem; } }
 @media print { body { padding: 0; font-size: 11px; max-width: none; } h2 { break-after: avoid; }
   figure, tr { break-inside: avoid; } * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
