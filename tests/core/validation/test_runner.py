@@ -24,6 +24,7 @@ from toprl_export.models.reference import ReferenceRunner
 from toprl_export.pruning.flops import decoder_flops
 from toprl_export.validation import bench, costs, runner
 from toprl_export.validation.bench import ValidationOptions
+from toprl_export.validation.examples import PICTURES
 from toprl_export.validation.gates import GateLimits
 from toprl_export.validation.report import read_report, write_report
 from toprl_export.validation.runner import validate
@@ -173,7 +174,12 @@ def test_images_are_encoded_once_and_the_unpruned_graph_counted_once(
     monkeypatch.setattr(runner, "_time", lambda opened, options: untimed(opened))
     report = validate(bundle, options=replace(QUICK_OPTIONS, limit=4))
     assert len(report.budgets) == 2
-    assert (sum(engine), sum(stock), sum(reference), sum(saliency)) == (4 + 4, 4, 0, looks)
+    assert (sum(engine), sum(stock), sum(reference), sum(saliency)) == (
+        4 + 4 + PICTURES,
+        4,
+        0,
+        looks,
+    )  # pictures ask again
     assert flops.count(None) == 1 and len(flops) == 3
 
 
