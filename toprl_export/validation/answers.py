@@ -24,7 +24,9 @@ from toprl_export.runtime.session import EncodedImages, EngineSession, PrefillRe
 from toprl_export.tasks.metrics import difference_interval, retention_interval
 from toprl_export.tasks.task import Task
 from toprl_export.validation.costs import MeasuredSession
-from toprl_export.validation.report import Accuracy, AccuracyComparison, Interval, Parity, Scores
+from toprl_export.validation.report import Accuracy, AccuracyComparison, Interval, Parity, Scores, WrongAnswer
+
+SHOWN_WRONG_ANSWERS = 5
 
 Tokens = list[list[int]]
 """New token ids of each question, the end token left out."""
@@ -171,10 +173,13 @@ class Retention:
     retention: float | None
     retention_ci95: Interval | None
     engine_minus_random_ci95: Interval
+    wrong_answers: tuple[WrongAnswer, ...]
 
 
-def judge_answers(task: Task, tokenizer: Tokenizer, answers: Answers, budget: int, seed: int) -> Retention:
-    """Score one budget's answers; ``seed`` is that of the bootstrap."""
+def judge_answers(
+    task: Task, tokenizer: Tokenizer, questions: Sequence[str], answers: Answers, budget: int, seed: int
+) -> Retention:
+    """Score one budget's answers to ``questions``; ``seed`` is that of the bootstrap."""
     texts = {
         name: [tokenizer.decode(row, skip_special_tokens=True) for row in tokens]
         for name, tokens in (
@@ -185,6 +190,7 @@ def judge_answers(task: Task, tokenizer: Tokenizer, answers: Answers, budget: in
         )
     }
     correct = {name: _correctness(task, predicted, answers.expected) for name, predicted in texts.items()}
+    wrong = [index for index, score in enumerate(correct["engine"]) if score < 1][:SHOWN_WRONG_ANSWERS]
     # Retention is a share of the reference's right answers, so there is none where it has none.
     kept = retention_interval(correct["engine"], correct["reference"], seed) if any(correct["reference"]) else None
     return Retention(
@@ -193,6 +199,10 @@ def judge_answers(task: Task, tokenizer: Tokenizer, answers: Answers, budget: in
         retention=kept.value if kept else None,
         retention_ci95=kept.ci95 if kept else None,
         engine_minus_random_ci95=difference_interval(correct["engine"], correct["random"], seed).ci95,
+        wrong_answers=tuple(
+            WrongAnswer(at, questions[at], answers.expected[at], texts["engine"][at], texts["reference"][at])
+            for at in wrong
+        ),
     )
 
 

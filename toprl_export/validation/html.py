@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from toprl_export.validation.charts import Series, column_chart, dot_chart, stacked_bars
+from toprl_export.validation.examples import Example, render_examples
 from toprl_export.validation.report import Accuracy, BudgetReport, Interval, Latency, LatencyComparison, Report
 
 GREY, BLUE, GREEN, AMBER, LIGHT = "#5b6472", "#2563c9", "#128a67", "#d9822b", "#9db8e3"
@@ -31,19 +32,20 @@ th, td { padding: .35rem .55rem; border-bottom: 1px solid var(--line); text-alig
 th { font-weight: 600; color: var(--strong); border-bottom: 2px solid var(--line); }
 th:first-child, td:first-child, td.text, th.text { text-align: left; }
 td .quiet { font-size: .85em; white-space: nowrap; }
-.scroll { overflow-x: auto; } figure { margin: .5rem 0; } svg { width: 100%; height: auto; display: block; }
+.scroll { overflow-x: auto; } figure { margin: .5rem 0; } img { max-width: 100%; height: auto; border-radius: .4rem; }
+svg { width: 100%; height: auto; display: block; }
 svg text { font-size: 12.5px; fill: var(--text); } svg .small { font-size: 11px; fill: var(--quiet); }
 svg text.light { fill: #fff; } svg .grid { stroke: var(--line); } code { font-size: .9em; overflow-wrap: anywhere; }
 ul.failures { margin: .6rem 0; padding: .5rem 1rem .5rem 2rem; border-left: 4px solid var(--bad); }
 @media (max-width: 40rem) { body { padding: 1rem .8rem 2rem; font-size: 14px; } figure { overflow-x: auto; }
-  svg { min-width: 34rem; } th, td { padding: .3rem .35rem; } }
+  svg, img { min-width: 34rem; } th, td { padding: .3rem .35rem; } }
 @media print { body { padding: 0; font-size: 11px; max-width: none; } h2 { break-after: avoid; }
   figure, tr { break-inside: avoid; } * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
 
 
-def render_html(report: Report) -> str:
-    """The page: verdict, table, plots, gates, and how everything was measured."""
+def render_html(report: Report, examples: Sequence[Example] = ()) -> str:
+    """The page: verdict, table, plots, examples, gates, and how everything was measured."""
     sections = [
         _head(report),
         _section("Summary", _summary(report)),
@@ -52,6 +54,7 @@ def render_html(report: Report) -> str:
         _section("Speedup and FLOPs", _speedup(report)),
         _section("Throughput", _throughput(report)),
         _section("Parity with PyTorch", _parity(report)),
+        _section("Wrong answers and kept tokens", render_examples(report, examples)),
         _section("Gates", _gates(report)),
         _section("How this was measured", _method(report)),
     ]

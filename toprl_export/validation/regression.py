@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 from toprl_export.errors import UserError
 from toprl_export.tasks.metrics import difference_interval
@@ -10,9 +11,27 @@ from toprl_export.validation.report import BudgetReport, Comparison, Gate, Laten
 
 LEAST_TIME_NOISE = 0.05
 """Two runs of the same bundle on a quiet machine differ by this share, whatever the spread within each."""
+MOST_TIME_NOISE = 0.5
+"""However unsteady the machine: a speedup that has halved is worse."""
 MEMORY_NOISE = 0.05
 SIZE_NOISE = 0.01
 NORMAL_95 = 1.96
+
+
+def check_comparable(earlier: Report, task: str, budgets: Collection[int]) -> None:
+    """Refuse an earlier report that nothing can be held against; asked before measuring begins.
+
+    Raises:
+        UserError: it is of another task, or has no budget in common.
+    """
+    if earlier.task != task:
+        raise UserError(f"the earlier report is of {earlier.task}, this one of {task}: give one of the same task")
+    own = [budget.budget_kept for budget in earlier.budgets]
+    if not set(own) & set(budgets):
+        raise UserError(
+            f"the earlier report has budgets {', '.join(map(str, own)) or 'none'}, but the bundle has "
+            f"{', '.join(map(str, budgets))}: give one that shares a budget"
+        )
 
 
 def regression_gates(report: Report, earlier: Report) -> tuple[Gate, ...]:
@@ -23,16 +42,11 @@ def regression_gates(report: Report, earlier: Report) -> tuple[Gate, ...]:
     machine's mood counts little; memory and size as they are.
 
     Raises:
-        UserError: the reports are of different tasks or have no budget in common.
+        UserError: see `check_comparable`.
     """
-    if earlier.task != report.task:
-        raise UserError(
-            f"the earlier report is of {earlier.task}, this one of {report.task}: give one of the same task"
-        )
+    check_comparable(earlier, report.task, [budget.budget_kept for budget in report.budgets])
     before = {budget.budget_kept: budget for budget in earlier.budgets}
     common = [budget for budget in report.budgets if budget.budget_kept in before]
-    if not common:
-        raise UserError("the earlier report has none of this bundle's budgets: give one that shares a budget")
     same_machine = _machine(report) == _machine(earlier)
     gates = [_limit("size", None, report.bundle_bytes / earlier.bundle_bytes, "<=", 1 + SIZE_NOISE)]
     for budget in common:
@@ -89,9 +103,10 @@ def _best_difference(budget: BudgetReport, was: BudgetReport, paired: bool) -> f
 
 
 def _time_noise(budget: BudgetReport, was: BudgetReport) -> float:
-    """Twice the four medians' relative spreads together, and at least what two quiet runs differ by."""
+    """Twice the four medians' relative spreads together, within what two quiet runs differ by and `MOST_TIME_NOISE`."""
     spreads = [spread for one in (budget, was) for spread in _spreads(one.latency_ms, one.latency_iqr_ms)]
-    return max(LEAST_TIME_NOISE, 2 * math.sqrt(sum(spread**2 for spread in spreads)))
+    noise = 2 * math.sqrt(sum(spread**2 for spread in spreads))
+    return min(max(LEAST_TIME_NOISE, noise), MOST_TIME_NOISE)
 
 
 def _spreads(medians: LatencyComparison, ranges: LatencyComparison) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 from xml.etree import ElementTree
 
+from toprl_export.errors import UserError
 from toprl_export.evaluation.machine import Device
 from toprl_export.fields import read_file, to_json
 from toprl_export.files import write_json_atomic
@@ -48,13 +49,22 @@ class AccuracyComparison:
 
 @dataclass(frozen=True)
 class Scores:
-    """Each question's score (0 to 1) in the questions' order, separated by commas, so that every interval can be
+    """Each question's score (0 or 1) in the questions' order, separated by commas, so that every interval can be
     computed again and a later report compared question by question."""
 
     reference: str
     pruned_reference: str
     engine: str
     random: str
+
+    def __post_init__(self) -> None:
+        given = self.reference, self.pruned_reference, self.engine, self.random
+        read = [scores.split(",") for scores in given]
+        if len({len(scores) for scores in read}) != 1 or any(one not in ("0", "1") for each in read for one in each):
+            raise UserError(
+                "the scores of a report are not 0 or 1 for each of the same questions, separated by commas: validate "
+                "again"
+            )
 
     @classmethod
     def of(cls, scores: Mapping[str, Sequence[float]]) -> Scores:
@@ -65,6 +75,17 @@ class Scores:
     def engine_list(self) -> list[float]:
         """The engine's as numbers."""
         return [float(score) for score in self.engine.split(",")]
+
+
+@dataclass(frozen=True)
+class WrongAnswer:
+    """A question that the pruned engine answered wrong, its place among all from 0, and the unpruned answer."""
+
+    index: int
+    question: str
+    expected: str
+    engine: str
+    reference: str
 
 
 @dataclass(frozen=True)
@@ -171,7 +192,10 @@ class Flops:
 
 @dataclass(frozen=True)
 class BudgetReport:
-    """Everything measured at one budget; ``latency_ms`` holds medians, ``latency_iqr_ms`` interquartile ranges."""
+    """Everything measured at one budget; ``latency_ms`` holds medians, ``latency_iqr_ms`` interquartile ranges.
+
+    ``wrong_answers`` are the first of the engine's.
+    """
 
     budget_kept: int
     visual_tokens: int
@@ -189,6 +213,16 @@ class BudgetReport:
     throughput: tuple[Throughput, ...]
     peak_memory_bytes: PeakMemory | None
     flops: Flops
+    wrong_answers: tuple[WrongAnswer, ...] = ()
+
+    def __post_init__(self) -> None:
+        latency, speedup, peak = self.latency_ms, self.speedup, self.peak_memory_bytes
+        divisors = [one.total for one in (latency.reference, latency.engine_unpruned, latency.engine)]
+        divisors += [speedup.total_vs_engine_unpruned, speedup.total_vs_reference, peak.engine if peak else 1]
+        if min(divisors) <= 0:
+            raise UserError(
+                f"times, speedups and peak memory at {self.budget_kept} kept must be above 0: validate again"
+            )
 
 
 @dataclass(frozen=True)
@@ -280,6 +314,13 @@ class Report:
     seed: int
     command: str
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.bundle_bytes < 1 or any(len(one.scores.engine_list) != self.settings.questions for one in self.budgets):
+            raise UserError(
+                f"a report of {self.settings.questions} questions must have a score for each at every budget, and the "
+                "bundle's size: validate again"
+            )
 
     def gates_of(self, budget_kept: int) -> tuple[Gate, ...]:
         """The gates of one budget."""

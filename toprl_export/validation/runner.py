@@ -35,9 +35,10 @@ from toprl_export.validation.costs import (
     measure_throughput,
     peak_memory,
 )
+from toprl_export.validation.examples import draw_examples
 from toprl_export.validation.gates import GateLimits, evaluate_budget, evaluate_bundle, verdict_of
 from toprl_export.validation.html import render_html
-from toprl_export.validation.regression import regression_gates, regression_note
+from toprl_export.validation.regression import check_comparable, regression_gates, regression_note
 from toprl_export.validation.report import (
     HTML_FILE,
     JUNIT_FILE,
@@ -116,12 +117,15 @@ def _validate(
         with open_bench(bundle, task, options) as bench:
             limits.check_budgets(bench.budgets_kept)
             earlier = None if against is None else read_report(against)
+            if earlier is not None:
+                check_comparable(earlier, bench.task.name, bench.budgets_kept)
             measured = _measure(bench, options)
             report = assemble(bench, options, measured, limits, command, time.monotonic() - start, earlier)
+            examples = draw_examples(bench, report)
     _check_takes_report(target)  # measuring takes long enough for files to appear there
     with staged_directory(target, overwrite=True, marker=REPORT_FILE) as staging:
         write_report(staging / REPORT_FILE, report)
-        write_text_atomic(staging / HTML_FILE, render_html(report))
+        write_text_atomic(staging / HTML_FILE, render_html(report, examples))
         write_text_atomic(staging / JUNIT_FILE, junit_xml(report))
     limits_in_words = tuple(f"{gate.subject} {gate.wanted}" for gate in report.gates)
     digest, questions = sha256_of(target / REPORT_FILE), report.settings.questions
@@ -179,8 +183,10 @@ def _measure(bench: Bench, options: ValidationOptions) -> Measured:
     stock = _stock(bench, options)
     answers, parity = _answer(bench, options)
     timings, throughput = _time(bench, options)
+    questions = [sample.question for sample in bench.samples]
     retention = {
-        k: judge_answers(bench.task, bench.frontend.tokenizer, answers, k, options.seed) for k in bench.budgets_kept
+        k: judge_answers(bench.task, bench.frontend.tokenizer, questions, answers, k, options.seed)
+        for k in bench.budgets_kept
     }
     return Measured(retention, parity, timings, throughput, _memory(bench, options), stock)
 
@@ -324,6 +330,7 @@ def _budget_report(
         throughput=tuple(map(Throughput, bench.throughput_batches(options), *throughput)),
         peak_memory_bytes=PeakMemory(memory[REFERENCE], memory[ENGINE_UNPRUNED], memory[name]) if memory else None,
         flops=flops,
+        wrong_answers=retention.wrong_answers,
     )
 
 

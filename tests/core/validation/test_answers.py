@@ -139,6 +139,6 @@ def test_f1_of_the_answers(task: str, f1: tuple[float | None, float | None]):
     ids = {word: [tokenizer.token_to_id(word)] for word in ("yes", "no")}
     right, engine = ([ids[word] for word in words] for words in (EXPECTED, ENGINE))
     answers = Answers(EXPECTED, right, {8: engine}, {8: right}, {8: engine})
-    accuracy = judge_answers(TASKS.get(task), tokenizer, answers, 8, seed=0).accuracy
+    accuracy = judge_answers(TASKS.get(task), tokenizer, ["?"] * len(answers.expected), answers, 8, seed=0).accuracy
     assert (accuracy.reference.value, accuracy.engine.value) == (1.0, 0.5)
     assert (accuracy.reference.f1, accuracy.engine.f1) == f1

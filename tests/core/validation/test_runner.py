@@ -24,6 +24,7 @@ from toprl_export.models.reference import ReferenceRunner
 from toprl_export.pruning.flops import decoder_flops
 from toprl_export.validation import bench, costs, runner
 from toprl_export.validation.bench import ValidationOptions
+from toprl_export.validation.examples import PICTURES
 from toprl_export.validation.gates import GateLimits
 from toprl_export.validation.report import read_report, write_report
 from toprl_export.validation.runner import validate
@@ -173,7 +174,12 @@ def test_images_are_encoded_once_and_the_unpruned_graph_counted_once(
     monkeypatch.setattr(runner, "_time", lambda opened, options: untimed(opened))
     report = validate(bundle, options=replace(QUICK_OPTIONS, limit=4))
     assert len(report.budgets) == 2
-    assert (sum(engine), sum(stock), sum(reference), sum(saliency)) == (4 + 4, 4, 0, looks)
+    assert (sum(engine), sum(stock), sum(reference), sum(saliency)) == (
+        4 + 4 + PICTURES,
+        4,
+        0,
+        looks,
+    )  # pictures ask again
     assert flops.count(None) == 1 and len(flops) == 3
 
 
@@ -355,4 +361,19 @@ def test_against_an_earlier_report(bundle: Path, break_engine, capsys: pytest.Ca
     assert "the same questions" in same.notes[0]
     break_engine("decode")
     worse = validate(bundle, options=QUICK_OPTIONS, limits=limits, against=earlier)
+    page = bundle.with_name(f"{TASK}-report").joinpath("report.html").read_text()
+    assert page.count('src="data:image/png;base64,') == QUICK_OPTIONS.limit
+    (wrong, *_) = worse.budgets[-1].wrong_answers
+    assert wrong.engine != wrong.expected
+    assert wrong.question in page
     assert {gate.budget_kept for gate in worse.failed_gates if gate.name.startswith("accuracy against")} == {12, 6}
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_an_earlier_report_of_something_else_is_refused_before_measuring(bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    earlier = bundle.with_name("earlier.json")
+    first = validate(bundle, options=QUICK_OPTIONS)
+    write_report(earlier, replace(first, task="another-task"))
+    monkeypatch.setattr(runner, "_measure", lambda *_: pytest.fail("it measured"))
+    with pytest.raises(UserError, match="the earlier report is of another-task"):
+        validate(bundle, options=QUICK_OPTIONS, against=earlier)

@@ -40,3 +40,21 @@ def test_a_file_that_is_not_listed_is_refused(tmp_path: Path, name: str):
     changed = Bundle(tmp_path, replace(bundle.manifest, files=files))
     with pytest.raises(UserError, match="which the manifest does not list"):
         check_external_data(changed)
+
+
+LISTED, OTHER, KEY = b"\x12\x0bweights.bin", b"\x12\x09other.bin", b"\x0a\x08location"
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [OTHER + KEY, KEY + LISTED + OTHER, b"\x0a\x88\x00location" + OTHER, b"\x8a\x00\x08location" + OTHER],
+    ids=["value first", "second value", "long length", "long tag"],
+)
+def test_a_file_named_in_unusual_bytes_is_refused(tmp_path: Path, entry: bytes):
+    tensor = b"\x08\x01\x10\x01" + b"\x6a" + bytes([len(entry)]) + entry + b"\x70\x01"  # float32 [1], external
+    parsed = onnx.TensorProto.FromString(tensor)
+    assert [(one.key, one.value) for one in parsed.external_data] == [("location", "other.bin")]  # what runtimes read
+    graph = b"\x2a" + bytes([len(tensor)]) + tensor
+    (tmp_path / "decode.onnx").write_bytes(b"\x08\x08\x3a" + bytes([len(graph)]) + graph)
+    with pytest.raises(UserError, match="does not spell out the files of its weights as this release writes them"):
+        external_files(tmp_path / "decode.onnx")
