@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
+MOST_TOKENS = 2**24
+"""Vocabularies of today have 2**18 tokens at most."""
+
+
 class Frontend:
     """A checkpoint's processor and chat template, and the layout of prompts with one picture each.
 
@@ -261,6 +265,7 @@ def read_processor(source: str, revision: str | None = None, name: str | None = 
         UserError: a file is missing or cannot be read, or the processor is of another kind.
     """
     what = f"the processor of model {name or source}"
+    _check_token_ids(Path(source) / "tokenizer.json")
     with _without_advice(), refusing(f"{what} cannot be read", SAVE_AGAIN):
         from transformers import AutoProcessor
 
@@ -274,6 +279,25 @@ def read_processor(source: str, revision: str | None = None, name: str | None = 
             "image token: save it again with processor.save_pretrained"
         )
     return processor
+
+
+def _check_token_ids(file: Path) -> None:
+    """Refuse a vocabulary with ids that no model has: tokenizers would make room for all below the largest.
+
+    Raises:
+        UserError: names the file and the id.
+    """
+    try:
+        content = json.loads(file.read_bytes())
+        vocabulary = content["model"]["vocab"]
+        ids = [*vocabulary.values(), *(token["id"] for token in content["added_tokens"])]
+        largest = max(token for token in ids if isinstance(token, int))
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return  # not there, of a kind that numbers its tokens itself, or damaged, which its own reader tells
+    if largest >= MOST_TOKENS:
+        raise UserError(
+            f"{file} has the token id {largest}, expected ids below {MOST_TOKENS:,}: give a whole tokenizer"
+        )
 
 
 @contextmanager

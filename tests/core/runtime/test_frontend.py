@@ -254,6 +254,12 @@ def test_truncation_and_padding_saved_with_a_tokenizer_are_ignored(copied: Path)
     assert rows() == plain
 
 
+def _one_id(path: Path, token: int) -> None:
+    content = json.loads(path.read_text())
+    content["model"]["vocab"]["five"] = token
+    path.write_text(json.dumps(content))
+
+
 def _template(text: str) -> Callable[[Path], None]:
     return lambda directory: (directory / "chat_template.jinja").write_text(text)
 
@@ -273,6 +279,7 @@ def _template(text: str) -> Callable[[Path], None]:
             lambda d: edit(d / "tokenizer.json", model={"type": "Unheard", "vocab": {}}),
             "by a release of transformers",
         ),
+        (lambda d: _one_id(d / "tokenizer.json", 2**31), "has the token id 2147483648"),
         (lambda d: (d / "tokenizer.json").write_text("{"), "the processor of model x cannot be read"),
         (lambda d: (d / "tokenizer.json").unlink(), "the processor of model x cannot be read"),
     ],
