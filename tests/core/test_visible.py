@@ -39,7 +39,8 @@ def test_a_message_is_one_short_line_that_keeps_its_end():
 def test_everything_printed_goes_through_it(capsys: pytest.CaptureFixture[str]):
     say(EVIL)
     with log_on_stderr(logging.INFO):
-        logging.getLogger("toprl_export.test").warning("%s", EVIL)
+        # pytest keeps what is logged as it is, and cannot send half a surrogate pair from one process to another.
+        logging.getLogger("toprl_export.test").warning("%s", EVIL.replace("\ud800", ""))
     printed = "".join(capsys.readouterr())
     assert "\x1b" not in printed and "\x9b" not in printed and "\u202e" not in printed and "\\x1b[2J" in printed
 
