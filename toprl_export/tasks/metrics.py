@@ -109,6 +109,10 @@ def retention_interval(
 ) -> PairedEstimate:
     """Retention, accuracy pruned over accuracy unpruned, with a paired percentile bootstrap of the questions.
 
+    The bootstrap draws from the questions and half a question more of each pair of outcomes (Agresti and Min 2005 add
+    as much to a difference of matched shares). Without them its interval has no width where no question was lost, as
+    if a hundred questions could rule out that the hundred and first is.
+
     >>> estimate = retention_interval(pruned_correct=[1, 1, 1, 0] * 50, full_correct=[1, 1, 1, 1] * 50)
     >>> estimate.value, [round(end, 2) for end in estimate.ci95]
     (0.75, [0.69, 0.81])
@@ -142,7 +146,8 @@ def difference_interval(
 ) -> PairedEstimate:
     """Accuracy of one method minus that of the other, with a paired percentile bootstrap of the questions.
 
-    Only the questions on which they disagree matter, as in McNemar's test. Arguments as in :func:`retention_interval`.
+    Only the questions on which they disagree matter, as in McNemar's test. Arguments and bootstrap as in
+    :func:`retention_interval`.
 
     Raises:
         ValueError: the two are not 0 or 1 for the same, at least one, questions.
@@ -170,7 +175,8 @@ def _resample(counts: NDArray[np.int64], seed: int, resamples: int) -> NDArray[n
 
     Questions with the same pair of outcomes are alike, so drawing them one by one is exactly a multinomial draw.
     """
-    return numpy_rng(seed, "paired-bootstrap").multinomial(counts.sum(), counts / counts.sum(), size=resamples)
+    smoothed = counts + 0.5
+    return numpy_rng(seed, "paired-bootstrap").multinomial(counts.sum(), smoothed / smoothed.sum(), size=resamples)
 
 
 def _percentiles(values: NDArray[np.float64]) -> Interval:
