@@ -113,9 +113,10 @@ def measure_cliff(study: Study) -> Cliff:
 
 def _curve(study: Study, task: Task, by_layer: list[Correctness], unpruned: Correctness) -> CliffCurve:
     seed = study.scope.seed
-    # The last point, after all layers, removes nothing.
     points = [
         CliffPoint(layer, accuracy(correct), retention(correct, unpruned, seed))
-        for layer, correct in enumerate([*by_layer, unpruned])
+        for layer, correct in enumerate(by_layer)
     ]
+    # The last point, after all layers, removes nothing, and so retains all by definition.
+    points.append(CliffPoint(len(by_layer), accuracy(unpruned), Estimate(1.0, (1.0, 1.0))))
     return CliffCurve(task.name, task.level, len(unpruned), tuple(points))

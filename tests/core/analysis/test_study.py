@@ -72,10 +72,12 @@ def test_a_named_task_needs_its_data(open_study: Callable[..., Study], monkeypat
         open_study("echo-look")
 
 
-@pytest.mark.parametrize(("name", "value"), [("limit", 0), ("jobs", 0)])
-def test_numbers_below_one_are_refused(tmp_path: Path, name: str, value: int):
-    with pytest.raises(UserError, match=f"{name} is 0, expected at least 1"):
-        Scope(tmp_path, **{name: value})
+@pytest.mark.parametrize(
+    ("name", "expected"), [("limit", "limit is 0, expected at least 1"), ("jobs", "jobs is 0, expected .* from 1 to ")]
+)
+def test_numbers_below_one_are_refused(tmp_path: Path, name: str, expected: str):
+    with pytest.raises(UserError, match=expected):
+        Scope(tmp_path, **{name: 0})
 
 
 def next_token(adapter: LlavaAdapter, ids: torch.Tensor, image: torch.Tensor, cut: int) -> int:

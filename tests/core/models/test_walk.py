@@ -382,10 +382,10 @@ def test_the_worked_example_of_the_index_spaces(adapter: LlavaAdapter) -> None:
     tokens = TokenTensors(ids, mask, position_ids, visual_index, text_index)
     sequence = walk.embed_tokens(adapter.decoder, tokens, torch.zeros(1, 4, adapter.shape.hidden))
     assert sequence.prompt_slot.tolist() == [[2, 3, 4, 5, 0, 1, 6, 7, 8]]
-    seen = []
+    seen, norm = [], adapter.decoder.norm
     for kept in ([[1, 3]], [[1]]):
         decision = Decision(torch.tensor(kept))
-        sequence = walk._prune(sequence, len(seen), lambda _, it=decision: it, None, NO_NEEDS, None)
+        sequence = walk._prune(sequence, len(seen), lambda _, it=decision: it, walk._Seen(), NO_NEEDS, None, norm)
         seen.append((sequence.visual_origin.tolist(), sequence.prompt_slot.tolist()))
     assert seen == [([[1, 3]], [[3, 5, 0, 1, 6, 7, 8]]), ([[3]], [[5, 0, 1, 6, 7, 8]])]
     left = position_ids.gather(1, sequence.prompt_slot).tolist()

@@ -50,5 +50,5 @@ def test_is_found_by_its_name_where_the_package_is_installed():
 
 def test_a_missing_runtime_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingExtraError, match=r"toprl-export\[onnx\]"):
+    with pytest.raises(MissingExtraError, match=r"toprl-export\[serve-onnx\]"):
         ONNXRuntimeEngine().check()

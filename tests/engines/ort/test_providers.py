@@ -73,7 +73,7 @@ def test_an_unknown_name_lists_the_known_ones():
     ("name", "how"),
     [
         ("cuda", r"toprl-export\[gpu\] in place of \[onnx\]"),
-        ("tensorrt", r"\[gpu\] in place of \[onnx\], and the TensorRT"),
+        ("tensorrt", r"\[gpu\] in place of \[onnx\] and \[serve-onnx\], and TensorRT"),
         ("tensorrt-rtx", "onnxruntime-ep-nv-tensorrt-rtx"),
     ],
 )

@@ -14,8 +14,9 @@ from tests.trainers.mortal import train
 from tests.trainers.tiny_world import request
 from toprl_export.errors import UserError
 from toprl_export.pruning.actor import ActorConfig
+from toprl_trainers.rl.checkpoint import read_checkpoint_header, read_tensors, write_checkpoint
 from toprl_trainers.toprl.learn import TrainingState
-from toprl_trainers.toprl.run import Run
+from toprl_trainers.toprl.run import CheckpointHeader, Run
 from toprl_trainers.toprl.trainer import TOPRLTrainer
 
 UPDATES = 16
@@ -60,8 +61,9 @@ def test_the_comparison_would_notice_a_lost_moment(weights: Path, tmp_path: Path
     broken = request(weights, tmp_path / "broken", 6)
     checkpoint = Run.of(broken).checkpoint
     interrupt_at(broken, 4)
-    tensors, header = load_file(checkpoint), metadata(checkpoint)
-    save_file({n: t * 0 if n.endswith("exp_avg") else t for n, t in tensors.items()}, checkpoint, header)
+    header = read_checkpoint_header(CheckpointHeader, checkpoint)
+    tensors = {name: t * 0 if name.endswith("exp_avg") else t for name, t in read_tensors(checkpoint).items()}
+    write_checkpoint(checkpoint, header, tensors)
     TOPRLTrainer().train(broken)
     ours, theirs = (load_file(each.output_dir / "actor.safetensors") for each in (broken, whole))
     assert any(not torch.equal(ours[key], theirs[key]) for key in ours)
