@@ -1,4 +1,4 @@
-"""Building a bundle: model and agents (or a baseline) in, engine files, tokenizer, agents and manifest out."""
+"""Building a bundle: model and agents (or a baseline) in, engine files, processor, agents and manifest out."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ import yaml
 
 Mutation = Callable[[random.Random, bytes], bytes]
 
-DEEP = 3000
 ODD_NUMBERS = (0, -1, 1, 2**31, 2**63, 10**400, -(10**30), 1.5, 1e308, float("nan"), float("inf"), -0.0, True)
 ODD_TEXTS = (
     "",

@@ -47,14 +47,14 @@ def command(action: str | None, model: str | None, as_json: bool) -> None:
 
 
 def _check(model: str, as_json: bool) -> None:
-    from toprl_export.fields import fields_to_json
+    from toprl_export.fields import to_json
     from toprl_export.models.agreement import check_agreement
     from toprl_export.models.load import load_model
 
     adapter = load_model(model)  # refuses what is not computed right
     found = check_agreement(adapter)
     if as_json:
-        print_json(fields_to_json(found))
+        print_json(to_json(found))
         return
     say(
         f"{model}: {adapter.family}, {adapter.visual_tokens} visual tokens, {adapter.shape.layers} layers, answers end "

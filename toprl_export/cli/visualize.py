@@ -33,6 +33,13 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="an agent, run in PyTorch with the model it prunes",
 )
+@option(
+    INPUTS,
+    "--model",
+    metavar="MODEL",
+    show_default="the one the agent was trained on",
+    help="where the agent's reference model is now; its weights must be those it was trained on",
+)
 @option(INPUTS, "--bundle", type=options.PATH, metavar="DIR", help="a bundle, run by its engine")
 @option(INPUTS, "--image", type=options.PATH, metavar="FILE", help="the image to ask about, with --prompt")
 @option(INPUTS, "--prompt", metavar="TEXT", help="the question about --image")
@@ -88,6 +95,7 @@ def _check(agent: Path | None, bundle: Path | None, image: Path | None, prompt: 
 
 def _kept(
     agent: Path | None,
+    model: str | None,
     bundle: Path | None,
     image: Path | None,
     prompt: str | None,
@@ -103,4 +111,4 @@ def _kept(
     if bundle is not None:
         return kept_by_bundle(bundle, question, task, budget_kept, threads)
     assert agent is not None  # one of the two is given
-    return kept_by_agent(agent, question, budget_kept, threads)
+    return kept_by_agent(agent, question, budget_kept, threads, model)

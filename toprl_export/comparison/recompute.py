@@ -25,7 +25,7 @@ from toprl_export.comparison.tables import render_markdown
 from toprl_export.errors import UserError
 from toprl_export.evaluation.estimates import Correctness
 from toprl_export.fields import read_fields, to_json
-from toprl_export.files import write_bytes_atomic
+from toprl_export.files import read_regular, write_bytes_atomic
 
 ANSWERS_FILE = "answers.json.gz"
 _PICTURE = "pareto.png"
@@ -73,6 +73,10 @@ def write_answers(path: Path, answers: Answers) -> None:
     write_bytes_atomic(path, gzip.compress(text.encode(), mtime=0))
 
 
+MOST_BYTES = 2**28
+"""Of one file, unpacked: a comparison of 1,000 questions has a few megabytes."""
+
+
 def read_answers(path: Path) -> Answers:
     """Read what :func:`write_answers` wrote.
 
@@ -97,13 +101,16 @@ def recompute(directory: Path) -> tuple[Comparison, bool]:
 
 
 def _unpacked(path: Path) -> Any:
+    content = read_regular(path, "a comparison's file", MOST_BYTES)
     try:
-        content = path.read_bytes()
-        return json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
-    except (gzip.BadGzipFile, EOFError, zlib.error, ValueError, RecursionError) as error:
+        if path.suffix == ".gz":
+            unpacking = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)  # 16: with gzip's header
+            content = unpacking.decompress(content, MOST_BYTES)
+            if unpacking.unconsumed_tail:
+                raise UserError(f"{path} unpacks to more than {MOST_BYTES:,} bytes; expected a comparison's file")
+        return json.loads(content)
+    except (zlib.error, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): repeat the comparison") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}): repeat the comparison") from error
 
 
 def _rounded(value: Any) -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 from toprl_export.comparison.method_cell import ComparisonSetting, MethodCell
 from toprl_export.evaluation.estimates import Correctness
 from toprl_export.evaluation.questions import TaskQuestions
-from toprl_export.fields import read_file, to_json
+from toprl_export.fields import to_json
 from toprl_export.files import write_json_atomic
 from toprl_export.pruning.baselines.specs import baseline_plan, baseline_spec
 from toprl_export.pruning.schedule import Schedule, lowest_budget, solve_schedule
@@ -275,12 +275,3 @@ def _decided(method: str, budget: int, space: Sequence[Placement], first: _Score
 def write_tuning(path: Path, tuning: Tuning) -> None:
     """Write ``tuning.json``."""
     write_json_atomic(path, to_json(tuning))
-
-
-def read_tuning(path: Path) -> Tuning:
-    """Read what :func:`write_tuning` wrote.
-
-    Raises:
-        UserError: the file is missing, of another format or version, or lacks a field.
-    """
-    return read_file(Tuning, path, "delete it and repeat the comparison")

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from toprl_export.cores import check_parallel
 from toprl_export.errors import UserError
+from toprl_export.evaluation.machine import torch_threads
 from toprl_export.evaluation.questions import SPLIT
 from toprl_export.runtime.pictures import ImageInput
 
@@ -112,24 +112,30 @@ def kept_by_bundle(
 
 
 def kept_by_agent(
-    directory: Path, question: ImageQuestion | TaskQuestion, budget_kept: int | None, threads: int | None
+    directory: Path,
+    question: ImageQuestion | TaskQuestion,
+    budget_kept: int | None,
+    threads: int | None,
+    model: str | None = None,
 ) -> KeptTokens:
-    """Answer a question in PyTorch by the model that an agent was trained on; arguments as in `kept_by_bundle`.
+    """Answer a question in PyTorch by the model that an agent was trained on.
+
+    Args:
+        directory: the agent.
+        question: see `kept_by_bundle`, as for the next two.
+        budget_kept: average visual tokens kept.
+        threads: of the CPU.
+        model: where the agent's model is, by default where the agent says.
 
     Raises:
         UserError: the directory holds no agent, its model's weights have changed, it has no such budget, or the
             question is too long.
     """
-    import torch
-
     from toprl_export.agent import load_agent
     from toprl_export.models.load import load_model
     from toprl_export.models.reference import Pruning, ReferenceRunner
     from toprl_export.runtime.answer_length import DEFAULT_NEW_TOKENS, prompt_room
 
-    if threads is not None:
-        check_parallel("threads", threads)
-        torch.set_num_threads(threads)
     agent = load_agent(directory)
     plan = agent.record.plan
     budget = max(schedule.budget_kept for schedule in plan.schedules) if budget_kept is None else budget_kept
@@ -138,13 +144,14 @@ def kept_by_agent(
     else:
         pruning = Pruning.from_plan(plan, budget, agent.actor)
     found = _resolve(question, agent.record.task)
-    adapter = load_model(agent.record.model_id)
-    agent.check_fits(adapter)
-    pixels = adapter.frontend.pixels([found.image])
-    room = prompt_room(adapter.max_length, adapter.visual_tokens)
-    tokens = adapter.frontend.tokens([found.question], room)
-    runner = ReferenceRunner(adapter)
-    answered = runner.generate(tokens, runner.encode_image(pixels), DEFAULT_NEW_TOKENS, pruning)
+    with torch_threads(threads):
+        adapter = load_model(model or agent.record.model_id)
+        agent.check_fits(adapter)
+        pixels = adapter.frontend.pixels([found.image])
+        room = prompt_room(adapter.max_length, adapter.visual_tokens)
+        tokens = adapter.frontend.tokens([found.question], room)
+        runner = ReferenceRunner(adapter)
+        answered = runner.generate(tokens, runner.encode_image(pixels), DEFAULT_NEW_TOKENS, pruning)
     return KeptTokens(
         image=adapter.frontend.shown(found.image),
         visual_tokens=adapter.visual_tokens,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from toprl_export.errors import UserError, refusing
-from toprl_export.fields import fields_to_json, read_file
+from toprl_export.fields import read_file, to_json
 from toprl_export.files import write_json_atomic
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.reference import ReferenceRunner, to_tensors, until_end
@@ -109,18 +109,15 @@ def check_agreement(adapter: LVLMAdapter) -> Agreement:
     return Agreement(differences, found.tolerance, _same_tokens(adapter, tokens, pixels))
 
 
-def known_agreement(adapter: LVLMAdapter, cache: Path | None = None) -> Agreement:
+def known_agreement(adapter: LVLMAdapter) -> Agreement:
     """`check_agreement`, once for each checkpoint, release of the libraries and state of the code.
 
-    Args:
-        adapter: the model.
-        cache: where results are kept; a directory of Hugging Face's cache by default. One that cannot be written is
-            done without.
+    Results are kept in Hugging Face's cache; one that cannot be written is done without.
 
     Raises:
         UserError: see `check_agreement`.
     """
-    directory = _cache() if cache is None else cache
+    directory = _cache()
     file = None if directory is None else directory / f"{_identity(adapter)}.json"
     if file is not None and file.is_file():
         try:
@@ -129,7 +126,8 @@ def known_agreement(adapter: LVLMAdapter, cache: Path | None = None) -> Agreemen
             file.unlink(missing_ok=True)  # of another release, or damaged
     found = check_agreement(adapter)
     if file is not None and found.begins is None and found.same_tokens is not False:
-        write_json_atomic(file, fields_to_json(found))
+        with suppress(UserError):  # a full disk is no reason to refuse a model
+            write_json_atomic(file, to_json(found))
     return found
 
 

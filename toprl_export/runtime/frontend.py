@@ -145,6 +145,13 @@ class Frontend:
         with refusing(f"the chat template of model {name} fails", SAVE_AGAIN):
             ours = self._row(question)
             theirs = ours if self._template_takes_text else self._own_ids(picture, question)
+            other = self._row("which one?")
+        place = ours.index(self.image_token_id)
+        if ours[: place + 1] != other[: place + 1]:
+            raise UserError(
+                f"the chat template of model {name} puts the question before its picture, expected it behind: a scorer "
+                "reads it there; correct its chat_template.jinja"
+            )
         if ours != theirs:
             counts = [ids.count(self.image_token_id) for ids in (theirs, ours)]
             raise UserError(

@@ -173,7 +173,7 @@ def _paired_counts(one: ArrayLike, other: ArrayLike) -> NDArray[np.int64]:
 def _resample(counts: NDArray[np.int64], seed: int, resamples: int) -> NDArray[np.int64]:
     """The counts in questions drawn with replacement, ``int64 [resamples, 4]``.
 
-    Questions with the same pair of outcomes are alike, so drawing them one by one is exactly a multinomial draw.
+    Questions with the same pair of outcomes are alike, so drawing them one by one is a multinomial draw.
     """
     smoothed = counts + 0.5
     return numpy_rng(seed, "paired-bootstrap").multinomial(counts.sum(), smoothed / smoothed.sum(), size=resamples)

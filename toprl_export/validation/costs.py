@@ -127,7 +127,9 @@ def measure_throughput(
     return {name: tuple(figures) for name, figures in rates.items()}
 
 
-def peak_memory(bundle_dir: Path, kind: str, keep_counts: Sequence[int], tokens: TokenBatch, threads: int) -> int:
+def peak_memory(
+    bundle_dir: Path, kind: str, keep_counts: Sequence[int], tokens: TokenBatch, threads: int, model: str
+) -> int:
     """Peak resident bytes of a process that answers one question about an empty image on the CPU.
 
     Args:
@@ -136,12 +138,13 @@ def peak_memory(bundle_dir: Path, kind: str, keep_counts: Sequence[int], tokens:
         keep_counts: of the engine.
         tokens: one prompt; already tokenised, as the process is not to be measured with the processor's libraries.
         threads: CPU threads.
+        model: where the reference model is, which may not be where the bundle says.
 
     Raises:
         RuntimeError: the process failed; its error output is in the message.
     """
     prompt = [tokens.input_ids[0].tolist(), int(tokens.input_ids[0, tokens.visual_index[0, 0]])]
-    arguments = [str(bundle_dir), kind, ",".join(map(str, keep_counts)), json.dumps(prompt), str(threads)]
+    arguments = [str(bundle_dir), kind, ",".join(map(str, keep_counts)), json.dumps(prompt), str(threads), model]
     done = subprocess.run(
         [sys.executable, "-m", "toprl_export.validation.costs", "--", *arguments],
         capture_output=True,
@@ -173,9 +176,10 @@ def main() -> None:
     parser.add_argument("keep_counts", type=lambda text: tuple(map(int, text.split(","))))
     parser.add_argument("prompt", type=json.loads)
     parser.add_argument("threads", type=int)
+    parser.add_argument("model")
     args = parser.parse_args()
     bundle = load_bundle(args.bundle, verify=False)
-    session = _open(bundle, args.kind, args.threads)
+    session = _open(bundle, args.kind, args.threads, args.model)
     ids, image_id = args.prompt
     height, width = bundle.manifest.model.image_size
     workload = Workload(np.zeros((1, 3, height, width), np.float32), lay_out([ids], image_id, pad_id=0))
@@ -183,7 +187,7 @@ def main() -> None:
     print(resident_peak())
 
 
-def _open(bundle: Bundle, kind: str, threads: int) -> EngineSession:
+def _open(bundle: Bundle, kind: str, threads: int, model: str) -> EngineSession:
     manifest = bundle.manifest
     if kind != REFERENCE:
         options = SessionOptions(threads, "cpu", unpruned=kind == ENGINE_UNPRUNED)
@@ -194,7 +198,7 @@ def _open(bundle: Bundle, kind: str, threads: int) -> EngineSession:
     from toprl_export.validation.stock import StockSession
 
     torch.set_num_threads(threads)
-    return StockSession(load_model(manifest.model.id, revision=manifest.model.revision))
+    return StockSession(load_model(model, revision=manifest.model.revision))
 
 
 if __name__ == "__main__":

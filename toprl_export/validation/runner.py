@@ -243,11 +243,11 @@ def _memory(bench: Bench, options: ValidationOptions) -> dict[str, int]:
         return {}
     peaks = {}
     sessions = bench.timed_sessions()
-    prompt = bench.tokens([bench.samples[0].question])
+    shared = bench.tokens([bench.samples[0].question]), options.thread_count, bench.runner.adapter.model_id
     with Progress("memory", len(sessions), "process") as bar:
         for name, session in sessions.items():
             kind = "engine" if name.isdecimal() else name
-            peaks[name] = peak_memory(bench.bundle.dir, kind, session.keep_counts, prompt, options.thread_count)
+            peaks[name] = peak_memory(bench.bundle.dir, kind, session.keep_counts, *shared)
             bar.update()
     return peaks
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "validate": ["validate", "no-bundle", "--report-dir"],
     "compare": ["compare", "--output-dir"],
     "compare, dry": ["compare", "--dry-run", "--output-dir"],
+    "analyze": ["analyze", "cliff", "--output-dir"],
     "visualize": ["visualize", "--agent", "no-agent", "--output"],
     "tasks": ["tasks", "mini-exist", "--output"],
 }
@@ -35,6 +36,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("toprl_export.models.load.load_model", fail)
     monkeypatch.setattr("toprl_export.building.load_model", fail)
     monkeypatch.setattr("toprl_export.comparison.runner.load_model", fail)
+    monkeypatch.setattr("toprl_export.analysis.study.load_model", fail)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

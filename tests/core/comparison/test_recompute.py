@@ -60,7 +60,7 @@ def test_equal_answers_have_equal_bytes(directory: Path, tmp_path: Path) -> None
         (b"no gzip", "is damaged"),
         (gzip.compress(b"{", mtime=0), "is damaged"),
         (gzip.compress(b'{"format": "other", "version": 1, "seed": 0, "cells": []}', mtime=0), "other"),
-        (None, "cannot be read"),
+        (None, "does not exist"),
     ],
     ids=["no gzip", "no JSON", "another format", "nothing"],
 )

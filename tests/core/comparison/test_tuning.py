@@ -18,13 +18,14 @@ from toprl_export.comparison.tuning import (
     FIRST_ROUND_SHARE,
     SURVIVORS,
     Placement,
+    Tuning,
     TuningGround,
-    read_tuning,
     stage_sets,
     tune,
 )
 from toprl_export.evaluation.estimates import Correctness
 from toprl_export.evaluation.questions import TaskQuestions, draw_questions
+from toprl_export.fields import read_file
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.pruning.baselines.specs import BASELINES, baseline_plan
 from toprl_export.pruning.schedule import average_kept
@@ -155,7 +156,7 @@ def test_a_comparison_tunes_its_rivals(
     assert tuned.tuning_questions == 8
     text = (request.output_dir / "compare.md").read_text()
     assert "8 questions of each task's train split" in text and "Rivals were not tuned" not in text
-    rival = read_tuning(request.output_dir / "tuning.json").find("pyramiddrop", 12)
+    rival = read_file(Tuning, request.output_dir / "tuning.json").find("pyramiddrop", 12)
     assert rival is not None
     for name, chosen in (("pyramiddrop", rival.for_all_tasks), ("pyramiddrop (per task)", rival.by_task["mini-exist"])):
         entry = tuned.entry(name, "mini-exist", 12)

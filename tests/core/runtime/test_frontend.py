@@ -116,6 +116,16 @@ def test_a_template_for_text_alone_takes_the_image_token_in_the_message():
         front.tokens(["is </s> it?"])
 
 
+def test_a_template_that_puts_the_question_before_its_picture_is_refused():
+    """No text would stand behind the picture, where a scorer reads the question."""
+    turned = (
+        "{% for message in messages %}{% for part in message.content if part.type == 'text' %}{{ part.text }}"
+        "{% endfor %}<image>{% endfor %}"
+    )
+    with pytest.raises(UserError, match="puts the question before its picture"):
+        frontend(byte_level(), turned).check("x")
+
+
 def test_mini_ids_are_those_of_training():
     question = "what colour is the 7?"
     tokens = MINI.tokens([question])

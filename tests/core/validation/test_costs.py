@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from tests.support.fake_engine import made_up_bundle
 from tests.support.tiny_llava import tiny_adapter, tiny_tokens
+from toprl_export.bundle import write_manifest
+from toprl_export.models.load import load_model
 from toprl_export.runtime.layout import TokenBatch
 from toprl_export.runtime.session import EncodedImages, PrefillResult
 from toprl_export.validation import costs
@@ -114,6 +118,15 @@ def test_a_child_does_not_inherit_the_peak():
     assert in_fresh_process("print(resident_peak())")[0] < block.nbytes
 
 
+def test_the_reference_is_measured_where_it_is_now(tmp_path):
+    bundle, tokens = made_up_bundle(tmp_path), load_model("mini").frontend.tokens(["what is it?"])
+    moved = replace(bundle.manifest.model, id="/gone/model", image_size=(192, 192))
+    write_manifest(tmp_path, replace(bundle.manifest, model=moved))
+    assert peak_memory(tmp_path, "reference", (1,), tokens, 1, "mini") > SIZE
+    with pytest.raises(RuntimeError, match="the model directory /gone/model is not there"):
+        peak_memory(tmp_path, "reference", (1,), tokens, 1, moved.id)
+
+
 def test_a_failed_process_is_told(tmp_path):
     with pytest.raises(RuntimeError, match=r"(?s)memory of engine failed.*expected a bundle"):
-        peak_memory(tmp_path, "engine", (1,), tiny_tokens(tiny_adapter(), 1), 1)
+        peak_memory(tmp_path, "engine", (1,), tiny_tokens(tiny_adapter(), 1), 1, "mini")
