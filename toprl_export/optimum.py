@@ -56,7 +56,7 @@ Those of ``temperature`` and ``top_k`` are what greedy callers write, and what t
 
 _HONOURED = ("max_new_tokens", "max_length", "eos_token_id", "pad_token_id")
 _KINDS = {"integers": "iu", "floats": "f"}
-_OF_NO_EFFECT = ("bos_token_id", "transformers_version", "_from_model_config")
+_OF_NO_EFFECT = ("bos_token_id", "transformers_version")
 """What a generation configuration also holds, and that changes no answer to a prompt."""
 
 
@@ -274,10 +274,13 @@ def _stated(options: Mapping[str, Any] | GenerationConfig | None) -> dict[str, A
     Raises:
         UserError: they are no options.
     """
-    named = {} if options is None else options if isinstance(options, Mapping) else getattr(options, "__dict__", None)
-    if named is None or isinstance(options, type):
-        raise UserError(f"generation_config is {_short(options)}, expected a GenerationConfig: correct the call")
-    return {name: value for name, value in named.items() if value is not None and name not in _OF_NO_EFFECT}
+    if options is None:
+        return {}
+    if not isinstance(options, Mapping):
+        if isinstance(options, type) or not hasattr(options, "__dict__"):
+            raise UserError(f"generation_config is {_short(options)}, expected a GenerationConfig: correct the call")
+        options = {name: value for name, value in vars(options).items() if not name.startswith("_")}
+    return {name: value for name, value in options.items() if value is not None and name not in _OF_NO_EFFECT}
 
 
 def _refuse_all_but_greedy(asked: Mapping[str, Any]) -> None:
