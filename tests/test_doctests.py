@@ -15,6 +15,7 @@ from toprl_export.registry import Registry
 MODULES = (
     "toprl_export",
     "toprl_export.api",
+    "toprl_export.optimum",
     "toprl_export.pruning.baselines.specs",
     "toprl_export.pruning.flops",
     "toprl_export.pruning.plan",

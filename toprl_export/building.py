@@ -13,6 +13,7 @@ from typing import Any
 
 from toprl_export.agent import ACTOR_FILE, AGENT_FILE, Agent, load_agent
 from toprl_export.bundle import (
+    CONFIG_NAME,
     MANIFEST_NAME,
     PROCESSOR_DIR,
     AgentEntry,
@@ -35,6 +36,7 @@ from toprl_export.engine import (
 )
 from toprl_export.errors import UserError
 from toprl_export.fields import check_types
+from toprl_export.files import write_text_atomic
 from toprl_export.manifest import check_relative
 from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.agreement import require_attention
@@ -204,8 +206,10 @@ def write_bundle(prepared: PreparedBuild, output_dir: Path, overwrite: bool, com
     with staged_directory(output_dir, overwrite, MANIFEST_NAME) as staging:
         earlier = output_dir.resolve() if (output_dir / MANIFEST_NAME).is_file() else None
         result = prepared.engine.build(replace(prepared.request, earlier=earlier), staging)
-        processor = prepared.request.adapter.frontend.save(staging / PROCESSOR_DIR)
-        own_files = [("processor", f"{PROCESSOR_DIR}/{name}") for name in processor]
+        adapter = prepared.request.adapter
+        write_text_atomic(staging / CONFIG_NAME, adapter.model.config.to_json_string())
+        processor = adapter.frontend.save(staging / PROCESSOR_DIR)
+        own_files = [("config", CONFIG_NAME), *(("processor", f"{PROCESSOR_DIR}/{name}") for name in processor)]
         own_files += _copy_agents(prepared, staging)
         write_manifest(staging, _manifest(prepared, result, staging, own_files, command))
     return load_bundle(output_dir, verify=False)

@@ -1,4 +1,4 @@
-"""A bundle on disk: a directory of graphs, processor and agents, and the manifest with their digests."""
+"""A bundle on disk: a directory of graphs, configuration, processor and agents, and the manifest with their digests."""
 
 from __future__ import annotations
 
@@ -39,6 +39,8 @@ __all__ = [
 ]
 
 MANIFEST_NAME = "manifest.json"
+CONFIG_NAME = "config.json"
+"""The reference model's own configuration, as Hugging Face writes it."""
 PROCESSOR_DIR = "processor"
 
 

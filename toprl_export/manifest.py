@@ -121,7 +121,7 @@ class Manifest:
     """
 
     format: Literal["toprl-export/bundle"] = field(default="toprl-export/bundle", kw_only=True)
-    version: Literal[5] = field(default=5, kw_only=True)
+    version: Literal[6] = field(default=6, kw_only=True)
     toprl_export: str
     model: ModelEntry
     agents: tuple[AgentEntry, ...]

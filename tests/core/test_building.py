@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from tests.support import fake_engine as fakes
 from tests.support.agents import save_tiny_agent
@@ -64,6 +65,8 @@ def test_a_bundle_is_bound_to_model_agents_plan_and_tools(agent, adapter: LlavaA
     assert manifest.build_command == "toprl-export build …"
     written = {path.relative_to(bundle.dir).as_posix() for path in bundle.dir.rglob("*") if path.is_file()}
     assert written == {file.path for file in manifest.files} | {"manifest.json"}
+    config = AutoConfig.from_pretrained(bundle.path("config"))
+    assert config.to_dict() | {"_name_or_path": ""} == adapter.model.config.to_dict()
 
 
 def test_the_agents_in_a_bundle_are_those_that_were_given(agent, tmp_path: Path):

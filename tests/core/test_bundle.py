@@ -91,7 +91,7 @@ def test_manifest_round_trip(manifest: Manifest):
 
 def test_manifest_states_how_budgets_and_agents_relate():
     written = made_up_manifest().to_json()
-    assert (written["format"], written["version"], written["baseline"]) == ("toprl-export/bundle", 5, None)
+    assert (written["format"], written["version"], written["baseline"]) == ("toprl-export/bundle", 6, None)
     assert written["plan"]["visual_tokens"] == written["model"]["visual_tokens"] == VISUAL_TOKENS
     assert [schedule["budget_kept"] for schedule in written["plan"]["schedules"]] == [4, 8]
     assert all(len(schedule["keep_counts"]) == 2 for schedule in written["plan"]["schedules"])
@@ -318,9 +318,9 @@ def test_manifests_of_another_version_format_or_content(tmp_path: Path):
     directory = tmp_path / "bundle"
     made_up_bundle(directory)
     original = (directory / "manifest.json").read_text()
-    for version in (4, 6):
+    for version in (5, 7):
         rewrite(directory, version=version)
-        refused(directory, f"has version {version} of toprl-export/bundle, but this release reads version 5")
+        refused(directory, f"has version {version} of toprl-export/bundle, but this release reads version 6")
     rewrite(directory, version=2, format="toprl-export/agent")
     refused(directory, "has format 'toprl-export/agent', expected 'toprl-export/bundle'")
     (directory / "manifest.json").write_text(original.replace('"fp32"', '"fp16"'))

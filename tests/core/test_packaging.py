@@ -23,6 +23,8 @@ SOURCES = {
     "toprl_engines": ROOT / "engines" / "toprl_engines",
     "toprl_flash_attention": ROOT / "engines" / "flash_attention" / "toprl_flash_attention",
 }
+OPTIMUM = ROOT / "integrations" / "optimum"
+"""A part of the namespace package `optimum`, which must not be a package of its own."""
 
 
 def pins() -> dict[str, str]:
@@ -92,8 +94,15 @@ def test_every_package_of_the_wheel_is_typed(wheel_names: set[str]):
     assert {f"{package}/py.typed" for package in SOURCES} <= wheel_names
 
 
+def test_wheel_holds_our_command_where_optimum_looks_for_it(wheel_names: set[str]):
+    ours = {name for name in wheel_names if name.startswith("optimum/")}
+    assert ours == {"optimum/commands/register/register_toprl.py"}
+    assert ours == {f"optimum/{path.relative_to(OPTIMUM).as_posix()}" for path in OPTIMUM.rglob("*.py")}
+
+
 def test_wheel_holds_nothing_else(wheel_names: set[str]):
-    assert {name.split("/")[0] for name in wheel_names} == {*SOURCES, f"toprl_export-{PROJECT['version']}.dist-info"}
+    packages = {name.split("/")[0] for name in wheel_names}
+    assert packages == {*SOURCES, "optimum", f"toprl_export-{PROJECT['version']}.dist-info"}
 
 
 def test_entry_points_name_existing_files():

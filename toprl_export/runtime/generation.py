@@ -90,12 +90,14 @@ class Generation:
     Attributes:
         answers: one text per batch row.
         token_ids: the tokens of each, the end token left out.
+        ended_by: the end token of each; None where it is as long as it may be.
         kept: per stage, which of the n visual tokens were kept, ``int64 [b, k_t]``, ascending.
         timings: time in the engine.
     """
 
     answers: tuple[str, ...]
     token_ids: tuple[tuple[int, ...], ...]
+    ended_by: tuple[int | None, ...]
     kept: tuple[NDArray[np.int64], ...]
     timings: Timings
 
@@ -144,6 +146,7 @@ class GenerationStream(Iterator[TextPiece]):
         self._result = Generation(
             answers=tuple(answer.text for answer in answers),
             token_ids=tuple(tuple(answer.ids) for answer in answers),
+            ended_by=tuple(answer.ended_by for answer in answers),
             kept=prefill.kept,
             timings=Timings(vision_ms, prefill_ms, tuple(decode_ms)),
         )
@@ -171,7 +174,12 @@ class GrowingText:
         self._given = ""
         self._special = {id_ for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         self.ids: list[int] = []
-        self.ended = False
+        self.ended_by: int | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether an end token came."""
+        return self.ended_by is not None
 
     @property
     def text(self) -> str:
@@ -183,7 +191,7 @@ class GrowingText:
         if self.ended:
             return ""
         if token in self._end_tokens:
-            self.ended = True
+            self.ended_by = token
             return self.finish()
         self.ids.append(token)
         return self._give(_complete_words(self._decoded(self._settled())))

@@ -25,6 +25,7 @@ PROVIDERS = {
     TENSORRT_RTX: "NvTensorRTRTXExecutionProvider",
 }
 """ONNX Runtime's names by ours."""
+_OURS = {full: name for name, full in PROVIDERS.items()}
 
 _ALWAYS = {CUDA: {"use_tf32": "0"}}
 """CUDA would round the factors of fp32 products to TF32. So do both TensorRTs, whose providers have no option against
@@ -63,12 +64,16 @@ def choose_provider(name: str | None) -> str:
 
     The two TensorRTs are taken only by name: they build engines first, which takes minutes.
 
+    Args:
+        name: one of ours or of ONNX Runtime's own, such as ``CUDAExecutionProvider``.
+
     Raises:
         UserError: the name is unknown or not installed.
     """
     here = installed_providers()
     if name is None:
         return CUDA if CUDA in here else CPU
+    name = _OURS.get(name, name)
     if name not in PROVIDERS:
         raise unknown_name("provider", name, PROVIDERS)
     if name not in here:

@@ -55,6 +55,7 @@ def test_each_row_is_answered_as_if_alone_and_stops_by_itself():
     assert len({len(ids) for ids in expected}) > 1, "rows must end at different lengths for this test to see anything"
     assert result.answers == tuple(TOKENIZER.decode(ids) for ids in expected)
     assert not any(END_ID in ids for ids in result.token_ids)
+    assert result.ended_by == (END_ID,) * len(QUESTIONS)
 
 
 def test_prompt_image_agent_and_budget_all_matter():
@@ -80,8 +81,9 @@ def test_decoding_ends_with_the_longest_row():
 def test_the_limit_cuts_answers(limit: int):
     session = FakeSession()
     whole = generate(FakeSession(), TOKENIZER, request(QUESTIONS)).token_ids
-    cut = generate(session, TOKENIZER, request(QUESTIONS, new_tokens=limit)).token_ids
-    assert cut == tuple(ids[:limit] for ids in whole)
+    cut = generate(session, TOKENIZER, request(QUESTIONS, new_tokens=limit))
+    assert cut.token_ids == tuple(ids[:limit] for ids in whole)
+    assert [end is None for end in cut.ended_by] == [len(ids) >= limit for ids in whole]
     assert session.decode_calls <= limit - 1
 
 

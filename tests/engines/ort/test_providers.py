@@ -64,6 +64,11 @@ def test_without_a_name_cuda_is_taken_where_it_is_installed_and_tensorrt_never(l
     assert choose_provider(None) == chosen
 
 
+def test_onnx_runtimes_own_names_are_known_too(listed):
+    listed(FULL, plugin=True)
+    assert [choose_provider(full) for full in PROVIDERS.values()] == list(PROVIDERS)
+
+
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(UserError, match=r"unknown provider 'tensort'; did you mean 'tensorrt'\? known: cpu, cuda"):
         choose_provider("tensort")
