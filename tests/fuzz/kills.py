@@ -27,8 +27,8 @@ TASK = "mini-exist"
 SIGNALS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}
 """Each with the exit code of a command that it ended."""
 STARTING = {signal.SIGTERM: (-signal.SIGTERM,), signal.SIGINT: (-signal.SIGINT, -signal.SIGABRT)}
-"""Exit codes where Python had not yet come to the command line's own handling, or was loading PyTorch, which aborts where
-an interrupt reaches its C++ code."""
+"""Exit codes where Python had not yet come to the command line's own handling, or was loading PyTorch, which aborts
+where an interrupt reaches its C++ code."""
 MEASURED = (
     "seconds",
     "date",
