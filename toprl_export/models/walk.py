@@ -39,10 +39,13 @@ from toprl_export.pruning.select import gather_tokens
 
 @dataclass(frozen=True)
 class TokenTensors:
-    """A tokenised batch: all ``int64``; rows are left-padded and hold the same number n of visual tokens.
+    """A tokenised batch: all ``int64``; rows are left-padded and hold the same number n of visual slots.
 
-    ``input_ids``, ``attention_mask`` and ``position_ids`` are ``[b, s]``; ``visual_index`` ``[b, n]`` and
-    ``text_index`` ``[b, s-n]`` are the prompt slots of the visual and of the other tokens, ascending.
+    ``input_ids``, ``attention_mask`` and ``position_ids`` are ``[b, s]`` (``position_ids`` ``[3, b, s]`` for M-RoPE);
+    ``visual_index`` ``[b, n]`` and ``text_index`` ``[b, s-n]`` are the prompt slots of the visual and of the other
+    tokens, ascending. Where a row has fewer visual tokens than n, its first visual slots are pads.
+    ``visual_rows`` ``[b, n]``: which rows of the encoded pictures ``[r, d]`` the visual slots show; None where they are
+    given as ``[b, n, d]``.
     ``segments`` ``[b, s]`` packs independent questions behind one image: tokens see segment 0 and their own.
     ``question_end`` ``[b]`` is the prompt slot of the question's last token where answers follow it; None: the last.
     """
@@ -52,6 +55,7 @@ class TokenTensors:
     position_ids: Tensor
     visual_index: Tensor
     text_index: Tensor
+    visual_rows: Tensor | None = None
     segments: Tensor | None = None
     question_end: Tensor | None = None
 
@@ -155,10 +159,12 @@ class _Sequence:
 
 
 def embed_tokens(decoder: Decoder, tokens: TokenTensors, visual: Tensor, needs: ScorerNeeds = NO_NEEDS) -> _Sequence:
-    """The sequence that enters layer 0, of projected visual embeddings ``[b, n, d]`` and the embedded text."""
+    """The sequence that enters layer 0, of projected visual embeddings (see `walk_prefill`) and the embedded text."""
     text = decoder.embed(tokens.input_ids.gather(1, tokens.text_index))  # [b, t, d]
     cos, sin = decoder.rotary(text, tokens.position_ids)
     visual = visual.to(text.dtype)  # the vision graph returns float32 in every precision
+    if tokens.visual_rows is not None:
+        visual = visual[tokens.visual_rows]  # [r, d] -> [b, n, d]
     return _Sequence(
         visual=visual,
         text=text,
@@ -177,7 +183,10 @@ def embed_tokens(decoder: Decoder, tokens: TokenTensors, visual: Tensor, needs: 
 
 def _question_mask(tokens: TokenTensors) -> Tensor:
     """Which text tokens stand between the image and the answer, ``bool [b, t]``."""
-    # By position alone, so that it can be exported: a `Frontend` puts the question behind the image.
+    # By position alone, so that it can be exported: a `Frontend` puts the question behind the image. Without an image
+    # all text is the question's.
+    if tokens.visual_index.shape[1] == 0:
+        return tokens.attention_mask.gather(1, tokens.text_index).bool()
     after_image = tokens.text_index > tokens.visual_index[:, -1:]
     question_mask = after_image & tokens.attention_mask.gather(1, tokens.text_index).bool()
     if tokens.question_end is not None:
@@ -246,7 +255,7 @@ def walk_prefill(
     Args:
         decoder: the frozen decoder.
         tokens: the batch.
-        visual: projected visual embeddings ``[b, n, d]``.
+        visual: projected visual embeddings ``[b, n, d]``, or ``[r, d]`` where the batch says which rows it shows.
         stage_layers: ascending 0-based layers before which a stage stands; empty for no pruning.
         decide: called once a stage with the states of the visual tokens that are left.
         needs: what else ``decide`` is given.
