@@ -24,16 +24,19 @@ from toprl_export.models.walk import (
 )
 from toprl_export.pruning.plan import PruningPlan
 from toprl_export.pruning.scorer import Scorer, StageInputs
-from toprl_export.pruning.select import select
+from toprl_export.pruning.select import select, select_rows
 from toprl_export.runtime.layout import Pictures, TokenBatch
 
 
 @dataclass(frozen=True)
 class Pruning:
-    """What a pruned run needs: where stages stand, how many tokens each keeps, and who scores."""
+    """What a pruned run needs: where stages stand, how many tokens each keeps, and who scores.
+
+    ``keep_counts`` are one number a stage, or of each batch row its own, ``int64 [b, T]``, where rows differ in n.
+    """
 
     stage_layers: tuple[int, ...]
-    keep_counts: tuple[int, ...]
+    keep_counts: tuple[int, ...] | Tensor
     scorer: Scorer
 
     @classmethod
@@ -47,6 +50,11 @@ class Pruning:
 
     def decide(self, inputs: StageInputs) -> Decision:
         """Score and take the best: ``int64 [b, k]``."""
+        if isinstance(self.keep_counts, Tensor):
+            counts, alive = self.keep_counts[:, inputs.stage], inputs.alive
+            assert alive is not None
+            most = int(counts.max())
+            return Decision(*select_rows(self.scorer(replace(inputs, keep=most, row_keep=counts)), counts, most, alive))
         keep = self.keep_counts[inputs.stage]
         return Decision(select(self.scorer(replace(inputs, keep=keep)), keep))
 

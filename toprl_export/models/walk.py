@@ -113,6 +113,7 @@ class _Sequence:
     prompt_cos: Tensor  # [b, s, head_dim], by prompt slot
     prompt_sin: Tensor
     visual_embeddings: Tensor | None = None  # [b, n, d], of all visual tokens, where a scorer needs them
+    visual_real: Tensor | None = None  # bool [b, n]: which of them are no pads, where rows have different numbers
     text_embeddings: Tensor | None = None  # [b, t, d]
 
     @property
@@ -177,8 +178,13 @@ def embed_tokens(decoder: Decoder, tokens: TokenTensors, visual: Tensor, needs: 
         prompt_cos=cos,
         prompt_sin=sin,
         visual_embeddings=visual if needs.embeddings else None,
+        visual_real=_visual_real(tokens) if needs.embeddings else None,
         text_embeddings=text if needs.embeddings else None,
     )
+
+
+def _visual_real(tokens: TokenTensors) -> Tensor | None:
+    return None if tokens.visual_rows is None else tokens.attention_mask.gather(1, tokens.visual_index).bool()
 
 
 def _question_mask(tokens: TokenTensors) -> Tensor:
@@ -389,6 +395,7 @@ def _stage_inputs(
         saliency=saliency if needs.saliency else None,
         key_norms=norms,
         visual_embeddings=state.visual_embeddings,
+        visual_real=state.visual_real,
         text_embeddings=state.text_embeddings,
     )
 
