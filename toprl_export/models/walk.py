@@ -189,10 +189,7 @@ def _visual_real(tokens: TokenTensors) -> Tensor | None:
 
 def _question_mask(tokens: TokenTensors) -> Tensor:
     """Which text tokens stand between the image and the answer, ``bool [b, t]``."""
-    # By position alone, so that it can be exported: a `Frontend` puts the question behind the image. Without an image
-    # all text is the question's.
-    if tokens.visual_index.shape[1] == 0:
-        return tokens.attention_mask.gather(1, tokens.text_index).bool()
+    # By position alone, so that it can be exported: a `Frontend` puts the question behind the image.
     after_image = tokens.text_index > tokens.visual_index[:, -1:]
     question_mask = after_image & tokens.attention_mask.gather(1, tokens.text_index).bool()
     if tokens.question_end is not None:

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from jinja2 import TemplateError, TemplateSyntaxError
@@ -44,6 +45,12 @@ class Frontend(ABC):
     fixed: PictureTokens | None = None
     """What every picture puts into a prompt, where they all put the same."""
 
+    vision_axes: Mapping[str, tuple[str, ...]]
+    """Of each array that the vision tower takes, the names of its first axes, which vary; the others are fixed."""
+
+    rotary_axes: ClassVar[int] = 1
+    """p, how many position ids a token has: 3 for M-RoPE."""
+
     def __init__(self, processor: Any) -> None:
         self.processor = processor
         self.image_token_id = int(processor.image_token_id)
@@ -59,6 +66,11 @@ class Frontend(ABC):
         Raises:
             UserError: there is none, or one of them is not an image or none that the model takes.
         """
+
+    @property
+    def axis_multiples(self) -> Mapping[str, int]:
+        """What the sizes of some axes of `vision_axes` are multiples of."""
+        return {}
 
     @abstractmethod
     def shown(self, image: ImageInput) -> NDArray[np.uint8]:
@@ -284,6 +296,7 @@ class FixedFrontend(Frontend):
     """
 
     fixed: PictureTokens
+    vision_axes = MappingProxyType({"pixel_values": ("batch",)})
 
     def __init__(self, processor: Any, visual_tokens: int, image_size: tuple[int, int]) -> None:
         super().__init__(processor)

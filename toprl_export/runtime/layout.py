@@ -108,7 +108,7 @@ def lay_out(prompts: Sequence[PromptRow], image_id: int, pad_id: int, by_rows: b
     """
     lengths = [len(prompt.token_ids) for prompt in prompts]
     counts = [len(prompt.rows) for prompt in prompts]
-    n = max(counts)
+    n = max(1, *counts)  # a slot at least, so that a graph has something to gather for prompts without a picture
     text = max(length - count for length, count in zip(lengths, counts, strict=True))
     shape = len(prompts), n + text
     input_ids = np.full(shape, pad_id, np.int64)

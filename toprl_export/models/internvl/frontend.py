@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from toprl_export.runtime.layout import Pictures, PictureTokens
 
 class InternVLFrontend(VaryingFrontend):
     """Tiles of one size and, where there is more than one, the whole picture behind them; their tokens in a row."""
+
+    vision_axes = MappingProxyType({"pixel_values": ("tiles",)})
 
     def _laid_out(self, processed: Sequence[Mapping[str, Any]]) -> Pictures:
         each: list[PictureTokens] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ class LlavaNextFrontend(VaryingFrontend):
         tile_pixels: side of a tile.
         tile_tokens: rows, and columns, of a tile's visual tokens.
     """
+
+    vision_axes = MappingProxyType({"pixel_values": ("tiles",)})
 
     def __init__(self, processor: Any, tile_pixels: int, tile_tokens: int) -> None:
         super().__init__(processor)

@@ -64,9 +64,9 @@ def _same(number: Tensor) -> Tensor:
 def _attention(attention: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
     """The tower's attention with a mask, ``[N, d_vision]``; its own code splits the sequence, which no graph can."""
     count = hidden.shape[0]
-    split = attention.qkv(hidden).reshape(count, 3, attention.num_heads, -1).permute(1, 2, 0, 3)  # [3, h, N, hd]
-    query, keys, values = split.unbind(0)
+    split = attention.qkv(hidden).reshape(1, count, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
+    query, keys, values = split.unbind(0)  # [1, h, N, hd] each
     query, keys = (rotated(x.float(), rotary).to(x.dtype) for x in (query, keys))
-    seen = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=attention.scaling)  # [h, N, hd]
-    projected: Tensor = attention.proj(seen.transpose(0, 1).reshape(count, -1))
+    seen = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask[None, None], scale=attention.scaling)
+    projected: Tensor = attention.proj(seen.transpose(1, 2).reshape(count, -1))
     return projected

@@ -20,10 +20,19 @@ class QwenVLFrontend(VaryingFrontend):
         window: side of an attention window in visual tokens, where the tower has windows (Qwen2.5-VL).
     """
 
+    rotary_axes = 3
+
     def __init__(self, processor: Any, merge: int, window: int | None) -> None:
         super().__init__(processor)
         self.merge = merge
         self.window = window
+        arrays = ("pixel_values", "patch_position", "patch_picture", *(() if window is None else ("patch_window",)))
+        self.vision_axes = dict.fromkeys(arrays, ("patches",))
+
+    @property
+    def axis_multiples(self) -> Mapping[str, int]:
+        """See `Frontend.axis_multiples`."""
+        return {"patches": self.merge**2}
 
     def positions(self, token_ids: Sequence[int], pictures: Sequence[PictureTokens]) -> NDArray[np.int64]:
         """M-RoPE: text counts on all three axes; a picture stands still in time and spans its grid."""
