@@ -180,7 +180,7 @@ class SpeedBench:
         run, task = self._run, self._run.request.task
         first = number * run.config.images_per_update
         groups = [task.question_group("train", run.request.seed, first + image) for image in range(self._loop_images)]
-        pixels = torch.from_numpy(self._adapter.frontend.pixels([group.image for group in groups]))
+        pixels = torch.from_numpy(self._adapter.fixed_frontend.pixels([group.image for group in groups]))
         pixels = pixels.to(self._adapter.device)
         with torch.no_grad(), model_precision(self._adapter, run.config.precision):
             features = self._adapter.encode_image(pixels).float()

@@ -21,7 +21,7 @@ from toprl_export.manifest import (
 )
 from toprl_export.places import restore_moved_aside, taken
 from toprl_export.registry import unknown_name
-from toprl_export.runtime.frontend import Frontend, read_processor
+from toprl_export.runtime.frontend import FixedFrontend, read_processor
 
 __all__ = [
     "MANIFEST_NAME",
@@ -62,7 +62,7 @@ class Bundle:
             raise UserError(f"{self.dir} lists {len(found)} files of the role {role!r}, expected one: build it again")
         return self.dir / found[0]
 
-    def frontend(self) -> Frontend:
+    def frontend(self) -> FixedFrontend:
         """What turns pictures and questions into the engine's inputs.
 
         Raises:
@@ -75,7 +75,7 @@ class Bundle:
             name = next(iter(sorted(listed ^ found)), PROCESSOR_DIR)
             raise UserError(f"{self.dir / name} is not what {MANIFEST_NAME} lists of the processor: build it again")
         model = self.manifest.model
-        frontend = Frontend(read_processor(str(place), name=str(self.dir)), model.visual_tokens, model.image_size)
+        frontend = FixedFrontend(read_processor(str(place), name=str(self.dir)), model.visual_tokens, model.image_size)
         frontend.check(str(self.dir))
         return frontend
 

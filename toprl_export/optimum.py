@@ -18,7 +18,7 @@ from toprl_export.errors import SAVE_AGAIN, UserError, refusing, require
 from toprl_export.fields import check_types
 from toprl_export.runtime.answer_length import DEFAULT_NEW_TOKENS, prompt_room
 from toprl_export.runtime.generation import Generation, GenerationRequest, generate
-from toprl_export.runtime.layout import TokenBatch, lay_out
+from toprl_export.runtime.layout import PromptRow, TokenBatch, lay_out
 
 if TYPE_CHECKING:
     import torch
@@ -265,7 +265,9 @@ class TOPRLModelForImageTextToText:
                 f"a prompt has {longest} tokens, but at most {room} fit with {new_tokens} new ones: shorten it or ask "
                 "for fewer new tokens"
             )
-        return lay_out(rows, image_id, int(ids[0, 0]))  # pads are masked, so any token may stand there
+        prompts = [PromptRow.of(row, image_id) for row in rows]
+        # Pads are masked, so any token may stand there.
+        return lay_out(prompts, image_id, int(ids[0, 0]), by_rows=False)
 
 
 def _stated(options: Mapping[str, Any] | GenerationConfig | None) -> dict[str, Any]:

@@ -18,13 +18,7 @@ from toprl_export.runtime.session import PrefillRequest
 
 def token_feeds(tokens: TokenBatch) -> dict[str, NDArray[Any]]:
     """The prefill graphs' token inputs by name."""
-    return {
-        "input_ids": tokens.input_ids,
-        "attention_mask": tokens.attention_mask,
-        "position_ids": tokens.position_ids,
-        "visual_index": tokens.visual_index,
-        "text_index": tokens.text_index,
-    }
+    return {name: array for name, array in vars(tokens).items() if array is not None}
 
 
 def request_feeds(

@@ -35,7 +35,7 @@ from toprl_export.manifest import _content_digest
 from toprl_export.models.load import load_model
 from toprl_export.pruning.actor import Actor, ActorConfig
 from toprl_export.pruning.plan import PruningPlan, make_plan
-from toprl_export.runtime.frontend import Frontend, read_processor
+from toprl_export.runtime.frontend import FixedFrontend, read_processor
 from toprl_export.runtime.pictures import open_picture
 from toprl_trainers.recipes import load_recipe
 from toprl_trainers.toprl.config import TOPRLConfig
@@ -185,7 +185,7 @@ def _make_processor(directory: Path) -> None:
 
 
 def _load_processor(directory: Path) -> Any:
-    frontend = Frontend(read_processor(str(directory)), VISUAL_TOKENS, (8, 8))
+    frontend = FixedFrontend(read_processor(str(directory)), VISUAL_TOKENS, (8, 8))
     frontend.check("fuzzed")
     frontend.tokens(["is there a star?"])
     frontend.pixels([np.zeros((9, 7, 3), np.uint8)])

@@ -25,12 +25,12 @@ from toprl_export.models.mini.architecture import END, build_tokenizer
 from toprl_export.models.mini.processor import mini_processor
 from toprl_export.models.shape import DecoderShape
 from toprl_export.pruning.plan import make_plan
-from toprl_export.runtime.frontend import Frontend
+from toprl_export.runtime.frontend import FixedFrontend
 from toprl_export.runtime.session import EncodedImages, PrefillRequest, PrefillResult
 
 VISUAL_TOKENS, WIDTH, MAX_LENGTH = 16, 8, 64
 TOKENIZER = build_tokenizer()
-FRONTEND = Frontend(mini_processor(image_pixels=8, patch_size=2), VISUAL_TOKENS, (8, 8))
+FRONTEND = FixedFrontend(mini_processor(image_pixels=8, patch_size=2), VISUAL_TOKENS, (8, 8))
 END_ID: int = TOKENIZER.token_to_id(END)
 TOOLCHAIN = {"numpy": np.__version__}
 

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from toprl_export.pruning.scorer import Scorer, StageInputs
 
-TENSORS = tuple(field.name for field in fields(StageInputs) if field.name not in ("stage", "keep"))
+LEFT_OUT = ("stage", "keep", "visual_real", "row_keep")
+"""No tensors, or given only where batch rows differ in their numbers of visual tokens."""
+TENSORS = tuple(field.name for field in fields(StageInputs) if field.name not in LEFT_OUT)
 
 
 def random_inputs(

@@ -56,9 +56,11 @@ def _check(model: str, as_json: bool) -> None:
     if as_json:
         print_json(to_json(found))
         return
+    fixed = adapter.frontend.fixed
     say(
-        f"{model}: {adapter.family}, {adapter.visual_tokens} visual tokens, {adapter.shape.layers} layers, answers end "
-        f"by the tokens {', '.join(map(str, adapter.end_tokens))}, at most {adapter.max_length} tokens"
+        f"{model}: {adapter.family}, {len(fixed.rows) if fixed else 'as many'} visual tokens"
+        f"{'' if fixed else ' as the picture gives'}, {adapter.shape.layers} layers, answers end by the tokens "
+        f"{', '.join(map(str, adapter.end_tokens))}, at most {adapter.max_length} tokens"
     )
     say("\n".join(_rows(found)))
     say("computed here as by the model's own forward and generate")

@@ -80,12 +80,14 @@ class EncodedBatch:
         self._max_new_tokens = max_new_tokens
         self.samples = tuple(samples)
         self.tokens = adapter.frontend.tokens(questions, room)
-        self.visual = runner.encode_image(adapter.frontend.pixels([sample.image for sample in samples]))  # [b, n, d]
+        self.visual = runner.encode_image(
+            adapter.fixed_frontend.pixels([sample.image for sample in samples])
+        )  # [b, n, d]
 
     @cached_property
     def saliency(self) -> Tensor:
         """The vision tower's attention on each patch, ``float32 [b, n]``; computed when first needed."""
-        pixels = self._runner.adapter.frontend.pixels([sample.image for sample in self.samples])
+        pixels = self._runner.adapter.fixed_frontend.pixels([sample.image for sample in self.samples])
         return self._runner.saliency(pixels)
 
     def saliency_for(self, pruning: Pruning | None) -> Tensor | None:

@@ -147,7 +147,7 @@ def kept_by_agent(
     with torch_threads(threads):
         adapter = load_model(model or agent.record.model_id)
         agent.check_fits(adapter)
-        pixels = adapter.frontend.pixels([found.image])
+        pixels = adapter.fixed_frontend.pixels([found.image])
         room = prompt_room(adapter.max_length, adapter.visual_tokens)
         tokens = adapter.frontend.tokens([found.question], room)
         runner = ReferenceRunner(adapter)

@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from toprl_export.errors import UserError, refusing
 from toprl_export.models.decoder import Decoder
 from toprl_export.models.shape import DecoderShape
-from toprl_export.runtime.frontend import Frontend
+from toprl_export.pruning.plan import default_stage_layers
+from toprl_export.runtime.frontend import FixedFrontend, Frontend
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -41,7 +43,7 @@ class LVLMAdapter(ABC):
         self.model: Any = model.eval().requires_grad_(False)
         self._check_parts()
         self._complete(processor)
-        self.frontend = Frontend(processor, self.visual_tokens, self.image_size)
+        self.frontend = self._frontend(processor)
         with refusing(f"the text model of {model_id} is not one that can be walked", _OTHER_TEXT_MODEL):
             self.decoder = self._decoder()
             self.shape = self._shape()
@@ -62,28 +64,69 @@ class LVLMAdapter(ABC):
                 f"model {self.model_id} has the token id {beyond[0]}, but embeddings for {rows} tokens alone (the "
                 f"tokenizer's last token is {name!r}): resize the embeddings or correct the id"
             )
-        longest = self.visual_tokens + self.frontend.tokens(["?"]).text_index.shape[1]
-        if self.max_length <= longest:
+        pictures = self.frontend.pictures([self.frontend.example(Image.new("RGB", (8, 8)))])
+        shortest = self.frontend.tokens(["?"], pictures=pictures).input_ids.shape[1]
+        if self.max_length <= shortest:
             raise UserError(
                 f"model {self.model_id} takes sequences of {self.max_length} tokens, the shortest window of its "
-                f"attention included, but the shortest prompt has {longest}: choose another checkpoint"
+                f"attention included, but the shortest prompt has {shortest}: choose another checkpoint"
             )
 
     @property
-    @abstractmethod
+    def fixed_frontend(self) -> FixedFrontend:
+        """The frontend of a family whose pictures all have n visual tokens.
+
+        Raises:
+            UserError: the number varies with the picture.
+        """
+        if not isinstance(self.frontend, FixedFrontend):
+            raise UserError(
+                f"model {self.model_id} is of the family {self.family}, whose pictures have different numbers of "
+                "visual tokens, which this release can run unpruned (models check), but not train, prune or build: "
+                "choose a checkpoint of the family llava"
+            )
+        return self.frontend
+
+    @property
     def visual_tokens(self) -> int:
-        """n, the visual tokens of one image."""
+        """n, the visual tokens of one image.
+
+        Raises:
+            UserError: see `fixed_frontend`.
+        """
+        return self.fixed_frontend.visual_tokens
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of ``pixel_values``.
+
+        Raises:
+            UserError: see `fixed_frontend`.
+        """
+        return self.fixed_frontend.image_size
+
+    @property
+    def default_stage_layers(self) -> tuple[int, ...]:
+        """Where stages stand unless the user says otherwise."""
+        return default_stage_layers(self.shape.layers)
+
+    @abstractmethod
+    def encode(self, vision: Mapping[str, Tensor]) -> Tensor:
+        """The arrays of `Pictures` to projected visual embeddings; exportable.
+
+        Returns:
+            ``[b, n, d]`` where n is fixed, else the rows ``[r, d]`` that `PictureTokens.rows` counts.
+        """
+
+    def encode_image(self, pixel_values: Tensor) -> Tensor:
+        """``pixel_values`` ``[b, 3, h, w]`` to projected visual embeddings ``[b, n, d]``, where n is fixed."""
+        return self.encode({"pixel_values": pixel_values})
 
     @property
     @abstractmethod
-    def default_stage_layers(self) -> tuple[int, ...]:
-        """Where stages stand unless the user says otherwise."""
+    def image_inputs(self) -> tuple[str, ...]:
+        """Which of the processor's arrays the model's own ``get_image_features`` takes."""
 
-    @abstractmethod
-    def encode_image(self, pixel_values: Tensor) -> Tensor:
-        """``pixel_values`` ``[b, 3, h, w]`` to projected visual embeddings ``[b, n, d]``; exportable."""
-
-    @abstractmethod
     def vision_saliency(self, pixel_values: Tensor) -> Tensor:
         """The attention that each visual token receives in the vision tower, float32 ``[b, n]``; exportable.
 
@@ -92,26 +135,39 @@ class LVLMAdapter(ABC):
 
         Args:
             pixel_values: ``[b, 3, h, w]``, as for `encode_image`.
+
+        Raises:
+            UserError: the family's tower has none that is known here.
         """
+        del pixel_values
+        raise UserError(
+            f"the saliency of model {self.model_id} is not known, as its tower is of the family {self.family}: choose "
+            "another scorer"
+        )
 
-    @property
     @abstractmethod
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of ``pixel_values``."""
+    def _frontend(self, processor: Any) -> Frontend: ...
 
-    @abstractmethod
-    def _complete(self, processor: Any) -> None:
+    def _complete(self, processor: Any) -> None:  # noqa: B027 (most families have nothing to set)
         """Set what older checkpoints' processors leave out and the model's configuration knows."""
 
-    @abstractmethod
-    def _check_parts(self) -> None:
+    def _check_parts(self) -> None:  # noqa: B027 (most families have no such parts)
         """Raise `UserError` where the model has parts that the adapter does not know."""
 
-    @abstractmethod
-    def _decoder(self) -> Decoder: ...
+    def _decoder(self) -> Decoder:
+        return Decoder(self.model.model.language_model, self.model.lm_head)
 
-    @abstractmethod
-    def _shape(self) -> DecoderShape: ...
+    def _shape(self) -> DecoderShape:
+        text = self.model.config.get_text_config()
+        return DecoderShape(
+            layers=text.num_hidden_layers,
+            hidden=text.hidden_size,
+            intermediate=text.intermediate_size,
+            heads=text.num_attention_heads,
+            kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+            vocabulary=text.vocab_size,
+        )
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from toprl_export.errors import UserError, refusing
@@ -22,9 +22,12 @@ from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.reference import ReferenceRunner, to_tensors, until_end
 from toprl_export.models.walk import Decision, walk_prefill
 from toprl_export.pruning.scorer import ScorerNeeds, StageInputs
-from toprl_export.runtime.layout import TokenBatch
+from toprl_export.runtime.layout import Pictures, TokenBatch
 
 QUESTIONS = ("what is this?", "is there anything at the left of the picture, and if so, what?")
+SHAPES = ((6, 8), (9, 4))
+"""Height and width of the made-up pictures, in blocks: where the number of visual tokens varies, theirs differ."""
+
 NEW_TOKENS = 4
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}
 """The largest difference allowed, as a share of the largest number that the model's own code makes there. Two orders of
@@ -94,19 +97,21 @@ def check_agreement(adapter: LVLMAdapter) -> Agreement:
     Raises:
         UserError: one of the two cannot compute it at all.
     """
-    tokens = adapter.frontend.tokens(QUESTIONS)
-    pixels = adapter.frontend.pixels([_picture(seed) for seed in (0, 1)])
+    images = _pictures(adapter)
     with refusing(f"the own forward of model {adapter.model_id} fails", "mend its files or choose another checkpoint"):
-        own = _own_numbers(adapter, tokens, pixels)
+        prompts = [_own_inputs(adapter, *asked) for asked in zip(images, QUESTIONS, strict=True)]
+        own = _own_numbers(adapter, prompts)
     with refusing(f"model {adapter.model_id} cannot be walked", _OTHER):
-        ours = _our_numbers(adapter, tokens, pixels)
+        pictures = adapter.frontend.pictures(images)
+        tokens = adapter.frontend.tokens(QUESTIONS, pictures=pictures)
+        ours = _our_numbers(adapter, tokens, pictures)
     if own.keys() != ours.keys():
         raise UserError(f"model {adapter.model_id} does not run each of its layers once: {_OTHER}")
     differences = tuple(_difference(part, ours[part], theirs) for part, theirs in own.items())
     found = Agreement(differences, TOLERANCE[adapter.dtype], None)
     if found.begins is not None or adapter.dtype != torch.float32:
         return found
-    return Agreement(differences, found.tolerance, _same_tokens(adapter, tokens, pixels))
+    return Agreement(differences, found.tolerance, _same_tokens(adapter, tokens, pictures, prompts))
 
 
 def known_agreement(adapter: LVLMAdapter) -> Agreement:
@@ -148,39 +153,67 @@ def _identity(adapter: LVLMAdapter) -> str:
     digest = hashlib.sha256(f"{adapter.answering_fingerprint} {adapter.dtype} {adapter.device.type}".encode())
     for library in ("torch", "transformers", "toprl-export"):
         digest.update(f" {library} {metadata.version(library)}".encode())
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    for source in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(source.read_bytes())
     return digest.hexdigest()
 
 
-def _picture(seed: int) -> NDArray[Any]:
-    """Colours in blocks, ``uint8 [240, 320, 3]``."""
-    blocks = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    return blocks.repeat(40, axis=0).repeat(40, axis=1)
+def _pictures(adapter: LVLMAdapter) -> list[Image.Image]:
+    """Colours in blocks of 40 pixels."""
+    drawn = [np.random.default_rng(seed).integers(0, 256, (*shape, 3), np.uint8) for seed, shape in enumerate(SHAPES)]
+    images = [Image.fromarray(blocks.repeat(40, axis=0).repeat(40, axis=1)) for blocks in drawn]
+    return [adapter.frontend.example(image) for image in images]
+
+
+def _own_inputs(adapter: LVLMAdapter, image: Image.Image, question: str) -> dict[str, Tensor]:
+    """What Hugging Face's own processor makes of one prompt."""
+    frontend = adapter.frontend
+    if frontend.takes_text:  # such a template shows no pictures to the processor's own call
+        pictures = frontend.pictures([image])
+        tokens = frontend.tokens([question], pictures=pictures)
+        arrays = {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask, **pictures.arrays}
+        made = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    else:
+        content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
+        made = frontend.processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+    return {
+        name: tensor.to(adapter.device, adapter.dtype if tensor.is_floating_point() else tensor.dtype)
+        for name, tensor in made.items()
+    }
 
 
 @torch.inference_mode()
-def _own_numbers(adapter: LVLMAdapter, tokens: TokenBatch, pixels: NDArray[Any]) -> dict[str, Tensor]:
-    with _entering(adapter) as states:
-        inputs = _own_inputs(adapter, tokens, pixels)
-        output = adapter.model(**inputs, use_cache=False, logits_to_keep=1)
-    features = adapter.model.get_image_features(pixel_values=inputs["pixel_values"])
-    features = torch.stack(list(getattr(features, "pooler_output", features)))  # [b, n, d]
-    real = torch.from_numpy(tokens.attention_mask.astype(bool))
-    return _named(features, [state.cpu()[real] for state in states], output.logits[:, -1])
+def _own_numbers(adapter: LVLMAdapter, prompts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Prompt by prompt, so that nothing is padded."""
+    found: list[dict[str, Tensor]] = []
+    for inputs in prompts:
+        with _entering(adapter) as states:
+            output = adapter.model(**inputs, use_cache=False, logits_to_keep=1)
+        features = adapter.model.get_image_features(**{name: inputs[name] for name in adapter.image_inputs})
+        features = getattr(features, "pooler_output", features)
+        features = torch.cat([each.reshape(-1, each.shape[-1]) for each in features])  # [n_i, d]
+        found.append(_named(features, [state[0].cpu() for state in states], output.logits[:, -1]))
+    return {part: torch.cat([numbers[part] for numbers in found]) for part in found[0]}
 
 
 @torch.inference_mode()
-def _our_numbers(adapter: LVLMAdapter, tokens: TokenBatch, pixels: NDArray[Any]) -> dict[str, Tensor]:
+def _our_numbers(adapter: LVLMAdapter, tokens: TokenBatch, pictures: Pictures) -> dict[str, Tensor]:
     runner = ReferenceRunner(adapter)
-    visual = runner.encode_image(pixels)
+    visual = runner.encode(pictures)
     with _entering(adapter) as states:
         logits = runner.prefill(tokens, visual).logits
     # The walk holds visual tokens before text; each state goes back to its prompt slot.
     slots = torch.from_numpy(np.concatenate([tokens.visual_index, tokens.text_index], axis=1))  # [b, s]
     places, real = slots.argsort(dim=1), torch.from_numpy(tokens.attention_mask.astype(bool))
     ordered = [state.cpu().gather(1, places[..., None].expand_as(state)) for state in states]
-    return _named(visual, [state[real] for state in ordered], logits)
+    shown = visual.flatten(0, 1) if visual.ndim == 3 else torch.cat([visual[each.rows] for each in pictures.each])
+    return _named(shown, [state[real] for state in ordered], logits)
 
 
 def _named(visual: Tensor, states: list[Tensor], logits: Tensor) -> dict[str, Tensor]:
@@ -207,11 +240,6 @@ def _entering(adapter: LVLMAdapter) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
-def _own_inputs(adapter: LVLMAdapter, tokens: TokenBatch, pixels: NDArray[Any]) -> dict[str, Tensor]:
-    tensors = _token_inputs(adapter, tokens)
-    return tensors | {"pixel_values": torch.from_numpy(pixels).to(adapter.device, adapter.dtype)}
-
-
 def _token_inputs(adapter: LVLMAdapter, tokens: TokenBatch) -> dict[str, Tensor]:
     arrays = {name: getattr(tokens, name) for name in ("input_ids", "attention_mask", "position_ids")}
     return {name: torch.from_numpy(array).to(adapter.device) for name, array in arrays.items()}
@@ -225,14 +253,14 @@ def _difference(part: str, ours: Tensor, theirs: Tensor) -> Difference:
 
 
 @torch.inference_mode()
-def _same_tokens(adapter: LVLMAdapter, tokens: TokenBatch, pixels: NDArray[Any]) -> bool:
+def _same_tokens(
+    adapter: LVLMAdapter, tokens: TokenBatch, pictures: Pictures, prompts: Sequence[dict[str, Tensor]]
+) -> bool:
     runner = ReferenceRunner(adapter)
-    ours = runner.generate(tokens, runner.encode_image(pixels), NEW_TOKENS).tokens
-    inputs = _own_inputs(adapter, tokens, pixels)
-    del inputs["position_ids"]  # generate counts them itself
+    ours = runner.generate(tokens, runner.encode(pictures), NEW_TOKENS).tokens
     settings = {"do_sample": False, "num_beams": 1, "max_new_tokens": NEW_TOKENS, "pad_token_id": 0}
-    made = adapter.model.generate(**inputs, **settings)[:, tokens.input_ids.shape[1] :]
-    return ours == [until_end(row, adapter.end_tokens) for row in made.tolist()]
+    made = [adapter.model.generate(**inputs, **settings)[0, inputs["input_ids"].shape[1] :] for inputs in prompts]
+    return ours == [until_end(row.tolist(), adapter.end_tokens) for row in made]
 
 
 def require_attention(adapter: LVLMAdapter, needs: ScorerNeeds) -> None:
@@ -246,8 +274,10 @@ def require_attention(adapter: LVLMAdapter, needs: ScorerNeeds) -> None:
     what = f"the attention of model {adapter.model_id}, which this method scores by, cannot be computed"
     remedy = "choose a method that does not read the decoder's attention, such as an agent of the recipe toprl"
     with refusing(what, remedy):
-        tokens, layers = adapter.frontend.tokens(QUESTIONS), sorted({0, len(adapter.decoder) - 1})
-        visual = ReferenceRunner(adapter).encode_image(adapter.frontend.pixels([_picture(seed) for seed in (0, 1)]))
+        layers = sorted({0, len(adapter.decoder) - 1})
+        pictures = adapter.frontend.pictures(_pictures(adapter))
+        tokens = adapter.frontend.tokens(QUESTIONS, pictures=pictures)
+        visual = ReferenceRunner(adapter).encode(pictures)
         ours = [_our_attention(adapter, tokens, visual, layer) for layer in layers]
         theirs = _own_attention(adapter, tokens, visual, layers)
     for layer, row, own in zip(layers, ours, theirs, strict=True):

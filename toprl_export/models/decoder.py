@@ -72,8 +72,8 @@ def attention_rows(
     normed = layer.input_layernorm(hidden)
     query = _heads(attention.q_proj(gather_tokens(normed, living_slots)), attention, "q_norm")  # [b, h, q, hd]
     keys = _heads(attention.k_proj(normed), attention, "k_norm")  # [b, kv, s, hd]
-    query = _rotated(query, tuple(gather_tokens(part, living_slots) for part in rotary))
-    keys = _rotated(keys, rotary)
+    query = rotated(query, tuple(gather_tokens(part, living_slots) for part in rotary))
+    keys = rotated(keys, rotary)
     # Grouped-query attention: every key head serves as many query heads.
     keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], dim=1)
     scores = (query @ keys.transpose(-1, -2)).float() * attention.scaling  # [b, h, q, s]
@@ -93,7 +93,7 @@ def key_norms(layer: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tens
         ``float32 [b, s]``.
     """
     attention = layer.self_attn
-    keys = _rotated(_heads(attention.k_proj(layer.input_layernorm(hidden)), attention, "k_norm"), rotary)
+    keys = rotated(_heads(attention.k_proj(layer.input_layernorm(hidden)), attention, "k_norm"), rotary)
     norms: Tensor = keys.float().abs().sum(dim=(1, 3))  # [b, kv, s, hd] -> [b, s]
     return norms
 
@@ -106,8 +106,9 @@ def _heads(projected: Tensor, attention: Any, norm: str) -> Tensor:
     return heads
 
 
-def _rotated(x: Tensor, rotary: tuple[Tensor, ...]) -> Tensor:
-    cos, sin = (part[:, None] for part in rotary)  # [b, 1, s, hd]
+def rotated(x: Tensor, rotary: tuple[Tensor, ...]) -> Tensor:
+    """Rotary position embedding of ``[*, h, s, hd]`` by cos and sin, each ``[*, s, hd]``."""
+    cos, sin = (part.unsqueeze(-3) for part in rotary)  # [*, 1, s, hd]
     return x * cos + _rotate_half(x) * sin
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,10 +10,8 @@ from torch import Tensor
 
 from toprl_export.errors import UserError
 from toprl_export.models.adapter import LVLMAdapter
-from toprl_export.models.decoder import Decoder
-from toprl_export.models.shape import DecoderShape
 from toprl_export.models.vision import TOWERS, has_class_token, patch_attention, tower_states
-from toprl_export.pruning.plan import default_stage_layers
+from toprl_export.runtime.frontend import FixedFrontend, Frontend
 
 
 class LlavaAdapter(LVLMAdapter):
@@ -21,27 +20,14 @@ class LlavaAdapter(LVLMAdapter):
     family = "llava"
 
     @property
-    def visual_tokens(self) -> int:
-        """Patches of the tower, and its class token where it has one and the model keeps it."""
-        vision = self.model.config.vision_config
-        patches = (vision.image_size // vision.patch_size) ** 2
-        tokens = patches + has_class_token(self.model.model.vision_tower)
-        return int(tokens - (self.model.config.vision_feature_select_strategy == "default"))
+    def image_inputs(self) -> tuple[str, ...]:
+        """See `LVLMAdapter.image_inputs`."""
+        return ("pixel_values",)
 
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """The tower's, which is square."""
-        side = self.model.config.vision_config.image_size
-        return side, side
-
-    @property
-    def default_stage_layers(self) -> tuple[int, ...]:
-        """Before layer 0, a quarter and five eighths of the depth."""
-        return default_stage_layers(self.shape.layers)
-
-    def encode_image(self, pixel_values: Tensor) -> Tensor:
+    def encode(self, vision: Mapping[str, Tensor]) -> Tensor:
         """Tower (the configured layers, class token dropped by the "default" strategy) and projector."""
-        states = tower_states(self.model.model.vision_tower, pixel_values.to(self.dtype), self._feature_layers())
+        pixel_values = vision["pixel_values"].to(self.dtype)  # [b, 3, h, w]
+        states = tower_states(self.model.model.vision_tower, pixel_values, self._feature_layers())
         if self.model.config.vision_feature_select_strategy == "default":
             states = [state[:, 1:] for state in states]  # [b, n, d_vision] each
         features = states[0] if len(states) == 1 else torch.cat(states, dim=-1)
@@ -96,17 +82,13 @@ class LlavaAdapter(LVLMAdapter):
             )
         self._feature_layers()
 
-    def _decoder(self) -> Decoder:
-        return Decoder(self.model.model.language_model, self.model.lm_head)
+    def _frontend(self, processor: Any) -> Frontend:
+        side = self.model.config.vision_config.image_size
+        return FixedFrontend(processor, self._tokens_of_square(), (side, side))
 
-    def _shape(self) -> DecoderShape:
-        text = self.model.config.text_config
-        return DecoderShape(
-            layers=text.num_hidden_layers,
-            hidden=text.hidden_size,
-            intermediate=text.intermediate_size,
-            heads=text.num_attention_heads,
-            kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
-            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-            vocabulary=text.vocab_size,
-        )
+    def _tokens_of_square(self) -> int:
+        """Patches of the tower, and its class token where it has one and the model keeps it."""
+        vision = self.model.config.vision_config
+        patches = (vision.image_size // vision.patch_size) ** 2
+        tokens = patches + has_class_token(self.model.model.vision_tower)
+        return int(tokens - (self.model.config.vision_feature_select_strategy == "default"))

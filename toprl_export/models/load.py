@@ -70,7 +70,7 @@ def load_model(
             model_id=_recorded(model),
             revision=revision,
             model=network.to(device),
-            processor=read_processor(source, revision, model),
+            processor=read_processor(source, revision, model, _processor_kind(config)),
         )
         adapter.check()
         known_agreement(adapter).require(model)
@@ -126,6 +126,15 @@ def _location(model: str) -> Any:
     if "/" not in model:
         raise unknown_name("model", model, NAMED_MODELS)
     return Path(model)
+
+
+def _processor_kind(config: Any) -> str | None:
+    """The class of processor that transformers pairs with a model."""
+    from transformers.models.auto import processing_auto
+
+    names: Any = processing_auto
+    found = names.PROCESSOR_MAPPING_NAMES.get(config.model_type)
+    return found if isinstance(found, str) else None
 
 
 def _recorded(model: str) -> str:

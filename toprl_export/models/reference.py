@@ -24,16 +24,19 @@ from toprl_export.models.walk import (
 )
 from toprl_export.pruning.plan import PruningPlan
 from toprl_export.pruning.scorer import Scorer, StageInputs
-from toprl_export.pruning.select import select
-from toprl_export.runtime.layout import TokenBatch
+from toprl_export.pruning.select import select, select_rows
+from toprl_export.runtime.layout import Pictures, TokenBatch
 
 
 @dataclass(frozen=True)
 class Pruning:
-    """What a pruned run needs: where stages stand, how many tokens each keeps, and who scores."""
+    """What a pruned run needs: where stages stand, how many tokens each keeps, and who scores.
+
+    ``keep_counts`` are one number a stage, or of each batch row its own, ``int64 [b, T]``, where rows differ in n.
+    """
 
     stage_layers: tuple[int, ...]
-    keep_counts: tuple[int, ...]
+    keep_counts: tuple[int, ...] | Tensor
     scorer: Scorer
 
     @classmethod
@@ -47,6 +50,11 @@ class Pruning:
 
     def decide(self, inputs: StageInputs) -> Decision:
         """Score and take the best: ``int64 [b, k]``."""
+        if isinstance(self.keep_counts, Tensor):
+            counts, alive = self.keep_counts[:, inputs.stage], inputs.alive
+            assert alive is not None
+            most = int(counts.max())
+            return Decision(*select_rows(self.scorer(replace(inputs, keep=most, row_keep=counts)), counts, most, alive))
         keep = self.keep_counts[inputs.stage]
         return Decision(select(self.scorer(replace(inputs, keep=keep)), keep))
 
@@ -70,18 +78,8 @@ def forced_decisions(kept: Sequence[Tensor]) -> Decide:
 
 def to_tensors(tokens: TokenBatch, device: torch.device) -> TokenTensors:
     """The runtime's NumPy batch as tensors on ``device``."""
-    return TokenTensors(
-        *(
-            torch.from_numpy(array).to(device)
-            for array in (
-                tokens.input_ids,
-                tokens.attention_mask,
-                tokens.position_ids,
-                tokens.visual_index,
-                tokens.text_index,
-            )
-        )
-    )
+    arrays = {name: array for name, array in vars(tokens).items() if array is not None}
+    return TokenTensors(**{name: torch.from_numpy(array).to(device) for name, array in arrays.items()})
 
 
 @dataclass(frozen=True)
@@ -97,6 +95,12 @@ class ReferenceRunner:
 
     def __init__(self, adapter: LVLMAdapter) -> None:
         self.adapter = adapter
+
+    @torch.inference_mode()
+    def encode(self, pictures: Pictures) -> Tensor:
+        """Pictures to visual embeddings, see `LVLMAdapter.encode`."""
+        device = self.adapter.device
+        return self.adapter.encode({name: torch.from_numpy(it).to(device) for name, it in pictures.arrays.items()})
 
     @torch.inference_mode()
     def encode_image(self, pixel_values: NDArray[np.float32]) -> Tensor:
@@ -151,17 +155,17 @@ class ReferenceRunner:
         decoder, device = self.adapter.decoder, self.adapter.device
         groups = layer_groups(pruning.stage_layers if pruning else (), len(decoder))
         keys, values, masks, logits = prefill.keys, prefill.values, prefill.masks, prefill.logits
-        position = torch.from_numpy(tokens.position_ids[:, -1:]).to(device)  # [b, 1], counted before pruning
+        position = torch.from_numpy(tokens.next_position[:, None]).to(device)  # [b, 1], counted before pruning
         end = torch.tensor(self.adapter.end_tokens, device=device)
         chosen = logits.argmax(dim=-1, keepdim=True)  # [b, 1]
         output, ended = [chosen], torch.isin(chosen, end)
         while len(output) < max_new_tokens and not ended.all():
-            position = position + 1
             masks = tuple(torch.cat([mask, torch.ones_like(chosen, dtype=torch.bool)], dim=1) for mask in masks)
             logits, keys, values = walk_decode(decoder, chosen, position, keys, values, masks, groups)
             chosen = logits.argmax(dim=-1, keepdim=True)
             output.append(chosen)
             ended |= torch.isin(chosen, end)
+            position = position + 1
         answers = torch.cat(output, dim=1).tolist()
         return ReferenceAnswers([until_end(answer, self.adapter.end_tokens) for answer in answers], prefill)
 

@@ -12,7 +12,13 @@ if TYPE_CHECKING:
 
 FAMILIES: Registry[type[LVLMAdapter]] = Registry(
     "model family",
-    {"llava": "toprl_export.models.llava:LlavaAdapter"},
+    {
+        "llava": "toprl_export.models.llava:LlavaAdapter",
+        "llava_next": "toprl_export.models.llava_next.adapter:LlavaNextAdapter",
+        "qwen2_vl": "toprl_export.models.qwen_vl.adapter:Qwen2VLAdapter",
+        "qwen2_5_vl": "toprl_export.models.qwen_vl.adapter:Qwen25VLAdapter",
+        "internvl": "toprl_export.models.internvl.adapter:InternVLAdapter",
+    },
     group="toprl_export.models",
 )
 

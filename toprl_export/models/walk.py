@@ -39,10 +39,13 @@ from toprl_export.pruning.select import gather_tokens
 
 @dataclass(frozen=True)
 class TokenTensors:
-    """A tokenised batch: all ``int64``; rows are left-padded and hold the same number n of visual tokens.
+    """A tokenised batch: all ``int64``; rows are left-padded and hold the same number n of visual slots.
 
-    ``input_ids``, ``attention_mask`` and ``position_ids`` are ``[b, s]``; ``visual_index`` ``[b, n]`` and
-    ``text_index`` ``[b, s-n]`` are the prompt slots of the visual and of the other tokens, ascending.
+    ``input_ids``, ``attention_mask`` and ``position_ids`` are ``[b, s]`` (``position_ids`` ``[3, b, s]`` for M-RoPE);
+    ``visual_index`` ``[b, n]`` and ``text_index`` ``[b, s-n]`` are the prompt slots of the visual and of the other
+    tokens, ascending. Where a row has fewer visual tokens than n, its first visual slots are pads.
+    ``visual_rows`` ``[b, n]``: which rows of the encoded pictures ``[r, d]`` the visual slots show; None where they are
+    given as ``[b, n, d]``.
     ``segments`` ``[b, s]`` packs independent questions behind one image: tokens see segment 0 and their own.
     ``question_end`` ``[b]`` is the prompt slot of the question's last token where answers follow it; None: the last.
     """
@@ -52,6 +55,7 @@ class TokenTensors:
     position_ids: Tensor
     visual_index: Tensor
     text_index: Tensor
+    visual_rows: Tensor | None = None
     segments: Tensor | None = None
     question_end: Tensor | None = None
 
@@ -109,6 +113,7 @@ class _Sequence:
     prompt_cos: Tensor  # [b, s, head_dim], by prompt slot
     prompt_sin: Tensor
     visual_embeddings: Tensor | None = None  # [b, n, d], of all visual tokens, where a scorer needs them
+    visual_real: Tensor | None = None  # bool [b, n]: which of them are no pads, where rows have different numbers
     text_embeddings: Tensor | None = None  # [b, t, d]
 
     @property
@@ -155,10 +160,12 @@ class _Sequence:
 
 
 def embed_tokens(decoder: Decoder, tokens: TokenTensors, visual: Tensor, needs: ScorerNeeds = NO_NEEDS) -> _Sequence:
-    """The sequence that enters layer 0, of projected visual embeddings ``[b, n, d]`` and the embedded text."""
+    """The sequence that enters layer 0, of projected visual embeddings (see `walk_prefill`) and the embedded text."""
     text = decoder.embed(tokens.input_ids.gather(1, tokens.text_index))  # [b, t, d]
     cos, sin = decoder.rotary(text, tokens.position_ids)
     visual = visual.to(text.dtype)  # the vision graph returns float32 in every precision
+    if tokens.visual_rows is not None:
+        visual = visual[tokens.visual_rows]  # [r, d] -> [b, n, d]
     return _Sequence(
         visual=visual,
         text=text,
@@ -171,8 +178,13 @@ def embed_tokens(decoder: Decoder, tokens: TokenTensors, visual: Tensor, needs: 
         prompt_cos=cos,
         prompt_sin=sin,
         visual_embeddings=visual if needs.embeddings else None,
+        visual_real=_visual_real(tokens) if needs.embeddings else None,
         text_embeddings=text if needs.embeddings else None,
     )
+
+
+def _visual_real(tokens: TokenTensors) -> Tensor | None:
+    return None if tokens.visual_rows is None else tokens.attention_mask.gather(1, tokens.visual_index).bool()
 
 
 def _question_mask(tokens: TokenTensors) -> Tensor:
@@ -246,7 +258,7 @@ def walk_prefill(
     Args:
         decoder: the frozen decoder.
         tokens: the batch.
-        visual: projected visual embeddings ``[b, n, d]``.
+        visual: projected visual embeddings ``[b, n, d]``, or ``[r, d]`` where the batch says which rows it shows.
         stage_layers: ascending 0-based layers before which a stage stands; empty for no pruning.
         decide: called once a stage with the states of the visual tokens that are left.
         needs: what else ``decide`` is given.
@@ -380,6 +392,7 @@ def _stage_inputs(
         saliency=saliency if needs.saliency else None,
         key_norms=norms,
         visual_embeddings=state.visual_embeddings,
+        visual_real=state.visual_real,
         text_embeddings=state.text_embeddings,
     )
 

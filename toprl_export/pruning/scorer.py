@@ -60,9 +60,11 @@ class StageInputs:
         key_norms: float32 ``[b, n_t + t]``, the L1 norm of each token's key over all heads, as attention uses it (with
             its position); visual tokens first; None unless needed.
         visual_embeddings: float ``[b, n, d]``, what entered layer 0 of all n visual tokens; None unless needed.
+        visual_real: bool ``[b, n]``, which of these are visual tokens and not pads of rows that have fewer; None: all.
         text_embeddings: float ``[b, t, d]``, the same of the text tokens; None unless needed.
         keep: how many tokens the stage will keep, for scorers that need not score the rest; in a graph that takes it as
             an input a symbol where it is needed, else None.
+        row_keep: int64 ``[b]``, where batch rows keep different numbers, of which ``keep`` is the largest; else None.
     """
 
     stage: int
@@ -75,8 +77,10 @@ class StageInputs:
     saliency: Tensor | None = None
     key_norms: Tensor | None = None
     visual_embeddings: Tensor | None = None
+    visual_real: Tensor | None = None
     text_embeddings: Tensor | None = None
     keep: int | None = None
+    row_keep: Tensor | None = None
 
 
 def question_states(inputs: StageInputs) -> tuple[Tensor, Tensor]:

@@ -40,6 +40,37 @@ def select(scores: Tensor, count: int | SymInt) -> Tensor:
     return torch.sort(chosen, dim=1).values
 
 
+def select_rows(scores: Tensor, counts: Tensor, most: int | SymInt, alive: Tensor) -> tuple[Tensor, Tensor]:
+    """`select` where every batch row keeps a number of its own.
+
+    >>> scores, alive = torch.tensor([[0.1, 0.9, 0.3, 0.5], [0.2, 0.1, 0.4, 0.3]]), torch.ones(2, 4).bool()
+    >>> select_rows(scores, torch.tensor([3, 1]), 3, alive)
+    (tensor([[1, 2, 3],
+            [0, 2, 3]]), tensor([[ True,  True,  True],
+            [False,  True, False]]))
+
+    Args:
+        scores: as for `select`.
+        counts: how many tokens each row keeps, int64 ``[b]``, at least 1 and at most as many as are alive.
+        most: the largest of ``counts``; symbolic while exporting.
+        alive: which tokens may be kept, bool ``[b, n]``.
+
+    Returns:
+        what each row takes along, int64 ``[b, most]``, each row strictly ascending, and which of it is kept, bool of
+        the same shape: rows that keep less are filled up.
+    """
+    scores = scores.float().masked_fill(~alive, float("-inf"))
+    if torch.compiler.is_exporting():
+        torch._check(most >= 1)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        torch._check(most <= scores.shape[1])  # type: ignore[no-untyped-call]  # as above
+        best = torch.topk(scores, most, dim=1).indices  # [b, most], the best first; see `select`
+        taken, rank = torch.topk(best, most, dim=1, largest=False)
+    else:
+        best = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :most]
+        taken, rank = torch.sort(best, dim=1)
+    return taken, rank < counts[:, None]
+
+
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
     """Take the tokens ``index`` out of every row of ``x``.
 

@@ -27,7 +27,7 @@ from toprl_export.validation.stock import StockSession
 
 if TYPE_CHECKING:
     from toprl_export.pruning.scorer import Scorer
-    from toprl_export.runtime.frontend import Frontend
+    from toprl_export.runtime.frontend import FixedFrontend
     from toprl_export.runtime.layout import TokenBatch
     from toprl_export.runtime.session import EngineSession
     from toprl_export.tasks.task import Sample, Task
@@ -116,7 +116,7 @@ class Bench:
     bundle: Bundle
     task: Task
     scorer: Scorer
-    frontend: Frontend
+    frontend: FixedFrontend
     samples: tuple[Sample, ...]
     runner: ReferenceRunner
     stock: EngineSession

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from toprl_export.bundle import Bundle, load_bundle
 from toprl_export.engine import SessionOptions, get_engine
-from toprl_export.runtime.layout import TokenBatch, lay_out
+from toprl_export.runtime.layout import PromptRow, TokenBatch, lay_out
 from toprl_export.runtime.session import EngineSession, PrefillRequest
 from toprl_export.validation.report import Latency
 
@@ -182,7 +182,9 @@ def main() -> None:
     session = _open(bundle, args.kind, args.threads, args.model)
     ids, image_id = args.prompt
     height, width = bundle.manifest.model.image_size
-    workload = Workload(np.zeros((1, 3, height, width), np.float32), lay_out([ids], image_id, pad_id=0))
+    workload = Workload(
+        np.zeros((1, 3, height, width), np.float32), lay_out([PromptRow.of(ids, image_id)], image_id, 0, by_rows=False)
+    )
     time_request(MeasuredSession(session, args.keep_counts, agent_index=0), workload)
     print(resident_peak())
 

@@ -61,7 +61,7 @@ def against_cpu(device: str, questions: int, budget: int | None) -> dict[str, fl
     samples = list(TASKS.get("mini-colour").samples("held-out", 0, questions))
     prompts = [sample.question for sample in samples]
     adapter = load_model("mini", "cpu")
-    pixels = adapter.frontend.pixels([sample.image for sample in samples])
+    pixels = adapter.fixed_frontend.pixels([sample.image for sample in samples])
     tokens = adapter.frontend.tokens(prompts)
     pruning = None
     if budget is not None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -28,7 +29,7 @@ from toprl_engines.graph.passes import (
     optimise,
     rename_sizes,
 )
-from toprl_engines.graph.signature import GraphSpec, Layout, check_graph
+from toprl_engines.graph.signature import GraphSpec, Layout, TensorSpec, check_graph
 from toprl_engines.graph.weights import DTYPES, WeightFile, in_precision
 from toprl_engines.graph.wrappers import DecodeGraph, PrefillGraph, UnprunedPrefillGraph, VisionGraph
 from toprl_export.engine import GRAPHS, BuildRequest
@@ -37,12 +38,13 @@ from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.walk import layer_groups
 from toprl_export.pruning.actor import StackedActors
 from toprl_export.pruning.scorer import Scorer
+from toprl_export.runtime.frontend import Frontend
 
 OPSET = 23
 """The first with the operators `Attention`, `RMSNormalization` and `RotaryEmbedding`."""
 WEIGHTS = "weights.bin"
 
-_BATCH, _TEXT, _PAST = 2, 12, 17
+_BATCH, _TEXT, _PAST, _VISUAL = 2, 12, 17, 22
 """Sizes of the examples that are traced; any others work."""
 
 
@@ -73,10 +75,10 @@ class ExportJob:
 
     @property
     def layout(self) -> Layout:
-        shape = self.adapter.shape
+        shape, fixed = self.adapter.shape, self.adapter.frontend.fixed
         return Layout(
             shape=shape,
-            visual_tokens=self.adapter.visual_tokens,
+            visual_tokens=None if fixed is None else len(fixed.rows),
             groups=layer_groups(self.stage_layers, shape.layers),
             first_stage_group=int(self.stage_layers[0] > 0),
             stages=len(self.stage_layers),
@@ -84,6 +86,7 @@ class ExportJob:
             agents=isinstance(self.scorer, StackedActors),
             saliency=self.scorer.needs.saliency,
             cache_dtype=DTYPES[self.precision],
+            rotary_axes=self.adapter.frontend.rotary_axes,
         )
 
 
@@ -97,6 +100,7 @@ class _Trace:
         spec: its signature.
         sizes: dynamic sizes by name.
         required: passes that must find something to do, and in how many places at least (`check_passes`).
+        variadic: whether the module takes its inputs as ``*arrays``.
     """
 
     module: nn.Module
@@ -104,6 +108,7 @@ class _Trace:
     spec: GraphSpec
     sizes: dict[str, Any]
     required: Mapping[str, int] = field(default_factory=dict)
+    variadic: bool = False
 
 
 def export_graphs(job: ExportJob, directory: Path, names: Sequence[str] = GRAPHS) -> None:
@@ -178,7 +183,8 @@ def _dynamic_shapes(trace: _Trace) -> tuple[Any, ...]:
             return None
         return [of_next() for _ in example] if isinstance(example, list) else of_next()
 
-    return tuple(of(example) for example in trace.examples)
+    shapes = tuple(of(example) for example in trace.examples)
+    return (shapes,) if trace.variadic else shapes
 
 
 def _declared_names(model: ir.Model, spec: GraphSpec) -> dict[str, str]:
@@ -192,20 +198,41 @@ def _declared_names(model: ir.Model, spec: GraphSpec) -> dict[str, str]:
     return names
 
 
+def vision_examples(frontend: Frontend) -> tuple[Tensor, ...]:
+    """What the tower takes of two pictures, in the order of `Frontend.vision_axes`."""
+    images = [frontend.example(Image.new("RGB", size)) for size in ((320, 240), (160, 360))]
+    arrays = frontend.pictures(images).arrays
+    return tuple(torch.from_numpy(arrays[name]) for name in frontend.vision_axes)
+
+
+def vision_inputs(frontend: Frontend) -> tuple[TensorSpec, ...]:
+    """The vision graph's inputs."""
+    found = []
+    for (name, axes), example in zip(frontend.vision_axes.items(), vision_examples(frontend), strict=True):
+        sizes = (*axes, *example.shape[len(axes) :])
+        found.append(TensorSpec(name, sizes, str(example.dtype).removeprefix("torch.")))
+    return tuple(found)
+
+
 def _trace_vision(job: ExportJob) -> _Trace:
-    height, width = job.adapter.image_size
-    pixels = torch.zeros(_BATCH, 3, height, width)
-    layout = job.layout
+    frontend, layout = job.adapter.frontend, job.layout
+    examples, spec = vision_examples(frontend), layout.vision(vision_inputs(frontend))
     module = VisionGraph(job.adapter, layout.saliency)
-    return _Trace(module, (pixels,), layout.vision((height, width)), {"batch": Dim("batch")})
+    sizes = {axis: Dim(axis) for axes in frontend.vision_axes.values() for axis in axes}
+    sizes |= {axis: of * Dim(f"{axis}_by_{of}") for axis, of in frontend.axis_multiples.items() if of > 1}
+    # One tuple, for the module takes any number of arrays.
+    return _Trace(module, examples, spec, sizes, variadic=True)
 
 
 def _trace_prefill(job: ExportJob) -> _Trace:
     layout = job.layout
     module = PrefillGraph(job.adapter.decoder, job.scorer, job.stage_layers, job.fixed_counts)
-    n = layout.visual_tokens
+    n = layout.visual_tokens or _VISUAL
     falling = torch.tensor([max(2, n >> stage + 1) for stage in range(layout.stages)])
+    if layout.visual_tokens is None:
+        falling = falling.repeat(_BATCH, 1)  # [b, T]
     steering = (
+        None if layout.visual_tokens is not None else torch.arange(n).repeat(_BATCH, 1),
         torch.zeros(_BATCH, n) if layout.saliency else None,
         torch.tensor(0) if layout.agents else None,
         falling if job.fixed_counts is None else None,
@@ -214,8 +241,8 @@ def _trace_prefill(job: ExportJob) -> _Trace:
     required = {ROW_GATHER: layout.stages, **_required_of_decoder(layout)}
     if layout.agents:
         required[ROW_BY_SCALAR] = layout.stages
-    # A vector of one count needs no picking.
-    if job.fixed_counts is None and layout.stages > 1:
+    # A vector of one count needs no picking, and of the rows' counts it is the largest that is taken.
+    if job.fixed_counts is None and layout.stages > 1 and layout.visual_tokens is not None:
         required[ELEMENT_OF_VECTOR] = layout.stages
     return _Trace(module, (*_example_tokens(layout), *steering), layout.prefill(), _prompt_sizes(layout), required)
 
@@ -223,8 +250,9 @@ def _trace_prefill(job: ExportJob) -> _Trace:
 def _trace_unpruned(job: ExportJob) -> _Trace:
     layout = job.layout
     module = UnprunedPrefillGraph(job.adapter.decoder)
-    required = _required_of_decoder(layout)
-    return _Trace(module, _example_tokens(layout), layout.prefill_unpruned(), _prompt_sizes(layout), required)
+    rows = () if layout.visual_tokens is not None else (torch.arange(_VISUAL).repeat(_BATCH, 1),)
+    required, examples = _required_of_decoder(layout), (*_example_tokens(layout), *rows)
+    return _Trace(module, examples, layout.prefill_unpruned(), _prompt_sizes(layout), required)
 
 
 def _trace_decode(job: ExportJob) -> _Trace:
@@ -251,15 +279,19 @@ def _required_of_decoder(layout: Layout) -> dict[str, int]:
 
 def _example_tokens(layout: Layout) -> tuple[Tensor, ...]:
     """Inputs of a prefill, in the order of its signature; the image first."""
-    n, length = layout.visual_tokens, layout.visual_tokens + _TEXT
-    places = torch.arange(length).repeat(_BATCH, 1)  # [b, s]
-    ids = torch.zeros(_BATCH, length, dtype=torch.int64)
-    visual = torch.zeros(_BATCH, n, layout.shape.hidden)
-    return ids, visual, torch.ones_like(ids), places, places[:, :n].clone(), places[:, n:].clone()
+    n = layout.visual_tokens or _VISUAL
+    places = torch.arange(n + _TEXT).repeat(_BATCH, 1)  # [b, s]
+    ids = torch.zeros_like(places)
+    positions = places if layout.rotary_axes == 1 else places.repeat(layout.rotary_axes, 1, 1)
+    visual = torch.zeros(*((_VISUAL + 3,) if layout.visual_tokens is None else (_BATCH, n)), layout.shape.hidden)
+    return ids, visual, torch.ones_like(ids), positions, places[:, :n].clone(), places[:, n:].clone()
 
 
 def _prompt_sizes(layout: Layout) -> dict[str, Any]:
     text = Dim("text")
+    if layout.visual_tokens is None:
+        # The tracer finds out by itself how the length comes of two sizes.
+        return {"batch": Dim("batch"), "text": text, "visual": Dim("visual"), "rows": Dim("rows"), "sequence": Dim.AUTO}
     return {"batch": Dim("batch"), "text": text, "sequence": text + layout.visual_tokens}
 
 

@@ -47,7 +47,9 @@ class Layout:
 
     Attributes:
         shape: of the decoder.
-        visual_tokens: n.
+        visual_tokens: n; None where it differs from picture to picture: visual embeddings are rows then, of which each
+            prompt names its own, and keep counts are each prompt's own.
+        rotary_axes: p, how many position ids a token has.
         groups: per layer, which mask it uses (`toprl_export.models.walk.layer_groups`).
         first_stage_group: the group that the first stage opens: 0 when it stands before layer 0, else 1.
         stages: T, the number of stages.
@@ -59,7 +61,7 @@ class Layout:
     """
 
     shape: DecoderShape
-    visual_tokens: int
+    visual_tokens: int | None
     groups: tuple[int, ...]
     first_stage_group: int
     stages: int
@@ -67,11 +69,11 @@ class Layout:
     agents: bool = True
     saliency: bool = False
     cache_dtype: str = "float32"
+    rotary_axes: int = 1
 
-    def vision(self, pixels: tuple[int, int]) -> GraphSpec:
-        """``pixels``: height and width of the input image."""
-        visual = TensorSpec("visual", ("batch", self.visual_tokens, self.shape.hidden))
-        return GraphSpec((TensorSpec("pixel_values", ("batch", 3, *pixels)),), (visual, *self._saliency()))
+    def vision(self, inputs: tuple[TensorSpec, ...]) -> GraphSpec:
+        """``inputs``: what the family's tower takes."""
+        return GraphSpec(inputs, (self._visual(), *self._saliency()))
 
     def prefill(self) -> GraphSpec:
         """Prompt and image to logits, caches, kept indices and masks."""
@@ -79,7 +81,8 @@ class Layout:
         if self.agents:
             steering.append(TensorSpec("agent_index", (), "int64"))
         if self.fixed_counts is None:
-            steering.append(TensorSpec("keep_counts", (self.stages,), "int64"))
+            each: tuple[Size, ...] = ("batch",) if self.visual_tokens is None else ()
+            steering.append(TensorSpec("keep_counts", (*each, self.stages), "int64"))
         lengths = [self._tokens(group) for group in self.groups]
         kept = [TensorSpec(f"kept_{stage}", ("batch", self._kept(stage)), "int64") for stage in range(self.stages)]
         masks = [_mask(group, self._tokens(group)) for group in range(self._group_count)]
@@ -106,6 +109,17 @@ class Layout:
         )
 
     @property
+    def fixed_tokens(self) -> int:
+        """n.
+
+        Raises:
+            UserError: it differs from picture to picture.
+        """
+        if self.visual_tokens is None:
+            raise UserError("profiles are made for one number of visual tokens, but this model's pictures differ in it")
+        return self.visual_tokens
+
+    @property
     def _group_count(self) -> int:
         return max(self.groups) + 1
 
@@ -115,19 +129,26 @@ class Layout:
     def _tokens(self, group: int) -> Size:
         return "sequence" if group < self.first_stage_group else f"tokens_{group}"
 
+    def _visual(self) -> TensorSpec:
+        sizes: tuple[Size, ...] = ("rows",) if self.visual_tokens is None else ("batch", self.visual_tokens)
+        return TensorSpec("visual", (*sizes, self.shape.hidden))
+
     def _saliency(self) -> tuple[TensorSpec, ...]:
-        return (TensorSpec("saliency", ("batch", self.visual_tokens)),) if self.saliency else ()
+        return (TensorSpec("saliency", self._visual().sizes[:-1]),) if self.saliency else ()
 
     def _tokens_in(self) -> tuple[TensorSpec, ...]:
-        n = self.visual_tokens
-        return (
+        n: Size = "visual" if self.visual_tokens is None else self.visual_tokens
+        axes: tuple[Size, ...] = () if self.rotary_axes == 1 else (self.rotary_axes,)
+        tokens = (
             TensorSpec("input_ids", ("batch", "sequence"), "int64"),
-            TensorSpec("visual", ("batch", n, self.shape.hidden)),
+            self._visual(),
             TensorSpec("attention_mask", ("batch", "sequence"), "int64"),
-            TensorSpec("position_ids", ("batch", "sequence"), "int64"),
+            TensorSpec("position_ids", (*axes, "batch", "sequence"), "int64"),
             TensorSpec("visual_index", ("batch", n), "int64"),
             TensorSpec("text_index", ("batch", "text"), "int64"),
         )
+        rows = (TensorSpec("visual_rows", ("batch", n), "int64"),) if self.visual_tokens is None else ()
+        return tokens + rows
 
     def _logits(self) -> TensorSpec:
         return TensorSpec("logits", ("batch", self.shape.vocabulary))

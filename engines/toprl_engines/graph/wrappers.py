@@ -13,11 +13,11 @@ from toprl_export.models.adapter import LVLMAdapter
 from toprl_export.models.decoder import Decoder
 from toprl_export.models.walk import Decision, Prefill, TokenTensors, layer_groups, walk_decode, walk_prefill
 from toprl_export.pruning.scorer import Scorer, StageInputs
-from toprl_export.pruning.select import select
+from toprl_export.pruning.select import select, select_rows
 
 
 class VisionGraph(nn.Module):
-    """``pixel_values [b, 3, h, w]`` → visual embeddings ``[b, n, d]`` and, where it is wanted, saliency ``[b, n]``.
+    """What the tower takes → visual embeddings (`LVLMAdapter.encode`) and, where it is wanted, saliency ``[b, n]``.
 
     All in float32, whatever the tower computes in.
     """
@@ -26,12 +26,15 @@ class VisionGraph(nn.Module):
         super().__init__()
         self.model: nn.Module = adapter.model
         self._adapter = adapter
+        self._names = tuple(adapter.frontend.vision_axes)
         self._saliency = saliency
 
-    def forward(self, pixel_values: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        visual = self._adapter.encode_image(pixel_values).float()
+    def forward(self, *arrays: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """``arrays``: those of `Pictures.arrays`, in the order of `Frontend.vision_axes`."""
+        vision = dict(zip(self._names, arrays, strict=True))
+        visual = self._adapter.encode(vision).float()
         # Both run the tower; the equal halves are merged when the graph is optimised.
-        return (visual, self._adapter.vision_saliency(pixel_values)) if self._saliency else visual
+        return (visual, self._adapter.vision_saliency(vision["pixel_values"])) if self._saliency else visual
 
 
 class PrefillGraph(nn.Module):
@@ -65,6 +68,7 @@ class PrefillGraph(nn.Module):
         position_ids: Tensor,
         visual_index: Tensor,
         text_index: Tensor,
+        visual_rows: Tensor | None = None,
         saliency: Tensor | None = None,
         agent_index: Tensor | None = None,
         keep_counts: Tensor | None = None,
@@ -73,15 +77,17 @@ class PrefillGraph(nn.Module):
 
         Args:
             input_ids: see `TokenTensors`, like all that is not explained here.
-            visual: projected visual embeddings, float32 ``[b, n, d]``.
+            visual: projected visual embeddings, float32 ``[b, n, d]``, or ``[r, d]`` with ``visual_rows``.
             saliency: float32 ``[b, n]``, where the scorer needs it.
             agent_index: int64 scalar, where the scorer is a stack of agents.
-            keep_counts: int64 ``[T]``, where none are fixed.
+            keep_counts: int64 ``[T]``, or ``[b, T]`` with ``visual_rows``, where none are fixed.
         """
-        tokens = TokenTensors(input_ids, attention_mask, position_ids, visual_index, text_index)
+        tokens = TokenTensors(input_ids, attention_mask, position_ids, visual_index, text_index, visual_rows)
         picked = () if agent_index is None else (agent_index,)
 
         def decide(inputs: StageInputs) -> Decision:
+            if keep_counts is not None and visual_rows is not None:
+                return self._decide_rows(inputs, keep_counts[:, inputs.stage], picked)
             count = self._count(inputs, keep_counts)
             if needs.keep:
                 inputs = replace(inputs, keep=cast(int, count))  # while traced, a number without a value
@@ -91,6 +97,17 @@ class PrefillGraph(nn.Module):
         return flatten_prefill(
             walk_prefill(self.decoder, tokens, visual, self.stage_layers, decide, needs=needs, saliency=saliency)
         )
+
+    def _decide_rows(self, inputs: StageInputs, counts: Tensor, picked: tuple[Tensor, ...]) -> Decision:
+        """Of each batch row its own number, ``counts`` int64 ``[b]``."""
+        most = counts.max().item()
+        torch._check(most > 1)  # type: ignore[no-untyped-call]  # see `_count`
+        if self.scorer.needs.keep:
+            inputs = replace(inputs, keep=cast(int, most), row_keep=counts)
+        alive = inputs.alive
+        assert alive is not None
+        scores = self.scorer(inputs, *picked)
+        return Decision(*select_rows(scores, counts, cast(torch.SymInt, most), alive))
 
     def _count(self, inputs: StageInputs, keep_counts: Tensor | None) -> int | torch.SymInt:
         if self.fixed_counts is not None:
@@ -117,8 +134,9 @@ class UnprunedPrefillGraph(nn.Module):
         position_ids: Tensor,
         visual_index: Tensor,
         text_index: Tensor,
+        visual_rows: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        tokens = TokenTensors(input_ids, attention_mask, position_ids, visual_index, text_index)
+        tokens = TokenTensors(input_ids, attention_mask, position_ids, visual_index, text_index, visual_rows)
         return flatten_prefill(walk_prefill(self.decoder, tokens, visual, (), _never))
 
 

@@ -78,7 +78,7 @@ def test_the_feature_layer_is_the_one_that_hugging_face_projects() -> None:
 def test_a_class_token_among_the_visual_ones_is_never_dropped() -> None:
     adapter = adapter_of(-1, "full")
     saliency = adapter.vision_saliency(PIXELS)
-    assert saliency.shape == (3, adapter.visual_tokens) == (3, VISUAL_TOKENS + 1)
+    assert saliency.shape == adapter.encode_image(PIXELS).shape[:2] == (3, VISUAL_TOKENS + 1)
     assert (saliency.argmax(1) == 0).all()
     assert torch.equal(saliency[:, 1:], adapter_of(-1).vision_saliency(PIXELS))
 

@@ -20,9 +20,9 @@ from transformers import AutoProcessor, CLIPImageProcessorPil, LlavaProcessor, P
 from toprl_export.errors import UserError
 from toprl_export.models.mini.architecture import BEGIN, IMAGE, PAD, WORDS
 from toprl_export.models.mini.processor import mini_processor
-from toprl_export.runtime.frontend import Frontend, read_processor
+from toprl_export.runtime.frontend import FixedFrontend, read_processor
 
-MINI = Frontend(mini_processor(image_pixels=24, patch_size=8), visual_tokens=9, image_size=(24, 24))
+MINI = FixedFrontend(mini_processor(image_pixels=24, patch_size=8), visual_tokens=9, image_size=(24, 24))
 VICUNA = (
     "{% for m in messages %}{{ m.role | upper }}: {% for c in m.content %}"
     "{% if c.type == 'image' %}<image>\n{% else %}{{ c.text }}{% endif %}{% endfor %} {% endfor %}ASSISTANT:"
@@ -62,17 +62,17 @@ def byte_level() -> Tokenizer:
     return tokenizer
 
 
-def frontend(tokenizer: Tokenizer, template: str, **images: Any) -> Frontend:
+def frontend(tokenizer: Tokenizer, template: str, **images: Any) -> FixedFrontend:
     tokenizer.add_special_tokens(["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<image>"])
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
     settings = {"size": {"height": 24, "width": 24}, "do_center_crop": False} | images
     processor = LlavaProcessor(
         CLIPImageProcessorPil(**settings), wrapped, patch_size=8, chat_template=template, num_additional_image_tokens=0
     )
-    return Frontend(processor, visual_tokens=9, image_size=(24, 24))
+    return FixedFrontend(processor, visual_tokens=9, image_size=(24, 24))
 
 
-def ids_of_the_processor(front: Frontend, question: str) -> list[list[int]]:
+def ids_of_the_processor(front: FixedFrontend, question: str) -> list[list[int]]:
     content = [{"type": "image", "image": Image.fromarray(picture(24, 24))}, {"type": "text", "text": question}]
     made = front.processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True
@@ -139,7 +139,7 @@ def test_mini_ids_are_those_of_training():
 
 
 def test_a_padded_batch_by_hand():
-    front = Frontend(mini_processor(image_pixels=16, patch_size=8), visual_tokens=2, image_size=(16, 16))
+    front = FixedFrontend(mini_processor(image_pixels=16, patch_size=8), visual_tokens=2, image_size=(16, 16))
     tokens = front.tokens(["the 7 ?", "?"])
     names = [[front.tokenizer.id_to_token(i) for i in row] for row in tokens.input_ids]
     assert names == [
@@ -151,7 +151,9 @@ def test_a_padded_batch_by_hand():
     assert tokens.visual_index.tolist() == [[3, 4], [5, 6]]
     assert tokens.text_index.tolist() == [[0, 1, 2, 5, 6, 7, 8, 9], [0, 1, 2, 3, 4, 7, 8, 9]]
     assert tokens.next_position.tolist() == [10, 8]
-    assert {array.dtype for array in vars(tokens).values()} == {np.dtype(np.int64)}
+    assert tokens.visual_rows is None  # row i shows picture i
+    arrays = [array for array in vars(tokens).values() if array is not None]
+    assert {array.dtype for array in arrays} == {np.dtype(np.int64)}
 
 
 @given(st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=9).map(" ".join), min_size=1, max_size=4))
@@ -228,7 +230,7 @@ def test_what_is_saved_is_the_same_frontend(tmp_path: Path):
     front = frontend(sentencepiece_like(), VICUNA, resample=2)
     names = front.save(tmp_path)
     assert set(names) == {path.name for path in tmp_path.iterdir()}
-    again = Frontend(read_processor(str(tmp_path)), 9, (24, 24))
+    again = FixedFrontend(read_processor(str(tmp_path)), 9, (24, 24))
     assert again.fingerprint == front.fingerprint
     assert again.tokens(QUESTIONS).input_ids.tolist() == front.tokens(QUESTIONS).input_ids.tolist()
     assert np.array_equal(again.pixels([picture(40, 50)]), front.pixels([picture(40, 50)]))
@@ -250,7 +252,7 @@ def test_truncation_and_padding_saved_with_a_tokenizer_are_ignored(copied: Path)
     question = "is there a star in the image? how many circles are there?"
 
     def rows() -> tuple[list[int], list[int]]:
-        front = Frontend(read_processor(str(copied)), 576, (192, 192))
+        front = FixedFrontend(read_processor(str(copied)), 576, (192, 192))
         return front.tokenizer.encode(question).ids, front.tokens([question]).input_ids[0].tolist()
 
     plain = rows()
@@ -297,5 +299,5 @@ def _template(text: str) -> Callable[[Path], None]:
 def test_what_does_not_fit_is_one_line(copied: Path, change: Callable[[Path], Any], expected: str):
     change(copied)
     with pytest.raises(UserError, match=expected) as caught:
-        Frontend(read_processor(str(copied), name="x"), 576, (192, 192)).check("x")
+        FixedFrontend(read_processor(str(copied), name="x"), 576, (192, 192)).check("x")
     assert "\n" not in str(caught.value)

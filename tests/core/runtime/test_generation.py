@@ -36,7 +36,7 @@ def recomputed(session: FakeSession, batch: GenerationRequest, row: int) -> list
     """One row's greedy tokens, without a batch: every token is appended to the prompt's prefill by hand."""
     tokens = replace(
         batch.tokens,
-        **{name: array[row : row + 1] for name, array in vars(batch.tokens).items()},
+        **{name: array[row : row + 1] for name, array in vars(batch.tokens).items() if array is not None},
     )
     images = session.encode_image(batch.pixels[row : row + 1])
     prefill = session.prefill(PrefillRequest(tokens, images, batch.keep_counts, batch.agent_index))

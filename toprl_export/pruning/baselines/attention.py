@@ -86,6 +86,8 @@ def text_raters(inputs: StageInputs) -> Tensor:
     # Finite rather than -inf: the softmax of a row without a question must not be NaN; the question mask discards it.
     lowest = torch.finfo(products.dtype).min
     shares = products.masked_fill(~inputs.question_mask.unsqueeze(1), lowest).softmax(-1)
+    if inputs.visual_real is not None:
+        shares = shares * inputs.visual_real.unsqueeze(-1)
     # A sum, not the average: the comparison with the mean below does not change when both are scaled alike.
     share = shares.sum(1) * inputs.question_mask  # [b, t]
     mean = share.sum(1, keepdim=True) / inputs.question_mask.sum(1, keepdim=True).clamp(min=1)  # [b, 1]

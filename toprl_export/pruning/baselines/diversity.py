@@ -127,7 +127,8 @@ class DARTScorer(Scorer):
         Raises:
             ValueError: the text, the keys' norms or the keep count are missing.
         """
-        text, norms, keep = inputs.text, inputs.key_norms, inputs.keep
+        text, norms = inputs.text, inputs.key_norms
+        keep = inputs.keep if inputs.row_keep is None else inputs.row_keep
         if text is None or inputs.question_mask is None or norms is None or keep is None:
             raise ValueError("DART shares the keep count out among pivots, but the walk gave it no text, keys or count")
         tokens = inputs.visual.shape[1]

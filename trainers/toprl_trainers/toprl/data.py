@@ -356,7 +356,7 @@ class BlockSource:
         return [self._task.question_group("train", self._seed, index) for index in span]
 
     def _pixels(self, groups: Sequence[QuestionGroup]) -> Tensor:
-        pixels = torch.from_numpy(self._adapter.frontend.pixels([group.image for group in groups]))
+        pixels = torch.from_numpy(self._adapter.fixed_frontend.pixels([group.image for group in groups]))
         return pixels.to(self._adapter.device)
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from toprl_engines.graph.export import WEIGHTS, ExportJob, export_graphs
+from toprl_engines.graph.export import WEIGHTS, ExportJob, export_graphs, vision_inputs
 from toprl_engines.graph.signature import GraphSpec
 from toprl_engines.trt.binding import Binding
 from toprl_engines.trt.build.builder import BuilderSettings, PlanBuilder, TimingCache
@@ -70,7 +70,7 @@ class PlanJob:
         """
         layout, adapter = self.export.layout, self.request.adapter
         specs: dict[str, GraphSpec] = {
-            "vision": layout.vision(adapter.image_size),
+            "vision": layout.vision(vision_inputs(adapter.frontend)),
             "prefill": layout.prefill(),
             "decode": layout.decode(),
             "prefill_unpruned": layout.prefill_unpruned(),

@@ -64,7 +64,7 @@ def graph_profiles(
 
 
 def _cases(layout: Layout, plan: PruningPlan, limits: ProfileLimits, max_length: int) -> tuple[_Case, _Case, _Case]:
-    n = layout.visual_tokens
+    n = layout.fixed_tokens
     text = min(limits.max_text, max_length - n - 1)
     if text < 1:
         raise UserError(f"the model's {max_length} positions leave no room for text beside {n} visual tokens")
@@ -106,7 +106,7 @@ def _size(size: int | str, layout: Layout, case: _Case) -> int:
     if size == "text":
         return case.text
     if size == "sequence":
-        return layout.visual_tokens + case.text
+        return layout.fixed_tokens + case.text
     name, _, group = size.partition("_")
     past = _visual_in_group(int(group), layout, case) + case.text + case.new_tokens
     return {"past": past, "cached": past + 1}[name]
@@ -115,7 +115,7 @@ def _size(size: int | str, layout: Layout, case: _Case) -> int:
 def _visual_in_group(group: int, layout: Layout, case: _Case) -> int:
     """Visual tokens in the layers of a group; those before the first stage see all."""
     stage = group - layout.first_stage_group
-    return layout.visual_tokens if stage < 0 else case.cached[stage]
+    return layout.fixed_tokens if stage < 0 else case.cached[stage]
 
 
 def _default_counts(plan: PruningPlan) -> Numbers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from toprl_engines.graph.signature import Layout
+from toprl_engines.graph.signature import Layout, TensorSpec
 from toprl_engines.trt.build.profiles import ProfileLimits, graph_profiles
 from toprl_export.errors import UserError
 from toprl_export.models.shape import DecoderShape
@@ -24,7 +24,7 @@ def layout_of(plan: PruningPlan, fixed: bool = False) -> Layout:
 def profiles(plan: PruningPlan, limits: ProfileLimits = LIMITS, max_length: int = 4096, fixed: bool = False):
     layout = layout_of(plan, fixed)
     specs = {
-        "vision": layout.vision((40, 40)),
+        "vision": layout.vision((TensorSpec("pixel_values", ("batch", 3, 40, 40)),)),
         "prefill": layout.prefill(),
         "decode": layout.decode(),
         "prefill_unpruned": layout.prefill_unpruned(),
