@@ -169,8 +169,10 @@ def _check_states_itself(kind: type[Any], payload: Any, where: str | Path, remed
 
 @cache
 def _type_adapter(kind: Any) -> TypeAdapter[Any]:
-    from pydantic import ConfigDict, TypeAdapter
+    from pydantic import ConfigDict, InstanceOf, TypeAdapter
 
+    if dataclasses.is_dataclass(kind):
+        return TypeAdapter(InstanceOf[kind])  # pydantic would make one of a mapping
     return TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True))
 
 

@@ -53,6 +53,7 @@ def _check(model: str, as_json: bool) -> None:
 
     adapter = load_model(model)  # refuses what is not computed right
     found = check_agreement(adapter)
+    found.require(model)
     if as_json:
         print_json(to_json(found))
         return

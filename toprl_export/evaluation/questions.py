@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
@@ -11,7 +11,7 @@ from typing import Final
 from toprl_export.errors import UserError
 from toprl_export.registry import unknown_name
 from toprl_export.tasks.registry import TASKS
-from toprl_export.tasks.task import Level, Split, Task
+from toprl_export.tasks.task import Level, Sample, Split, Task
 
 SPLIT: Final[Split] = "held-out"
 """Everything is measured on questions that no agent was trained on."""
@@ -63,18 +63,24 @@ def choose_tasks(requested: Sequence[str] | None, of_agents: Sequence[str]) -> t
     return chosen
 
 
+def questions_digest(samples: Iterable[Sample]) -> str:
+    """SHA-256 over questions, answers and the pixels of the images."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(f"{sample.image.shape} {sample.question}\n{sample.answer}\n".encode())
+        digest.update(sample.image.tobytes())
+    return digest.hexdigest()
+
+
 def draw_questions(task: Task, seed: int, limit: int, split: Split = SPLIT) -> TaskQuestions:
     """The first ``limit`` questions of a task's split, or all of them where it has fewer."""
     available = task.question_count(split)
     count = limit if available is None else min(limit, available)
-    digest = hashlib.sha256()
-    evidence = None
     # A few tell data apart; drawing all images would take minutes.
-    for sample in islice(task.samples(split, seed, count), _DIGESTED_SAMPLES):
-        digest.update(f"{sample.image.shape} {sample.question}\n{sample.answer}\n".encode())
-        digest.update(sample.image.tobytes())
-        evidence = None if sample.evidence is None else sample.evidence.size
-    return TaskQuestions(task.name, task.level, count, digest.hexdigest(), evidence)
+    samples = list(islice(task.samples(split, seed, count), _DIGESTED_SAMPLES))
+    evidence = samples[-1].evidence if samples else None
+    patches = None if evidence is None else evidence.size
+    return TaskQuestions(task.name, task.level, count, questions_digest(samples), patches)
 
 
 def no_correct_answer(task: str, questions: int) -> UserError:

@@ -230,12 +230,14 @@ class LVLMAdapter(ABC):
 
     @property
     def answering_fingerprint(self) -> str:
-        """SHA-256 over all that the model's answers depend on: weights, configuration and processor."""
+        """SHA-256 over all that the model's answers depend on: weights, configurations and processor."""
         config = self.model.config.to_dict()
         # Where the model was loaded from and by which transformers changes no answer.
         for name in ("_name_or_path", "transformers_version"):
             config.pop(name, None)
-        text = json.dumps([config, self.frontend.fingerprint, self.end_tokens], sort_keys=True, default=str)
+        generation = self.model.generation_config.to_dict() | {"transformers_version": None}
+        parts = [config, generation, self.frontend.fingerprint, self.end_tokens]
+        text = json.dumps(parts, sort_keys=True, default=str)
         return hashlib.sha256(f"{self.fingerprint}\n{text}".encode()).hexdigest()
 
 

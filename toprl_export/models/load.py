@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from toprl_export.errors import SAVE_AGAIN, UserError, refusing, require
@@ -165,6 +166,11 @@ def _check_config(config: Any, model: str, path: Path) -> None:
         )
 
 
+HARMLESS_WEIGHTS = ("rotary_emb.inv_freq", "position_ids", "lm_head.weight")
+"""Ends of the names of weights that older releases saved and that are made again from the configuration or, the head's,
+tied to the embeddings."""
+
+
 def _check_loading(loading: Any, model: str) -> None:
     """Refuse a checkpoint without some of the model's weights: they would be random, and others at each load."""
     missing = sorted(loading["missing_keys"])
@@ -175,6 +181,12 @@ def _check_loading(loading: Any, model: str) -> None:
     adapters = sorted(name for name in loading["unexpected_keys"] if "lora_" in name)
     if adapters:
         raise UserError(f"model {model} holds LoRA weights ({adapters[0]}): merge them into the weights they adapt")
+    unused = sorted(name for name in loading["unexpected_keys"] if not name.endswith(HARMLESS_WEIGHTS))
+    if unused:
+        raise UserError(
+            f"model {model} holds {len(unused)} weights that its config.json has no place for, the first being "
+            f"{unused[0]}: correct config.json, or save the model again without them"
+        )
 
 
 CHANGES_GREEDY = (
@@ -193,16 +205,29 @@ CHANGES_GREEDY = (
     "min_new_tokens",
     "guidance_scale",
     "stop_strings",
+    "watermarking_config",
 )
 """What generation_config.json may ask for that changes greedy answers; sampling and beams do not concern them."""
+
+NEUTRAL: Mapping[str, float] = MappingProxyType(
+    {
+        "repetition_penalty": 1.0,
+        "encoder_repetition_penalty": 1.0,
+        "guidance_scale": 1.0,
+        "no_repeat_ngram_size": 0,
+        "encoder_no_repeat_ngram_size": 0,
+        "min_length": 0,
+        "min_new_tokens": 0,
+    }
+)
+"""Values of some of these that change nothing."""
 
 
 def _check_generation(generation: Any, model: str) -> None:
     """Refuse what the model's own greedy ``generate`` would do and this project does not."""
-    neutral = {"repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "guidance_scale": 1.0}
     for name in CHANGES_GREEDY:
         value = getattr(generation, name, None)
-        if value not in (None, 0, [], {}, neutral.get(name)):
+        if value is not None and value != [] and value != {} and value != NEUTRAL.get(name):
             raise UserError(
                 f"model {model} asks for {name} = {value} in its generation_config.json, which engines do not do: "
                 "remove it, and judge its answers without"

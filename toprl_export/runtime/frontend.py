@@ -176,7 +176,7 @@ class Frontend(ABC):
             pictures = self.pictures([picture])
         with refusing(f"the chat template of model {name} fails", SAVE_AGAIN):
             ours = list(self._row(question, pictures.each).token_ids)
-            theirs = ours if self.takes_text else self._own_ids(picture, question)
+            theirs = list(self.own_inputs(picture, question, "np")["input_ids"][0])
             other = list(self._row("which one?", pictures.each).token_ids)
         place = ours.index(self.image_token_id)
         if ours[: place + 1] != other[: place + 1]:
@@ -192,14 +192,37 @@ class Frontend(ABC):
                 "num_additional_image_tokens and vision_feature_select_strategy in its processor_config.json"
             )
 
-    def _own_ids(self, picture: Image.Image, question: str) -> list[int]:
-        content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
-        message = {"role": "user", "content": content}
-        made = self.processor.apply_chat_template(
-            [message], add_generation_prompt=True, tokenize=True, return_dict=True
+    def own_inputs(self, picture: Image.Image, question: str, tensors: str) -> Mapping[str, Any]:
+        """What the processor itself makes of a prompt with one picture, by its own chat template.
+
+        Args:
+            picture: as `open_picture` gives it.
+            question: the user's text.
+            tensors: "np" or "pt".
+        """
+        if self.takes_text:  # the processor's own call finds pictures in the parts of a message alone
+            text = self._rendered(question)
+            begins = bool(self.processor.tokenizer.bos_token) and text.startswith(self.processor.tokenizer.bos_token)
+            made = self.processor(images=[picture], text=[text], add_special_tokens=not begins, return_tensors=tensors)
+        else:
+            content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+            made = self.processor.apply_chat_template(
+                [{"role": "user", "content": content}],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors=tensors,
+            )
+        found: Mapping[str, Any] = made
+        return found
+
+    def _rendered(self, question: str) -> str:
+        """A prompt with one picture as text, by a template for text alone."""
+        message = {"role": "user", "content": f"{self.processor.image_token}\n{question}"}
+        text: str = self.processor.tokenizer.apply_chat_template(
+            [message], chat_template=self.processor.chat_template, add_generation_prompt=True, tokenize=False
         )
-        ids: list[int] = made["input_ids"][0]
-        return ids
+        return text
 
     @property
     def _pad_id(self) -> int:

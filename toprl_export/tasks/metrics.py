@@ -109,9 +109,9 @@ def retention_interval(
 ) -> PairedEstimate:
     """Retention, accuracy pruned over accuracy unpruned, with a paired percentile bootstrap of the questions.
 
-    The bootstrap draws from the questions and half a question more of each pair of outcomes (Agresti and Min 2005 add
-    as much to a difference of matched shares). Without them its interval has no width where no question was lost, as
-    if a hundred questions could rule out that the hundred and first is.
+    Where few questions were lost a bootstrap's interval is too narrow, and has no width where none was, as if a hundred
+    questions could rule out that the hundred and first is. So it is widened to what Wilson's intervals of the two
+    shares, lost and won, give their difference (the method of variance estimates recovery, Newcombe 1998).
 
     >>> estimate = retention_interval(pruned_correct=[1, 1, 1, 0] * 50, full_correct=[1, 1, 1, 1] * 50)
     >>> estimate.value, [round(end, 2) for end in estimate.ci95]
@@ -138,7 +138,10 @@ def retention_interval(
     drawn = _resample(counts, seed, resamples)
     full = drawn[:, 0] + drawn[:, 2]
     ratios = (drawn[:, 0] + drawn[:, 1])[full > 0] / full[full > 0]
-    return PairedEstimate(float((both + only_pruned) / (both + only_full)), int(counts.sum()), _percentiles(ratios))
+    right = int(both + only_full)
+    low, high = _won_minus_lost(int(only_pruned), int(only_full), right) if only_pruned <= right else (0.0, 0.0)
+    interval = _widest(_percentiles(ratios), (1 + low, 1 + high))
+    return PairedEstimate(float((both + only_pruned) / right), int(counts.sum()), interval)
 
 
 def difference_interval(
@@ -146,7 +149,7 @@ def difference_interval(
 ) -> PairedEstimate:
     """Accuracy of one method minus that of the other, with a paired percentile bootstrap of the questions.
 
-    Only the questions on which they disagree matter, as in McNemar's test. Arguments and bootstrap as in
+    Only the questions on which they disagree matter, as in McNemar's test. Arguments and interval as in
     :func:`retention_interval`.
 
     Raises:
@@ -155,7 +158,36 @@ def difference_interval(
     counts = _paired_counts(one_correct, other_correct)
     drawn = _resample(counts, seed, resamples)
     n = int(counts.sum())
-    return PairedEstimate(float((counts[1] - counts[2]) / n), n, _percentiles((drawn[:, 1] - drawn[:, 2]) / n))
+    won, lost = int(counts[1]), int(counts[2])
+    interval = _widest(_percentiles((drawn[:, 1] - drawn[:, 2]) / n), _won_minus_lost(won, lost, n))
+    return PairedEstimate(float((counts[1] - counts[2]) / n), n, interval)
+
+
+def independent_difference_interval(one: Sequence[float], other: Sequence[float]) -> Interval:
+    """The 95% interval of the difference of two shares of different questions, by Wilson's of each (Newcombe 1998).
+
+    >>> [round(end, 3) for end in independent_difference_interval([1.0] * 49 + [0.0], [1.0])]
+    [-0.105, 0.774]
+    """
+    shares = [sum(scores) / len(scores) for scores in (one, other)]
+    (low, high), (other_low, other_high) = (wilson_interval(int(sum(each)), len(each)) for each in (one, other))
+    difference = shares[0] - shares[1]
+    below = math.hypot(shares[0] - low, other_high - shares[1])
+    above = math.hypot(high - shares[0], shares[1] - other_low)
+    return difference - below, difference + above
+
+
+def _won_minus_lost(won: int, lost: int, of: int) -> Interval:
+    """Of the share of ``of`` questions that were won minus the share that was lost."""
+    (won_low, won_high), (lost_low, lost_high) = wilson_interval(won, of), wilson_interval(lost, of)
+    difference = (won - lost) / of
+    below = math.hypot(won / of - won_low, lost_high - lost / of)
+    above = math.hypot(won_high - won / of, lost / of - lost_low)
+    return difference - below, difference + above
+
+
+def _widest(one: Interval, other: Interval) -> Interval:
+    return min(one[0], other[0]), max(one[1], other[1])
 
 
 def _paired_counts(one: ArrayLike, other: ArrayLike) -> NDArray[np.int64]:
@@ -173,10 +205,9 @@ def _paired_counts(one: ArrayLike, other: ArrayLike) -> NDArray[np.int64]:
 def _resample(counts: NDArray[np.int64], seed: int, resamples: int) -> NDArray[np.int64]:
     """The counts in questions drawn with replacement, ``int64 [resamples, 4]``.
 
-    Questions with the same pair of outcomes are alike, so drawing them one by one is a multinomial draw.
+    Questions with the same pair of outcomes are alike, so drawing them one by one is exactly a multinomial draw.
     """
-    smoothed = counts + 0.5
-    return numpy_rng(seed, "paired-bootstrap").multinomial(counts.sum(), smoothed / smoothed.sum(), size=resamples)
+    return numpy_rng(seed, "paired-bootstrap").multinomial(counts.sum(), counts / counts.sum(), size=resamples)
 
 
 def _percentiles(values: NDArray[np.float64]) -> Interval:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from toprl_export.errors import UserError
+from toprl_export.fields import check_field_types
 from toprl_export.manifest import Verdict
 from toprl_export.registry import unknown_name
 from toprl_export.validation.report import BudgetReport, Comparison, Gate, StockParity
@@ -23,6 +24,8 @@ SPEEDUPS = (
 LATENCIES = ("total", "vision", "prefill", "decode_per_token")
 """The figures, in milliseconds, that ``--max-latency`` can name; without a name it is about the first."""
 
+MOST_DIGITS = 10
+"""Of a budget: Python refuses to read thousands of them."""
 DEFAULT_RETENTION = 0.9
 DEFAULT_QUESTIONS = 100
 MEBIBYTE = 2**20
@@ -35,6 +38,11 @@ class BudgetLimits:
     everywhere: float | None = None
     per_budget: tuple[tuple[int, float], ...] = ()
     default: float | None = None
+
+    def __post_init__(self) -> None:
+        check_field_types(self)
+        for limit in (self.everywhere, self.default, *(limit for _, limit in self.per_budget)):
+            _check_limit("a gate's limit", limit)
 
     @classmethod
     def parse(cls, text: str, flag: str, default: float | None = None) -> BudgetLimits:
@@ -53,7 +61,8 @@ class BudgetLimits:
         limits: dict[int, float] = {}
         for part in text.split(","):
             budget, _, value = part.partition("=")
-            if not (budget.strip().isascii() and budget.strip().isdecimal()) or int(budget) in limits:
+            is_number = budget.strip().isascii() and budget.strip().isdecimal() and len(budget) < MOST_DIGITS
+            if not is_number or int(budget) in limits:
                 raise UserError(f"{flag} {text}: expected one limit, or one per budget such as 192=0.97,64=0.9")
             limits[int(budget)] = _positive(value, flag)
         return cls(per_budget=tuple(limits.items()), default=default)
@@ -98,11 +107,14 @@ class GateLimits:
     must_beat_random: bool = False
 
     def __post_init__(self) -> None:
+        check_field_types(self)
+        for name in ("max_size", "max_logit_error", "min_overlap", "min_stock_agreement"):
+            _check_limit(name, getattr(self, name))
         for what, limits, known in (("speedup", self.min_speedup, SPEEDUPS), ("latency", self.max_latency, LATENCIES)):
             for name, _ in limits:
                 if name not in known:
                     raise unknown_name(what, name, known)
-        if type(self.min_questions) is not int or self.min_questions < 1:
+        if self.min_questions < 1:
             raise UserError(f"min_questions is {self.min_questions!r}, expected at least 1")
 
     def check_budgets(self, budgets: Sequence[int]) -> None:
@@ -121,11 +133,19 @@ class GateLimits:
                 )
 
 
+def _check_limit(name: str, limit: float | None) -> None:
+    if limit is not None and not (math.isfinite(limit) and limit > 0):
+        raise UserError(f"{name} is {limit!r}, expected a number above 0 such as 0.97")
+
+
 def parse_figures(texts: Sequence[str], flag: str, figures: Sequence[str]) -> tuple[tuple[str, BudgetLimits], ...]:
     """Read values of ``flag``: ``[FIGURE:]LIMIT`` or ``[FIGURE:]BUDGET=LIMIT,…``; the first figure is the default."""
     read = []
     for text in texts:
         name, colon, limits = text.rpartition(":")
+        if colon and not name:
+            known = ", ".join(figures)
+            raise UserError(f"{flag} {text}: expected a limit, or FIGURE:LIMIT with one of the figures {known}")
         read.append((name if colon else figures[0], BudgetLimits.parse(limits, flag)))
     return tuple(read)
 

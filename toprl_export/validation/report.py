@@ -276,10 +276,11 @@ class Subject:
 
 @dataclass(frozen=True)
 class Settings:
-    """How it was measured."""
+    """How it was measured; ``questions_sha256`` is over the questions, their answers and their images' pixels."""
 
     split: str
     questions: int
+    questions_sha256: str
     parity_questions: int
     warmup: int
     iterations: int

@@ -15,6 +15,7 @@ import torch
 from toprl_export.bundle import ValidationStamp, stamp_validation
 from toprl_export.errors import UserError
 from toprl_export.evaluation.machine import describe_device, installed_versions, source_commit, torch_threads
+from toprl_export.evaluation.questions import questions_digest
 from toprl_export.fields import check_types
 from toprl_export.files import MOST_JSON_BYTES, read_regular, sha256_of, write_text_atomic
 from toprl_export.places import check_replaceable, check_writable, resolved, staged_directory, taken
@@ -283,6 +284,7 @@ def assemble(
         settings=Settings(
             split=SPLIT,
             questions=len(bench.samples),
+            questions_sha256=questions_digest(bench.samples),
             parity_questions=min(options.parity_questions, len(bench.samples)),
             warmup=options.warmup,
             iterations=options.iterations,
@@ -300,7 +302,7 @@ def assemble(
     if earlier is None:
         return report
     compared = (*gates, *regression_gates(report, earlier))
-    notes = (regression_note(report, earlier),)
+    notes = (regression_note(report, earlier, compared),)
     return replace(report, gates=compared, verdict=verdict_of(compared), notes=notes)
 
 

@@ -1,7 +1,7 @@
 """The unpruned engine against the stock Hugging Face model: its own processor, its own forward, its own ``generate``.
 
-Nothing of this project stands on the reference's side, so an error that the engine shares with our own walk or frontend
-shows here.
+No token ids, positions or forward pass of ours stand on the reference's side, so an error that the engine shares with
+our own walk or frontend shows here.
 """
 
 from __future__ import annotations
@@ -55,12 +55,11 @@ def measure_stock_parity(
 @torch.inference_mode()
 def _stock_answer(adapter: LVLMAdapter, sample: Sample, max_new_tokens: int) -> tuple[np.ndarray, list[int]]:
     """Logits of the prompt's last position, ``float32 [1, V]``, and greedy tokens up to the end."""
-    picture = {"type": "image", "image": open_picture(sample.image)}
-    message = {"role": "user", "content": [picture, {"type": "text", "text": sample.question}]}
-    inputs = adapter.frontend.processor.apply_chat_template(
-        [message], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    )
-    inputs = inputs.to(adapter.device, adapter.dtype)
+    made = adapter.frontend.own_inputs(open_picture(sample.image), sample.question, "pt")
+    inputs = {
+        name: tensor.to(adapter.device, adapter.dtype if tensor.is_floating_point() else tensor.dtype)
+        for name, tensor in made.items()
+    }
     logits = adapter.model(**inputs).logits[:, -1]
     made = adapter.model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, pad_token_id=0)
     row = made[0, inputs["input_ids"].shape[1] :].tolist()

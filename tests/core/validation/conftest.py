@@ -86,7 +86,7 @@ def made_up_report(limits: GateLimits) -> Report:
         stock_parity=stock,
         bundle_bytes=20 * 2**20,
         budgets=budgets,
-        settings=Settings("held-out", 500, 64, 3, 20, 16, 591),
+        settings=Settings("held-out", 500, "d" * 64, 64, 3, 20, 16, 591),
         device=Device("cpu", "Some CPU <2.1 GHz>", 2, 2, 8 * 2**30, "Linux-6.1-x86_64"),
         versions={"toprl-export": "0.1.0", "torch": "2.13.0"},
         date="2026-12-01T09:00:00+00:00",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -141,3 +142,25 @@ def test_unknown_speedups_and_budgets_are_refused():
         GateLimits(min_retention=BudgetLimits.parse("192=0.9,128=0.9", "--x")).check_budgets((192, 64))
     with pytest.raises(UserError, match="names budget 5"):
         GateLimits(min_speedup=parse_figures(["5=2"], "--min-speedup", SPEEDUPS)).check_budgets((192, 64))
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"max_logit_error": math.inf},
+        {"min_overlap": -1.0},
+        {"max_size": 0.0},
+        {"max_logit_error": "0.001"},
+        {"min_retention": 0.9},
+        {"min_speedup": (("total_vs_reference", 1.2),)},
+    ],
+)
+def test_limits_that_gate_nothing_are_refused_in_python(limits: dict[str, object]):
+    with pytest.raises(UserError, match="expected"):
+        GateLimits(**limits)
+
+
+@pytest.mark.parametrize("value", [-1.0, math.inf, 0.0])
+def test_so_are_limits_of_budgets(value: float):
+    with pytest.raises(UserError, match="expected a"):
+        BudgetLimits(per_budget=((64, value),))
