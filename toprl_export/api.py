@@ -7,16 +7,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, cast, overload
 
-import numpy as np
-from numpy.typing import NDArray
-
 from toprl_export.bundle import Bundle, load_bundle
 from toprl_export.engine import SessionOptions, get_engine
 from toprl_export.errors import UserError
 from toprl_export.fields import check_types
 from toprl_export.runtime.answer_length import DEFAULT_NEW_TOKENS, prompt_room
 from toprl_export.runtime.generation import Generation, GenerationRequest, GenerationStream
-from toprl_export.runtime.layout import TokenBatch
+from toprl_export.runtime.layout import Pictures, TokenBatch
 from toprl_export.runtime.pictures import ImageInput
 from toprl_export.runtime.session import EngineSession
 
@@ -141,7 +138,7 @@ class LoadedBundle:
         types = {"task": str | None, "budget_kept": int | None, "max_new_tokens": int}
         check_types("a bundle's request", types, locals())
         return GenerationRequest(
-            pixels=self.pixels(images),
+            pictures=self.pictures(images).arrays,
             tokens=self.tokens(prompts, max_new_tokens),
             keep_counts=self.bundle.keep_counts(budget_kept),
             agent_index=self.bundle.agent_index(task),
@@ -149,15 +146,15 @@ class LoadedBundle:
             end_tokens=self.bundle.manifest.model.end_tokens,
         )
 
-    def pixels(self, images: ImageInput | Sequence[ImageInput]) -> NDArray[np.float32]:
-        """Images as the engine takes them, ``float32 [b, 3, h, w]``.
+    def pictures(self, images: ImageInput | Sequence[ImageInput]) -> Pictures:
+        """Images as the engine takes them.
 
         Raises:
             UserError: there is none or one is no image.
         """
         # A path is a sequence too, of letters, and arrays and bytes are sequences of numbers.
         listed = images if isinstance(images, list | tuple) else [cast("ImageInput", images)]
-        return self.frontend.pixels(listed)
+        return self.frontend.pictures(listed)
 
     def tokens(self, prompts: str | Sequence[str], max_new_tokens: int = DEFAULT_NEW_TOKENS) -> TokenBatch:
         """Questions as the engine takes them.

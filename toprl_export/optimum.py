@@ -216,7 +216,7 @@ class TOPRLModelForImageTextToText:
         real = _real_tokens(ids, attention_mask, None if pad_id in end_tokens else pad_id)
         longest = _new_tokens(asked, ids.shape[1])
         request = GenerationRequest(
-            pixels=self._pixels(pixel_values),
+            pictures={"pixel_values": self._pixels(pixel_values)},
             tokens=self._tokens(ids, real, longest),
             keep_counts=self.loaded.bundle.keep_counts(self.budget_kept if budget_kept is None else budget_kept),
             agent_index=self.loaded.bundle.agent_index(self.task if task is None else task),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +13,7 @@ from toprl_export.bundle import Bundle
 from toprl_export.errors import UserError
 from toprl_export.manifest import Manifest
 from toprl_export.runtime.layout import TokenBatch
-from toprl_export.runtime.session import PrefillRequest
+from toprl_export.runtime.session import PrefillRequest, one_for_all
 
 
 def token_feeds(tokens: TokenBatch) -> dict[str, NDArray[Any]]:
@@ -48,24 +48,39 @@ def request_feeds(
 
 
 def _check(manifest: Manifest, request: PrefillRequest, names: Collection[str]) -> None:
-    plan, counts = manifest.plan, request.keep_counts
-    falling = all(1 <= kept <= before for before, kept in pairwise((plan.visual_tokens, *counts)))
-    if len(counts) != len(plan.stages) or not falling:
-        raise UserError(
-            f"keep counts {list(counts)} do not fit the plan: expected {len(plan.stages)}, "
-            f"none above the one before, from {plan.visual_tokens} down to 1"
-        )
-    if "keep_counts" not in names and counts != plan.schedules[0].keep_counts:
-        raise UserError(
-            f"keep counts {list(counts)} differ from the {list(plan.schedules[0].keep_counts)} that were built in: "
-            "use that budget or build without --static-k"
-        )
+    plan, tokens = manifest.plan, request.tokens
+    if tokens.visual_rows is None:
+        counts = one_for_all(request.keep_counts)
+        _check_counts(counts, plan.visual_tokens, len(plan.stages))
+        if "keep_counts" not in names and counts != plan.schedules[0].keep_counts:
+            raise UserError(
+                f"keep counts {list(counts)} differ from the {list(plan.schedules[0].keep_counts)} that were built in: "
+                "use that budget or build without --static-k"
+            )
+    else:
+        each = np.asarray(request.keep_counts)
+        if each.shape != (tokens.batch, len(plan.stages)):
+            raise UserError(
+                f"keep counts of the shape {list(each.shape)} were given for {tokens.batch} prompts and "
+                f"{len(plan.stages)} stages: give a row for each prompt"
+            )
+        for counts, n in zip(each.tolist(), tokens.visual_counts.tolist(), strict=True):
+            _check_counts(counts, max(1, n), len(plan.stages))
     last = max(0, len(manifest.agents) - 1)
     if not 0 <= request.agent_index <= last:
         raise UserError(f"agent index {request.agent_index} is not one of 0 to {last}")
     if "saliency" in names and request.images.saliency is None:
         raise UserError(
             "the bundle's scorer reads the images' saliency, which is missing: let this session encode them"
+        )
+
+
+def _check_counts(counts: Sequence[int], visual_tokens: int, stages: int) -> None:
+    falling = all(1 <= kept <= before for before, kept in pairwise((visual_tokens, *counts)))
+    if len(counts) != stages or not falling:
+        raise UserError(
+            f"keep counts {list(counts)} do not fit the plan: expected {stages}, none above the one before, from "
+            f"{visual_tokens} down to 1"
         )
 
 

@@ -101,7 +101,7 @@ def test_saliency(batch, repeat, count):
     """From pixels, through the bundle's own vision graph."""
     built = saliency_bundle()
     session, request = built.open(), built.request((count,), 0, batch, repeat)
-    images = session.encode_image(tiny_pixels(batch).numpy())
+    images = session.encode({"pixel_values": tiny_pixels(batch).numpy()})
     np.testing.assert_allclose(images.saliency, request.images.saliency, rtol=1e-3)  # from 1e-19 to nearly 1
     result, expected = session.prefill(replace(request, images=images)), built.expected(request)
     assert np.array_equal(result.kept[0], expected.kept[0])
@@ -127,7 +127,7 @@ def test_a_baselines_graphs_take_no_agent_and_only_what_the_scorer_needs():
     assert list(inputs_of(saliency, "prefill")) == [*tokens, "saliency", "keep_counts"]
     assert inputs_of(saliency, "prefill")["saliency"] == ("batch", 25)
     assert list(inputs_of(saliency, "prefill_unpruned")) == tokens
-    assert attention_bundle().open().encode_image(tiny_pixels(1).numpy()).saliency is None
+    assert attention_bundle().open().encode({"pixel_values": tiny_pixels(1).numpy()}).saliency is None
 
 
 def test_saliency_runs_the_vision_tower_once():

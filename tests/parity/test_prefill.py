@@ -42,8 +42,10 @@ def largest_difference(left, right) -> float:
 def test_vision(built, session, batch):
     pixels = tiny_pixels(batch, seed=batch).numpy()
     expected = built.reference.encode_image(pixels)
-    assert largest_difference(session.encode_image(pixels).visual, expected) <= 2e-5 * expected.abs().max()
-    assert largest_difference(session.encode_image(-pixels).visual, expected) > MISTAKE * expected.abs().max()
+    assert largest_difference(session.encode({"pixel_values": pixels}).visual, expected) <= 2e-5 * expected.abs().max()
+    assert (
+        largest_difference(session.encode({"pixel_values": -pixels}).visual, expected) > MISTAKE * expected.abs().max()
+    )
 
 
 @pytest.mark.parametrize("agent", [0, 1])

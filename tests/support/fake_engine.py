@@ -60,7 +60,8 @@ class FakeSession:
         self._vision = rng.normal(size=(3, WIDTH))
         self._scorers = rng.normal(size=(4, WIDTH))
 
-    def encode_image(self, pixels: np.ndarray) -> EncodedImages:
+    def encode(self, pictures: dict) -> EncodedImages:
+        pixels = pictures["pixel_values"]
         self.encoded_images += pixels.shape[0]
         side = int(VISUAL_TOKENS**0.5)
         b, c, h, w = pixels.shape

@@ -54,8 +54,8 @@ class TorchSession:
         self._fault = fault
 
     @torch.inference_mode()
-    def encode_image(self, pixels) -> EncodedImages:
-        tensor = torch.from_numpy(pixels)
+    def encode(self, pictures) -> EncodedImages:
+        tensor = torch.from_numpy(pictures["pixel_values"])
         saliency = self._adapter.vision_saliency(tensor).numpy() if self._needs.saliency else None
         return EncodedImages(self._adapter.encode_image(tensor).numpy(), saliency)
 

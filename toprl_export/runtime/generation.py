@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from toprl_export.errors import UserError
 from toprl_export.runtime.layout import TokenBatch
-from toprl_export.runtime.session import EngineSession, PrefillRequest
+from toprl_export.runtime.session import EngineSession, KeepCounts, PrefillRequest
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -31,7 +31,8 @@ class GenerationRequest:
     """One batch to answer.
 
     Attributes:
-        pixels: ``float32 [b, 3, h, w]``, or ``[1, 3, h, w]`` for one image that all b questions are about.
+        pictures: what the tower takes, by name; where each row of the batch shows one picture, as many as prompts, or
+            one that all are about.
         tokens: the b prompts.
         keep_counts: tokens kept at every stage.
         agent_index: which agent scores; 0 where the bundle was built from a baseline.
@@ -39,9 +40,9 @@ class GenerationRequest:
         end_tokens: ids that end an answer.
     """
 
-    pixels: NDArray[np.float32]
+    pictures: Mapping[str, NDArray[Any]]
     tokens: TokenBatch
-    keep_counts: tuple[int, ...]
+    keep_counts: KeepCounts
     agent_index: int
     max_new_tokens: int
     end_tokens: tuple[int, ...]
@@ -49,9 +50,12 @@ class GenerationRequest:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1: allow more new tokens")
-        if self.pixels.shape[0] not in (1, self.tokens.batch):
+        if self.tokens.visual_rows is not None:
+            return  # prompts name the rows they show
+        images = len(next(iter(self.pictures.values())))
+        if images not in (1, self.tokens.batch):
             raise UserError(
-                f"{self.pixels.shape[0]} images and {self.tokens.batch} prompts do not pair: "
+                f"{images} images and {self.tokens.batch} prompts do not pair: "
                 "give as many of one as of the other, or one image"
             )
 
@@ -127,7 +131,7 @@ class GenerationStream(Iterator[TextPiece]):
 
     def _run(self, session: EngineSession, tokenizer: Tokenizer, request: GenerationRequest) -> Iterator[TextPiece]:
         batch = request.tokens.batch
-        images, vision_ms = _timed(partial(session.encode_image, request.pixels))
+        images, vision_ms = _timed(partial(session.encode, request.pictures))
         prompt = PrefillRequest(request.tokens, images.repeated(batch), request.keep_counts, request.agent_index)
         prefill, prefill_ms = _timed(partial(session.prefill, prompt))
         answers = [GrowingText(tokenizer, request.end_tokens) for _ in range(batch)]

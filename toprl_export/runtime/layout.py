@@ -90,6 +90,12 @@ class TokenBatch:
         return int(self.input_ids.shape[0])
 
     @property
+    def visual_counts(self) -> NDArray[np.int64]:
+        """``[b]``: how many visual tokens each prompt has."""
+        counts: NDArray[np.int64] = np.take_along_axis(self.attention_mask, self.visual_index, axis=1).sum(axis=1)
+        return counts
+
+    @property
     def next_position(self) -> NDArray[np.int64]:
         """``[b]``: the position id of the first token to be generated, counted before any pruning."""
         last = self.position_ids[..., -1]  # [b] or [3, b]

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,9 +35,9 @@ Tokens = list[list[int]]
 
 @dataclass(frozen=True)
 class QuestionBatch:
-    """Questions ready for a model: pixels ``float32 [b, 3, h, w]``, prompts as tokens, their texts, and the answers."""
+    """Questions ready for a model: what the tower takes by name, prompts as tokens, their texts, and the answers."""
 
-    pixels: NDArray[np.float32]
+    pictures: Mapping[str, NDArray[Any]]
     tokens: TokenBatch
     questions: tuple[str, ...]
     answers: tuple[str, ...]
@@ -63,8 +64,8 @@ class EncodedQuestions:
         cls, batch: QuestionBatch, stock: EngineSession, engine: EngineSession, runner: ReferenceRunner, saliency: bool
     ) -> EncodedQuestions:
         """Encode the images with both towers; with ``saliency``, compute the reference tower's attention too."""
-        looked_at = runner.saliency(batch.pixels) if saliency else None
-        return cls(batch.tokens, stock.encode_image(batch.pixels), engine.encode_image(batch.pixels), looked_at)
+        looked_at = runner.saliency(batch.pictures["pixel_values"]) if saliency else None
+        return cls(batch.tokens, stock.encode(batch.pictures), engine.encode(batch.pictures), looked_at)
 
     def part(self, start: int, tokens: TokenBatch) -> EncodedQuestions:
         """The questions from ``start`` on that ``tokens`` are of, padded among themselves."""
@@ -137,7 +138,7 @@ def greedy_tokens(
 ) -> Tokens:
     """Answers by the runtime's own loop, about images that the session has encoded before."""
     request = GenerationRequest(
-        pixels=np.empty((tokens.batch, 0), np.float32),  # never looked at
+        pictures={"pixel_values": np.empty((tokens.batch, 0), np.float32)},  # never looked at
         tokens=tokens,
         keep_counts=session.keep_counts,
         agent_index=session.agent_index,
@@ -155,9 +156,9 @@ class _Encoded:
         self.prefill = session.prefill
         self.decode = session.decode
 
-    def encode_image(self, pixels: NDArray[np.float32]) -> EncodedImages:
-        """The images' encodings, whatever the pixels."""
-        del pixels
+    def encode(self, pictures: Mapping[str, NDArray[Any]]) -> EncodedImages:
+        """The images' encodings, whatever the pictures."""
+        del pictures
         return self._images
 
     def close(self) -> None:

@@ -198,9 +198,9 @@ class Bench:
         return self.frontend.tokens(questions, prompt_room(model.max_length, model.visual_tokens))
 
     def _batch(self, samples: Sequence[Sample]) -> QuestionBatch:
-        pixels = self.frontend.pixels([sample.image for sample in samples])
+        pictures = self.frontend.pictures([sample.image for sample in samples]).arrays
         questions = tuple(sample.question for sample in samples)
-        return QuestionBatch(pixels, self.tokens(questions), questions, tuple(sample.answer for sample in samples))
+        return QuestionBatch(pictures, self.tokens(questions), questions, tuple(sample.answer for sample in samples))
 
 
 def open_bench(directory: Path, task_name: str | None, options: ValidationOptions) -> Bench:

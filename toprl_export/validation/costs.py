@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,9 +45,9 @@ class MeasuredSession:
 
 @dataclass(frozen=True)
 class Workload:
-    """One batch to answer: pixels ``float32 [b, 3, h, w]`` and tokenised questions."""
+    """One batch to answer: what the tower takes by name, and tokenised questions."""
 
-    pixels: NDArray[np.float32]
+    pictures: Mapping[str, NDArray[Any]]
     tokens: TokenBatch
 
 
@@ -102,7 +103,7 @@ def time_request(measured: MeasuredSession, workload: Workload) -> tuple[float, 
     """Milliseconds of vision, prefill, one decode step on average, and the whole of one request."""
     session, clock = measured.session, time.perf_counter
     start = clock()
-    images = session.encode_image(workload.pixels)
+    images = session.encode(workload.pictures)
     encoded = clock()
     request = PrefillRequest(workload.tokens, images, measured.keep_counts, measured.agent_index)
     result = session.prefill(request)
@@ -182,9 +183,8 @@ def main() -> None:
     session = _open(bundle, args.kind, args.threads, args.model)
     ids, image_id = args.prompt
     height, width = bundle.manifest.model.image_size
-    workload = Workload(
-        np.zeros((1, 3, height, width), np.float32), lay_out([PromptRow.of(ids, image_id)], image_id, 0, by_rows=False)
-    )
+    pictures = {"pixel_values": np.zeros((1, 3, height, width), np.float32)}
+    workload = Workload(pictures, lay_out([PromptRow.of(ids, image_id)], image_id, pad_id=0, by_rows=False))
     time_request(MeasuredSession(session, args.keep_counts, agent_index=0), workload)
     print(resident_peak())
 

@@ -42,7 +42,7 @@ def _example(bench: Bench, budget_kept: int, index: int) -> Example:
     (batch,) = bench.batches_of([sample], 1)
     manifest = bench.bundle.manifest
     request = GenerationRequest(
-        batch.pixels,
+        batch.pictures,
         batch.tokens,
         session.keep_counts,
         session.agent_index,

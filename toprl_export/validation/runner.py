@@ -229,11 +229,11 @@ def _time(bench: Bench, options: ValidationOptions) -> tuple[dict[str, RoundTimi
     sessions = bench.timed_sessions()
     first = bench.batches(1, 1)[0]
     with Progress("latency", options.warmup + options.iterations, "round") as bar:
-        workload = Workload(first.pixels, first.tokens)
+        workload = Workload(first.pictures, first.tokens)
         timings = measure_latency(sessions, workload, options.warmup, options.iterations, bar.update)
     batches = [bench.batches(size, size)[0] for size in bench.throughput_batches(options)]
     with Progress("throughput", len(batches) * (THROUGHPUT_ROUNDS + 1)) as bar:
-        workloads = [Workload(batch.pixels, batch.tokens) for batch in batches]
+        workloads = [Workload(batch.pictures, batch.tokens) for batch in batches]
         throughput = measure_throughput(sessions, workloads, THROUGHPUT_ROUNDS, bar.update)
     return timings, throughput
 

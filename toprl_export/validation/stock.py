@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,9 +33,9 @@ class StockSession:
         self._dtype = adapter.dtype
 
     @torch.inference_mode()
-    def encode_image(self, pixels: NDArray[np.float32]) -> EncodedImages:
+    def encode(self, pictures: Mapping[str, NDArray[Any]]) -> EncodedImages:
         """``float32 [b, 3, h, w]`` to projected visual embeddings."""
-        found = self._model.get_image_features(pixel_values=self._tensor(pixels).to(self._dtype))
+        found = self._model.get_image_features(pixel_values=self._tensor(pictures["pixel_values"]).to(self._dtype))
         # transformers before 5.1 returned the features themselves, one tensor an image.
         features = torch.stack(list(getattr(found, "pooler_output", found)))  # [b, n, d]
         return EncodedImages(features.float().cpu().numpy())

@@ -41,7 +41,7 @@ def measure_stock_parity(
     for sample in samples:
         logits, tokens = _stock_answer(adapter, sample, max_new_tokens)
         (batch,) = bench.batches_of([sample], 1)
-        images = session.session.encode_image(batch.pixels)
+        images = session.session.encode(batch.pictures)
         request = PrefillRequest(batch.tokens, images, session.keep_counts, session.agent_index)
         errors.append(float(np.abs(session.session.prefill(request).logits - logits).max()))
         limits = adapter.tokenizer, adapter.end_tokens, max_new_tokens

@@ -88,14 +88,14 @@ class ONNXRuntimeSession:
         new_caches = (f"new_{name}" for name in self._cache_inputs)
         self._decode.check_names(("token", "position"), ("logits", *new_caches))
 
-    def encode_image(self, pixels: NDArray[np.float32]) -> EncodedImages:
-        """``float32 [b, 3, h, w]`` to visual embeddings, and to each patch's saliency where the scorer needs it.
+    def encode(self, pictures: Mapping[str, NDArray[Any]]) -> EncodedImages:
+        """What the tower takes to visual embeddings, and to each patch's saliency where the scorer needs it.
 
         Raises:
             UserError: the session is closed.
         """
         self._check_open()
-        outputs = self._vision.run({"pixel_values": pixels})
+        outputs = self._vision.run(pictures)
         saliency = outputs["saliency"].numpy() if "saliency" in outputs else None
         return EncodedImages(outputs["visual"].numpy(), saliency)
 

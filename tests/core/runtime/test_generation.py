@@ -22,7 +22,7 @@ QUESTIONS = ["what colour is the 7?", "is there a star in the image?", "how many
 def request(questions: list[str], images: int | None = None, new_tokens: int = 40, **changes) -> GenerationRequest:
     count = len(questions) if images is None else images
     made = GenerationRequest(
-        pixels=np.random.default_rng(3).normal(size=(count, 3, 8, 8)).astype(np.float32),
+        pictures={"pixel_values": np.random.default_rng(3).normal(size=(count, 3, 8, 8)).astype(np.float32)},
         tokens=FRONTEND.tokens(questions),
         keep_counts=(8, 4),
         agent_index=0,
@@ -38,7 +38,7 @@ def recomputed(session: FakeSession, batch: GenerationRequest, row: int) -> list
         batch.tokens,
         **{name: array[row : row + 1] for name, array in vars(batch.tokens).items() if array is not None},
     )
-    images = session.encode_image(batch.pixels[row : row + 1])
+    images = session.encode({"pixel_values": batch.pictures["pixel_values"][row : row + 1]})
     prefill = session.prefill(PrefillRequest(tokens, images, batch.keep_counts, batch.agent_index))
     ids, logits = [], prefill.logits
     while len(ids) < batch.max_new_tokens and int(logits[0].argmax()) != END_ID:
@@ -64,7 +64,7 @@ def test_prompt_image_agent_and_budget_all_matter():
         request(QUESTIONS, agent_index=1),
         request(QUESTIONS, keep_counts=(8, 2)),
         request(QUESTIONS[::-1]),
-        request(QUESTIONS, pixels=np.zeros((4, 3, 8, 8), np.float32)),
+        request(QUESTIONS, pictures={"pixel_values": np.zeros((4, 3, 8, 8), np.float32)}),
     ]
     assert all(generate(FakeSession(), TOKENIZER, other).token_ids != first for other in others)
 
@@ -92,7 +92,9 @@ def test_one_image_is_encoded_once_for_several_questions():
     batch = request(QUESTIONS, images=1)
     result = generate(session, TOKENIZER, batch)
     assert session.encoded_images == 1
-    copies = replace(batch, pixels=np.repeat(batch.pixels, len(QUESTIONS), axis=0))
+    copies = replace(
+        batch, pictures={"pixel_values": np.repeat(batch.pictures["pixel_values"], len(QUESTIONS), axis=0)}
+    )
     assert generate(FakeSession(), TOKENIZER, copies).answers == result.answers
 
 
@@ -205,8 +207,8 @@ class Dictated:
     end: int
     vocabulary: int
 
-    def encode_image(self, pixels: np.ndarray) -> EncodedImages:
-        return EncodedImages(np.zeros((pixels.shape[0], VISUAL_TOKENS, 1), np.float32))
+    def encode(self, pictures: dict) -> EncodedImages:
+        return EncodedImages(np.zeros((len(pictures["pixel_values"]), VISUAL_TOKENS, 1), np.float32))
 
     def prefill(self, request: PrefillRequest) -> PrefillResult:
         return PrefillResult(self._logits(0), [0], ())

@@ -49,7 +49,7 @@ class Compared:
         self.runs = PrunedRuns(engine, pruning, pruning)
         stock = self.stock = StockSession(self.adapter)
         pixels = torch.randn(4, 3, 40, 40, generator=torch.Generator().manual_seed(5)).numpy()
-        batch = QuestionBatch(pixels, self.tokens(QUESTIONS), tuple(QUESTIONS), ("",) * 4)
+        batch = QuestionBatch({"pixel_values": pixels}, self.tokens(QUESTIONS), tuple(QUESTIONS), ("",) * 4)
         self.questions = EncodedQuestions.encode(batch, stock, engine.session, self.runner, saliency=False)
 
     def tokens(self, questions: list[str]) -> TokenBatch:

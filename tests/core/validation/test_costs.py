@@ -46,10 +46,10 @@ class FakeSession:
     def __init__(self, clock: Clock, name: str) -> None:
         self._clock, self._name = clock, name
 
-    def encode_image(self, pixels):
+    def encode(self, pictures):
         self._clock.now += 0.25
         self._clock.log.append(f"{self._name}.vision")
-        return EncodedImages(np.zeros((len(pixels), 4, 2), np.float32))
+        return EncodedImages(np.zeros((len(pictures["pixel_values"]), 4, 2), np.float32))
 
     def prefill(self, request):
         self._clock.now += sum(request.keep_counts)
@@ -66,7 +66,9 @@ class FakeSession:
 
 def workload(batch: int) -> Workload:
     ids = np.zeros((batch, 6), np.int64)
-    return Workload(np.zeros((batch, 3, 8, 8), np.float32), TokenBatch(ids, ids, ids, ids[:, :4], ids[:, :2]))
+    return Workload(
+        {"pixel_values": np.zeros((batch, 3, 8, 8), np.float32)}, TokenBatch(ids, ids, ids, ids[:, :4], ids[:, :2])
+    )
 
 
 def test_sessions_take_turns_and_warm_up_is_not_counted(monkeypatch: pytest.MonkeyPatch):

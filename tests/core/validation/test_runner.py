@@ -151,6 +151,10 @@ def test_a_baselines_bundle_is_held_against_its_scorer_in_pytorch(baseline_bundl
     assert all(max(budget.parity.kept_overlap_per_stage) < 0.95 for budget in wrong.budgets)
 
 
+def _images(pictures: dict[str, np.ndarray]) -> int:
+    return len(pictures["pixel_values"])
+
+
 def counting(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, count: Callable[..., object]) -> list:
     """Every call of a method from now on, as ``count`` sees its arguments."""
     calls, original = [], getattr(owner, method)
@@ -170,8 +174,8 @@ def test_images_are_encoded_once_and_the_unpruned_graph_counted_once(
 ):
     """Whatever the number of budgets, and for answers and parity together; once more beside the stock model."""
     bundle = baseline_bundle(name)
-    engine = counting(monkeypatch, torch_engine.TorchSession, "encode_image", len)
-    stock = counting(monkeypatch, StockSession, "encode_image", len)
+    engine = counting(monkeypatch, torch_engine.TorchSession, "encode", _images)
+    stock = counting(monkeypatch, StockSession, "encode", _images)
     reference = counting(monkeypatch, ReferenceRunner, "encode_image", len)
     saliency = counting(monkeypatch, ReferenceRunner, "saliency", len)
     flops = counting(monkeypatch, torch_engine.TorchEngine, "graph_flops", lambda *arguments: arguments[-1])

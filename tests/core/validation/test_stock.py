@@ -15,7 +15,7 @@ def test_prefill_and_decode_equal_the_plain_forward():
     adapter = tiny_adapter()
     session, pixels, tokens = StockSession(adapter), tiny_pixels(3), tiny_tokens(adapter, 3)
     assert tokens.attention_mask.min() == 0  # some rows are padded
-    result = session.prefill(PrefillRequest(tokens, session.encode_image(pixels.numpy()), (), 0))
+    result = session.prefill(PrefillRequest(tokens, session.encode({"pixel_values": pixels.numpy()}), (), 0))
     logits, chosen = [result.logits], []
     for _ in range(3):
         chosen.append(logits[-1].argmax(axis=-1))
@@ -32,7 +32,7 @@ def test_it_equals_the_unpruned_walk():
     adapter = tiny_adapter(kv_heads=1)
     session, runner, tokens = StockSession(adapter), ReferenceRunner(adapter), tiny_tokens(adapter, 2)
     pixels = tiny_pixels(2).numpy()
-    images = session.encode_image(pixels)
+    images = session.encode({"pixel_values": pixels})
     visual = images.visual
     assert images.saliency is None
     np.testing.assert_allclose(visual, runner.encode_image(pixels).numpy(), atol=1e-5)

@@ -67,7 +67,9 @@ def test_two_requests_do_not_share_a_cache(session):
 def test_arrays_of_any_memory_layout_are_taken(session):
     pixels = tiny_pixels(2).numpy()
     turned = np.asfortranarray(pixels)
-    assert np.array_equal(session.encode_image(turned).visual, session.encode_image(pixels).visual)
+    assert np.array_equal(
+        session.encode({"pixel_values": turned}).visual, session.encode({"pixel_values": pixels}).visual
+    )
 
 
 def test_the_unpruned_graph_is_opened_only_when_asked_for(tmp_path):
@@ -122,7 +124,7 @@ def test_a_closed_session_is_refused_and_may_be_closed_again():
     session.close()
     session.close()
     for use in (
-        lambda: session.encode_image(tiny_pixels(1).numpy()),
+        lambda: session.encode({"pixel_values": tiny_pixels(1).numpy()}),
         lambda: session.prefill(request),
         lambda: session.decode(cache, np.array([5, 6])),
     ):

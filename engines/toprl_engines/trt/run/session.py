@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from toprl_export.bundle import Bundle
 from toprl_export.engine import SessionOptions
 from toprl_export.errors import UserError
 from toprl_export.pruning.plan import PruningPlan
-from toprl_export.runtime.session import EncodedImages, PrefillRequest, PrefillResult
+from toprl_export.runtime.session import EncodedImages, PrefillRequest, PrefillResult, one_for_all
 
 
 @dataclass(frozen=True)
@@ -190,8 +191,8 @@ class TensorRTSession:
         """Maximum number of prompts, or images, in one call."""
         return min(self._limits.batch[1], self._limits.images[1])
 
-    def encode_image(self, pixels: NDArray[np.float32]) -> EncodedImages:
-        """``float32 [b, 3, h, w]`` to visual embeddings, and to each patch's saliency where the scorer needs it.
+    def encode(self, pictures: Mapping[str, NDArray[Any]]) -> EncodedImages:
+        """What the tower takes to visual embeddings, and to each patch's saliency where the scorer needs it.
 
         They also stay on the device, from where a prefill of the same object takes them.
 
@@ -199,9 +200,9 @@ class TensorRTSession:
             UserError: there are more images than the engine takes, or the session is closed.
         """
         self._check_open()
-        self._limits.check_images(len(pixels))
+        self._limits.check_images(len(pictures["pixel_values"]))
         self._resident = None
-        self._vision.prepare({"pixel_values": pixels})
+        self._vision.prepare(dict(pictures))
         self._vision.run()
         found = {name: self._vision.fetch(name) for name in self._encoded}
         self._device.synchronize()
@@ -222,7 +223,7 @@ class TensorRTSession:
         self._check_open()
         feeds = request_feeds(self._bundle.manifest, request, self._input_names, self._pruned)
         batch, text = request.tokens.text_index.shape
-        self._limits.check_prompt(batch, text, request.keep_counts if self._pruned else None)
+        self._limits.check_prompt(batch, text, one_for_all(request.keep_counts) if self._pruned else None)
         if request.images is not self._resident:
             self._resident = None
         self._prefill.prepare(feeds, resident=self._shared if self._resident else ())

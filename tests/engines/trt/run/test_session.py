@@ -80,10 +80,11 @@ def test_answers_are_those_of_onnx_runtime(tmp_path, device, staged):
     built = staged_bundle()
     tokenizer = built.adapter.tokenizer
     tokens = tiny_tokens(built.adapter, 2)
-    request = GenerationRequest(tiny_pixels(2).numpy(), tokens, (13, 9, 4), 0, max_new_tokens=12, end_tokens=())
+    pictures = {"pixel_values": tiny_pixels(2).numpy()}
+    request = GenerationRequest(pictures, tokens, (13, 9, 4), 0, max_new_tokens=12, end_tokens=())
     ours, theirs = generate(staged, tokenizer, request), generate(built.open(), tokenizer, request)
     assert ours.token_ids == theirs.token_ids and len(ours.token_ids[0]) == 12
-    one_image = replace(request, pixels=request.pixels[:1])
+    one_image = replace(request, pictures={"pixel_values": request.pictures["pixel_values"][:1]})
     assert generate(staged, tokenizer, one_image).token_ids == generate(built.open(), tokenizer, one_image).token_ids
 
 
@@ -113,7 +114,7 @@ def test_half_precision_at_the_engines_border_is_single_outside(tmp_path, device
     built = staged_bundle()
     limits = PlanLimits(cache_dtype=cache_dtype, other_dtype=other_dtype)
     session = open_plans(plans_of(built, tmp_path / "bundle", limits), device)
-    images = session.encode_image(tiny_pixels(2).numpy())
+    images = session.encode({"pixel_values": tiny_pixels(2).numpy()})
     assert images.visual.dtype == np.float32
     request = replace(built.request((13, 9, 4)), images=images)
     logits = decoded(session, request)
@@ -125,7 +126,7 @@ def test_device_memory_is_allocated_once(staged, device):
     built = staged_bundle()
     before = device.allocations
     for batch, repeat in product((1, 3), (1, 2)):
-        staged.encode_image(tiny_pixels(batch).numpy())
+        staged.encode({"pixel_values": tiny_pixels(batch).numpy()})
         decoded(staged, built.request((13, 9, 4), batch=batch, repeat=repeat), steps=2)
     assert device.allocations == before
 
@@ -231,7 +232,7 @@ def test_a_step_copies_the_token_up_and_the_logits_down_and_nothing_else(staged,
 def test_images_encoded_last_are_not_copied_up_again(staged, device):
     built = staged_bundle()
     request = built.request((13, 9, 4))
-    images = staged.encode_image(tiny_pixels(2).numpy())
+    images = staged.encode({"pixel_values": tiny_pixels(2).numpy()})
     visual = images.visual.nbytes
 
     def uploaded(images) -> int:
@@ -258,7 +259,7 @@ def test_closing_gives_all_memory_back_whoever_holds_a_cache(staged, device):
     staged.close()
     assert not device.blocks
     for use in (
-        lambda: staged.encode_image(tiny_pixels(1).numpy()),
+        lambda: staged.encode({"pixel_values": tiny_pixels(1).numpy()}),
         lambda: staged.prefill(requests[0]),
         lambda: staged.decode(caches[0], np.array([5, 6])),
     ):

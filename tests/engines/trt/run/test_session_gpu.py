@@ -75,7 +75,8 @@ def test_answers_are_those_of_onnx_runtime(tmp_path):
     source = staged_bundle()
     tokenizer = source.adapter.tokenizer
     tokens = tiny_tokens(source.adapter, 2)
-    request = GenerationRequest(tiny_pixels(2).numpy(), tokens, (13, 9, 4), 0, max_new_tokens=12, end_tokens=())
+    pictures = {"pixel_values": tiny_pixels(2).numpy()}
+    request = GenerationRequest(pictures, tokens, (13, 9, 4), 0, max_new_tokens=12, end_tokens=())
     session = get_engine("trt").open(bundle, SessionOptions())
     ours = generate(session, tokenizer, request)
     assert ours.token_ids == generate(source.open(), tokenizer, request).token_ids

@@ -30,7 +30,7 @@ def session(tmp_path):
 
 def test_more_images_than_the_engine_was_built_for(session):
     with pytest.raises(UserError, match=r"at most 2 images at once, 3 were given: .* --max-batch 3"):
-        session.encode_image(tiny_pixels(3).numpy())
+        session.encode({"pixel_values": tiny_pixels(3).numpy()})
 
 
 def test_the_largest_batch_is_known_to_whoever_asks(session):
