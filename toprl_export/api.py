@@ -7,6 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, cast, overload
 
+import numpy as np
+
 from toprl_export.bundle import Bundle, load_bundle
 from toprl_export.engine import SessionOptions, get_engine
 from toprl_export.errors import UserError
@@ -76,7 +78,7 @@ class LoadedBundle:
         images: ImageInput | Sequence[ImageInput],
         prompts: str | Sequence[str],
         task: str | None = None,
-        budget_kept: int | None = None,
+        budget_kept: float | None = None,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
         stream: Literal[False] = False,
     ) -> Generation: ...
@@ -87,7 +89,7 @@ class LoadedBundle:
         images: ImageInput | Sequence[ImageInput],
         prompts: str | Sequence[str],
         task: str | None = None,
-        budget_kept: int | None = None,
+        budget_kept: float | None = None,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
         *,
         stream: Literal[True],
@@ -98,7 +100,7 @@ class LoadedBundle:
         images: ImageInput | Sequence[ImageInput],
         prompts: str | Sequence[str],
         task: str | None = None,
-        budget_kept: int | None = None,
+        budget_kept: float | None = None,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
         stream: bool = False,
     ) -> Generation | GenerationStream:
@@ -131,16 +133,20 @@ class LoadedBundle:
         images: ImageInput | Sequence[ImageInput],
         prompts: str | Sequence[str],
         task: str | None = None,
-        budget_kept: int | None = None,
+        budget_kept: float | None = None,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
     ) -> GenerationRequest:
         """What :meth:`generate` would run, prepared and checked; the same arguments and errors."""
-        types = {"task": str | None, "budget_kept": int | None, "max_new_tokens": int}
+        types = {"task": str | None, "budget_kept": int | float | None, "max_new_tokens": int}
         check_types("a bundle's request", types, locals())
+        pictures = self.pictures(images)
+        tokens = self.tokens(prompts, max_new_tokens, pictures)
+        plan, counts = self.bundle.manifest.plan, self.bundle.keep_counts(budget_kept)
+        each = plan.row_counts(counts, tokens.visual_counts.tolist()) if plan.shares else None
         return GenerationRequest(
-            pictures=self.pictures(images).arrays,
-            tokens=self.tokens(prompts, max_new_tokens),
-            keep_counts=self.bundle.keep_counts(budget_kept),
+            pictures=pictures.arrays,
+            tokens=tokens,
+            keep_counts=counts if each is None else np.array(each, np.int64),
             agent_index=self.bundle.agent_index(task),
             max_new_tokens=max_new_tokens,
             end_tokens=self.bundle.manifest.model.end_tokens,
@@ -156,17 +162,23 @@ class LoadedBundle:
         listed = images if isinstance(images, list | tuple) else [cast("ImageInput", images)]
         return self.frontend.pictures(listed)
 
-    def tokens(self, prompts: str | Sequence[str], max_new_tokens: int = DEFAULT_NEW_TOKENS) -> TokenBatch:
-        """Questions as the engine takes them.
+    def tokens(
+        self,
+        prompts: str | Sequence[str],
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
+        pictures: Pictures | None = None,
+    ) -> TokenBatch:
+        """Questions as the engine takes them; ``pictures`` are those of `pictures`, needed where they differ in n.
 
         Raises:
             UserError: there is none, or one is empty or leaves no room for the answer.
         """
         model = self.bundle.manifest.model
-        room = prompt_room(model.max_length, model.visual_tokens, max_new_tokens)
+        shown = (model.visual_tokens,) if pictures is None else tuple(len(each.rows) for each in pictures.each)
+        room = prompt_room(model.max_length, max(shown, default=0), max_new_tokens)
         check_types("a bundle's request", {"prompts": str | Sequence[str]}, locals())
         listed = [prompts] if isinstance(prompts, str) else list(prompts)
-        return self.frontend.tokens(listed, room)
+        return self.frontend.tokens(listed, room, pictures)
 
 
 def load(

@@ -44,10 +44,12 @@ from toprl_export.models.load import load_model
 from toprl_export.models.shape import DecoderShape
 from toprl_export.places import check_replaceable, check_writable, resolved, staged_directory, taken
 from toprl_export.pruning.baselines.specs import BUILDABLE_BASELINES, baseline_plan, baseline_spec
-from toprl_export.pruning.plan import PruningPlan, Schedule
+from toprl_export.pruning.plan import SHARE_UNITS, PruningPlan, Schedule, budget_count
 from toprl_export.registry import unknown_name
 from toprl_export.trainer import DEFAULT_BUDGETS_KEPT
 
+DEFAULT_SHARES_KEPT = (0.33, 0.11)
+"""Budgets of a baseline where pictures differ in their number of visual tokens."""
 BYTES_PER_WEIGHT = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
@@ -71,7 +73,7 @@ class PreparedBuild:
 _ARGUMENTS: Mapping[str, Any] = {
     "model": str,
     "agents": Sequence[Path],
-    "budgets_kept": Sequence[int] | None,
+    "budgets_kept": Sequence[int | float] | None,
     "engine": str,
     "precision": str,
     "baseline": str | None,
@@ -87,7 +89,7 @@ _ARGUMENTS: Mapping[str, Any] = {
 def build(
     model: str,
     agents: Sequence[Path] = (),
-    budgets_kept: Sequence[int] | None = None,
+    budgets_kept: Sequence[int | float] | None = None,
     engine: str = "onnx",
     precision: str = "fp32",
     *,
@@ -151,7 +153,7 @@ def check_place(output_dir: Path) -> None:
 def prepare(
     model: str,
     agents: Sequence[Path],
-    budgets_kept: Sequence[int] | None,
+    budgets_kept: Sequence[int | float] | None,
     engine: str,
     precision: str,
     static_k: bool = False,
@@ -215,7 +217,7 @@ def write_bundle(prepared: PreparedBuild, output_dir: Path, overwrite: bool, com
     return load_bundle(output_dir, verify=False)
 
 
-def merge_plans(agents: Sequence[Agent], budgets_kept: Sequence[int] | None) -> PruningPlan:
+def merge_plans(agents: Sequence[Agent], budgets_kept: Sequence[int | float] | None) -> PruningPlan:
     """One plan for agents that share stages: their own schedules where they have one, solved ones elsewhere.
 
     The merged plan states the first agent's decay; its schedules are complete, so nothing is solved by it again.
@@ -237,7 +239,7 @@ def merge_plans(agents: Sequence[Agent], budgets_kept: Sequence[int] | None) -> 
             )
     plans = [agent.record.plan for agent in agents]
     known = dict.fromkeys(schedule.budget_kept for plan in plans for schedule in plan.schedules)
-    wanted = tuple(known) if budgets_kept is None else budgets_kept
+    wanted = tuple(known) if budgets_kept is None else [budget_count(one, first.visual_tokens) for one in budgets_kept]
     return replace(first, schedules=tuple(_schedule(plans, budget) for budget in wanted))
 
 
@@ -293,11 +295,15 @@ def _options_of(engine: Engine, options: EngineOptions | None) -> EngineOptions 
 
 
 def _plan_of_baseline(
-    baseline: str, adapter: LVLMAdapter, budgets_kept: Sequence[int] | None, stage_layers: Sequence[int] | None
+    baseline: str, adapter: LVLMAdapter, budgets_kept: Sequence[int | float] | None, stage_layers: Sequence[int] | None
 ) -> PruningPlan:
     wanted = adapter.default_stage_layers if stage_layers is None else tuple(stage_layers)
-    budgets = DEFAULT_BUDGETS_KEPT if budgets_kept is None else budgets_kept
-    plan = baseline_plan(baseline, adapter.visual_tokens, adapter.shape.layers, budgets, wanted)
+    fixed = adapter.frontend.fixed
+    n = None if fixed is None else len(fixed.rows)
+    default = DEFAULT_SHARES_KEPT if n is None else DEFAULT_BUDGETS_KEPT
+    budgets = [budget_count(budget, n) for budget in (default if budgets_kept is None else budgets_kept)]
+    plan = baseline_plan(baseline, n or SHARE_UNITS, adapter.shape.layers, budgets, wanted)
+    plan = replace(plan, shares=n is None)
     if stage_layers is not None and plan.stage_layers != wanted:
         places = ", ".join(map(str, plan.stage_layers))
         raise UserError(f"the baseline {baseline} prunes before layers {places} by itself: leave --stage-layers out")
@@ -378,8 +384,8 @@ def _model_entry(adapter: LVLMAdapter) -> ModelEntry:
         id=adapter.model_id,
         revision=adapter.revision,
         fingerprint=adapter.fingerprint,
-        visual_tokens=adapter.visual_tokens,
-        image_size=adapter.image_size,
+        family=adapter.family,
+        frontend=adapter.frontend.settings,
         max_length=adapter.max_length,
         end_tokens=adapter.end_tokens,
         shape=DecoderShape(**asdict(adapter.shape)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Iterable
@@ -19,9 +20,11 @@ from toprl_export.manifest import (
     ValidationStamp,
     read_manifest,
 )
+from toprl_export.models.registry import FRONTENDS
 from toprl_export.places import restore_moved_aside, taken
+from toprl_export.pruning.plan import SHARE_UNITS, budget_count
 from toprl_export.registry import unknown_name
-from toprl_export.runtime.frontend import FixedFrontend, read_processor
+from toprl_export.runtime.frontend import FixedFrontend, Frontend, read_processor
 
 __all__ = [
     "MANIFEST_NAME",
@@ -62,7 +65,7 @@ class Bundle:
             raise UserError(f"{self.dir} lists {len(found)} files of the role {role!r}, expected one: build it again")
         return self.dir / found[0]
 
-    def frontend(self) -> FixedFrontend:
+    def frontend(self) -> Frontend:
         """What turns pictures and questions into the engine's inputs.
 
         Raises:
@@ -75,8 +78,24 @@ class Bundle:
             name = next(iter(sorted(listed ^ found)), PROCESSOR_DIR)
             raise UserError(f"{self.dir / name} is not what {MANIFEST_NAME} lists of the processor: build it again")
         model = self.manifest.model
-        frontend = FixedFrontend(read_processor(str(place), name=str(self.dir)), model.visual_tokens, model.image_size)
+        kind = FRONTENDS.get(model.family)
+        processor = read_processor(str(place), name=str(self.dir), kind=_processor_kind(place))
+        try:
+            frontend = kind(processor, **model.frontend)
+        except TypeError as error:
+            raise UserError(f"{self.dir} has other frontend settings than its family ({error}): build again") from error
         frontend.check(str(self.dir))
+        return frontend
+
+    def fixed_frontend(self) -> FixedFrontend:
+        """`frontend`, of a model whose pictures all have n visual tokens.
+
+        Raises:
+            UserError: they differ in it; see also `frontend`.
+        """
+        _ = self.manifest.model.visual_tokens  # refuses the others
+        frontend = self.frontend()
+        assert isinstance(frontend, FixedFrontend)
         return frontend
 
     def task(self, task: str | None = None) -> str:
@@ -132,24 +151,38 @@ class Bundle:
                 raise UserError(f"{self.dir} does not list {path} in its {MANIFEST_NAME}: build it again")
         return self.dir / place
 
-    def keep_counts(self, budget_kept: int | None = None) -> tuple[int, ...]:
+    def keep_counts(self, budget_kept: float | None = None) -> tuple[int, ...]:
         """Tokens kept at every stage of a budget: the largest budget below n by default; n itself prunes nothing.
+
+        Where pictures differ in n, budgets are shares (0.33, and 1.0 for no pruning) and so are the counts, in
+        `SHARE_UNITS`; `PruningPlan.row_counts` makes counts of them.
 
         Raises:
             UserError: the bundle has no such budget (the message lists those it has).
         """
         plan, known = self.manifest.plan, self.manifest.budgets_kept
+        if plan.shares and budget_kept is not None:
+            budget_kept = SHARE_UNITS if budget_kept == 1 else budget_count(budget_kept, None)
         if budget_kept is None:
             budget_kept = next((budget for budget in known if budget < plan.visual_tokens), plan.visual_tokens)
         if budget_kept == plan.visual_tokens:
             return (plan.visual_tokens,) * len(plan.stages)
         if budget_kept not in known:
-            listed = ", ".join(map(str, known))
+            listed = ", ".join(map(plan.shown, known))
             raise UserError(
-                f"{self.dir} has no budget of {budget_kept} kept tokens; "
-                f"known: {listed}, and {plan.visual_tokens} for no pruning"
+                f"{self.dir} has no budget of {plan.shown(int(budget_kept))} kept tokens; "
+                f"known: {listed}, and {plan.shown(plan.visual_tokens)} for no pruning"
             )
-        return plan.schedule(budget_kept).keep_counts
+        return plan.schedule(int(budget_kept)).keep_counts
+
+
+def _processor_kind(place: Path) -> str | None:
+    """The class of a saved processor, as its own file names it."""
+    try:
+        found = json.loads((place / "processor_config.json").read_bytes()).get("processor_class")
+    except (OSError, ValueError, AttributeError):
+        return None  # which its own reader tells
+    return found if isinstance(found, str) else None
 
 
 def file_entries(directory: Path, files: Iterable[tuple[str, str]]) -> tuple[FileEntry, ...]:

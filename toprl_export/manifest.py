@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from toprl_export.errors import UserError
 from toprl_export.fields import fields_to_json, read_fields, read_header
 from toprl_export.models.shape import DecoderShape
-from toprl_export.pruning.plan import PruningPlan
+from toprl_export.pruning.plan import SHARE_UNITS, PruningPlan
 
 Verdict: TypeAlias = Literal["passed", "failed"]
 _DIGEST = "content_sha256"
@@ -23,18 +23,50 @@ _REMEDY = "build the bundle again"
 class ModelEntry:
     """The reference model: it is not in the bundle, so its weights' fingerprint says which one it was.
 
-    ``image_size`` is height and width of the pixels that the vision graph takes; ``max_length`` the maximum sequence
-    length, generated tokens included; ``end_tokens`` are the ids that end an answer.
+    ``family`` and ``frontend`` (its settings) say how pictures and prompts are laid out; ``max_length`` is the maximum
+    sequence length, generated tokens included; ``end_tokens`` are the ids that end an answer.
     """
 
     id: str
     revision: str | None
     fingerprint: str
-    visual_tokens: int
-    image_size: tuple[int, int]
+    family: str
+    frontend: dict[str, int | None]
     max_length: int
     end_tokens: tuple[int, ...]
     shape: DecoderShape
+
+    @property
+    def visual_tokens(self) -> int:
+        """n.
+
+        Raises:
+            UserError: it differs from picture to picture.
+        """
+        return self._fixed("visual_tokens")
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the pixels that the vision graph takes.
+
+        Raises:
+            UserError: they differ from picture to picture.
+        """
+        return self._fixed("image_height"), self._fixed("image_width")
+
+    @property
+    def varies(self) -> bool:
+        """Whether pictures differ in their number of visual tokens."""
+        return "visual_tokens" not in self.frontend
+
+    def _fixed(self, name: str) -> int:
+        found = self.frontend.get(name)
+        if found is None:
+            raise UserError(
+                f"the bundle's model is of the family {self.family}, whose pictures differ in their number of visual "
+                "tokens: this release can run it (toprl-export run), but not validate or draw it"
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -121,7 +153,7 @@ class Manifest:
     """
 
     format: Literal["toprl-export/bundle"] = field(default="toprl-export/bundle", kw_only=True)
-    version: Literal[6] = field(default=6, kw_only=True)
+    version: Literal[7] = field(default=7, kw_only=True)
     toprl_export: str
     model: ModelEntry
     agents: tuple[AgentEntry, ...]
@@ -134,10 +166,14 @@ class Manifest:
     validations: tuple[ValidationStamp, ...] = ()
 
     def __post_init__(self) -> None:
-        if (self.plan.visual_tokens, self.plan.decoder_layers) != (self.model.visual_tokens, self.model.shape.layers):
+        n = SHARE_UNITS if self.model.varies else self.model.visual_tokens
+        if self.plan.shares != self.model.varies or (self.plan.visual_tokens, self.plan.decoder_layers) != (
+            n,
+            self.model.shape.layers,
+        ):
             raise UserError(
                 f"manifest: the plan is for {self.plan.visual_tokens} visual tokens and {self.plan.decoder_layers} "
-                f"layers, the model has {self.model.visual_tokens} and {self.model.shape.layers}: build again"
+                f"layers, the model has {n} and {self.model.shape.layers}: build again"
             )
         if [agent.index for agent in self.agents] != list(range(len(self.agents))):
             raise UserError("manifest: agents must be numbered 0, 1, …: build again")

@@ -109,7 +109,7 @@ def test_another_model_or_prompt_makes_a_rebuild_needed(agent, adapter: LlavaAda
     prepared = prepare("tiny", [source], None, "fake", "fp32")
     same, prompted, worded, eased = (copy.copy(adapter) for _ in range(4))
     for other, processor in ((prompted, mini_processor(40, 8)), (worded, mini_processor(40, 8))):
-        other.frontend = FixedFrontend(processor, adapter.visual_tokens, adapter.image_size)
+        other.frontend = FixedFrontend(processor, adapter.visual_tokens, *adapter.image_size)
     prompted.frontend.processor.chat_template += " "
     worded.tokenizer.add_tokens(["unheard-of"])
     eased.model = copy.copy(adapter.model)

@@ -56,8 +56,8 @@ def manifests(draw: st.DrawFn) -> Manifest:
             id=draw(names),
             revision=draw(st.none() | names),
             fingerprint=draw(names),
-            visual_tokens=visual,
-            image_size=(draw(sizes), draw(sizes)),
+            family=draw(names),
+            frontend={"visual_tokens": visual, "image_height": draw(sizes), "image_width": draw(sizes)},
             max_length=draw(sizes),
             end_tokens=tuple(draw(st.lists(st.integers(0, 10**6), max_size=3))),
             shape=DecoderShape(layers, *(draw(sizes) for _ in range(6))),
@@ -91,7 +91,7 @@ def test_manifest_round_trip(manifest: Manifest):
 
 def test_manifest_states_how_budgets_and_agents_relate():
     written = made_up_manifest().to_json()
-    assert (written["format"], written["version"], written["baseline"]) == ("toprl-export/bundle", 6, None)
+    assert (written["format"], written["version"], written["baseline"]) == ("toprl-export/bundle", 7, None)
     assert written["plan"]["visual_tokens"] == written["model"]["visual_tokens"] == VISUAL_TOKENS
     assert [schedule["budget_kept"] for schedule in written["plan"]["schedules"]] == [4, 8]
     assert all(len(schedule["keep_counts"]) == 2 for schedule in written["plan"]["schedules"])

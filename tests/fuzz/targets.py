@@ -185,7 +185,7 @@ def _make_processor(directory: Path) -> None:
 
 
 def _load_processor(directory: Path) -> Any:
-    frontend = FixedFrontend(read_processor(str(directory)), VISUAL_TOKENS, (8, 8))
+    frontend = FixedFrontend(read_processor(str(directory)), VISUAL_TOKENS, 8, 8)
     frontend.check("fuzzed")
     frontend.tokens(["is there a star?"])
     frontend.pixels([np.zeros((9, 7, 3), np.uint8)])

@@ -111,7 +111,7 @@ def test_control_tokens_in_a_question_are_text(adapter: LVLMAdapter):
 def test_what_is_not_there_yet_is_refused_by_name(adapter: LVLMAdapter, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(UserError, match=f"of the family {adapter.family}, whose pictures have different numbers"):
         _ = adapter.visual_tokens
-    for command in (["build", "--baseline", "fastv"], ["train"], ["compare"]):
+    for command in (["train"], ["compare"]):
         assert main([*command, "--model", adapter.model_id, "--dry-run"]) == 2
         assert capsys.readouterr().err.count("\n") == 1
     assert main(["models", "check", adapter.model_id]) == 0

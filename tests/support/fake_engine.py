@@ -30,7 +30,7 @@ from toprl_export.runtime.session import EncodedImages, PrefillRequest, PrefillR
 
 VISUAL_TOKENS, WIDTH, MAX_LENGTH = 16, 8, 64
 TOKENIZER = build_tokenizer()
-FRONTEND = FixedFrontend(mini_processor(image_pixels=8, patch_size=2), VISUAL_TOKENS, (8, 8))
+FRONTEND = FixedFrontend(mini_processor(image_pixels=8, patch_size=2), VISUAL_TOKENS, 8, 8)
 END_ID: int = TOKENIZER.token_to_id(END)
 TOOLCHAIN = {"numpy": np.__version__}
 
@@ -134,8 +134,8 @@ def made_up_manifest(baseline: str | None = None) -> Manifest:
             id="tiny",
             revision=None,
             fingerprint="f" * 64,
-            visual_tokens=VISUAL_TOKENS,
-            image_size=(8, 8),
+            family="llava",
+            frontend=FRONTEND.settings,
             max_length=MAX_LENGTH,
             end_tokens=(END_ID,),
             shape=DecoderShape(4, WIDTH, 16, 1, 1, 8, TOKENIZER.get_vocab_size()),

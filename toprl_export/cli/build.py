@@ -83,10 +83,10 @@ def _engine_command_lines(ctx: click.Context) -> dict[str, EngineCommandLine]:
     BUDGETS,
     "--budget-kept",
     "budgets_kept",
-    type=options.POSITIVES,
-    metavar="N[,N]",
+    type=options.BUDGETS_KEPT,
+    metavar="N[%][,N[%]]",
     show_default=f"the agents' own budgets; {','.join(map(str, DEFAULT_BUDGETS_KEPT))} for a baseline",
-    help="visual tokens kept, averaged over all decoder layers",
+    help="visual tokens kept, averaged over all decoder layers; 33% is a share of them",
 )
 @option(
     BUDGETS,
@@ -124,7 +124,7 @@ def command(
     model: str,
     agents: tuple[Path, ...],
     baseline: str | None,
-    budgets_kept: tuple[int, ...] | None,
+    budgets_kept: tuple[int | float, ...] | None,
     stage_layers: tuple[int, ...] | None,
     static_k: bool,
     engine: str,
@@ -239,20 +239,30 @@ def _say(as_json: bool, payload: Mapping[str, Any], text: str) -> None:
 
 
 def _preview_text(found: Mapping[str, Any], engine: EngineCommandLine | None) -> str:
+    from toprl_export.pruning.plan import shown_count
+
     plan = found["plan"]
+    shares = plan.get("shares", False)
+
+    def shown(count: int) -> str:
+        return shown_count(count, shares)
+
+    tokens = "as many as the picture gives" if shares else plan["visual_tokens"]
     tasks = ", ".join(found["tasks"]) or f"all, by the baseline {found['baseline']}"
     stages = ", ".join(f"{stage['site']} ({stage['scorer']})" for stage in plan["stages"])
     lines = [
         f"{'up to date' if found['status'] == 'up-to-date' else 'would build'}: {found['bundle']}",
         f"  engine     {found['engine']}, {found['precision']}",
         f"  graphs     {', '.join(found['graphs'])}",
-        f"  model      {found['model']}: {plan['visual_tokens']} visual tokens, {plan['decoder_layers']} layers",
+        f"  model      {found['model']}: {tokens} visual tokens, {plan['decoder_layers']} layers",
         f"  tasks      {tasks}",
         f"  stages     {stages}",
     ]
     for schedule in plan["schedules"]:
-        counts = ", ".join(map(str, schedule["keep_counts"]))
-        lines.append(f"  budget     {schedule['budget_kept']} kept: {counts} (average {schedule['average_kept']:.1f})")
+        counts = ", ".join(map(shown, schedule["keep_counts"]))
+        average = schedule["average_kept"]
+        met = shown(round(average)) if shares else f"{average:.1f}"
+        lines.append(f"  budget     {shown(schedule['budget_kept'])} kept: {counts} (average {met})")
     lines.append(f"  weights    about {found['weight_bytes'] / 1e6:.1f} MB")
     if found["plans"] is not None and engine is not None:
         lines += engine.describe_preview(found["plans"])
@@ -262,10 +272,11 @@ def _preview_text(found: Mapping[str, Any], engine: EngineCommandLine | None) ->
 def _describe(bundle: Bundle) -> str:
     manifest = bundle.manifest
     size = sum(file.size for file in manifest.files) / 1e6
-    budgets_kept = ", ".join(map(str, manifest.budgets_kept))
+    shown = manifest.plan.shown
+    budgets_kept = ", ".join(map(shown, manifest.budgets_kept))
     tasks = ", ".join(manifest.tasks) or f"all, by the baseline {manifest.baseline}"
     return (
         f"bundle: {bundle.dir} ({size:.1f} MB; tasks {tasks}; budgets kept {budgets_kept} "
-        f"of {manifest.model.visual_tokens})\n"
+        f"of {shown(manifest.plan.visual_tokens)})\n"
         f"next: toprl-export validate {bundle.dir} --task {bundle.task()}"
     )

@@ -173,16 +173,16 @@ def _describe_plan(plan: PruningPlan) -> str:
     stages = ", ".join(f"{stage.site} ({stage.scorer})" for stage in plan.stages)
     rows = [
         (
-            f"{schedule.budget_kept}",
+            plan.shown(schedule.budget_kept),
             f"{100 * schedule.budget_kept / plan.visual_tokens:.1f}%",
-            " → ".join(map(str, schedule.keep_counts)),
-            f"{schedule.average_kept:.2f}",
+            " → ".join(map(plan.shown, schedule.keep_counts)),
+            plan.shown(round(schedule.average_kept)) if plan.shares else f"{schedule.average_kept:.2f}",
         )
         for schedule in plan.schedules
     ]
-    return (
-        f"{plan.visual_tokens} visual tokens, {plan.decoder_layers} decoder layers, stages before {stages}\n"
-        + _table(("budget kept", "of all", "kept at stages", "average"), rows)
+    tokens = "as many visual tokens as the picture gives" if plan.shares else f"{plan.visual_tokens} visual tokens"
+    return f"{tokens}, {plan.decoder_layers} decoder layers, stages before {stages}\n" + _table(
+        ("budget kept", "of all", "kept at stages", "average"), rows
     )
 
 

@@ -54,6 +54,19 @@ def _positive(text: str) -> int:
     return value
 
 
+def _budget(text: str) -> int | float:
+    """A count, or a share such as 33%."""
+    if not text.endswith("%"):
+        return _positive(text)
+    try:
+        share = float(text[:-1]) / 100
+    except ValueError:
+        share = math.nan
+    if not 0 < share < 1:
+        raise ValueError(f"{text!r} is no share of the visual tokens, expected one such as 33%")
+    return share
+
+
 def _not_negative(text: str) -> int:
     if not text.isdecimal():
         raise ValueError(f"{text!r} is not a whole number of at least 0")
@@ -101,6 +114,8 @@ SEED = Parsed("number", _seed)
 LIMIT = Parsed("number", _limit)
 DEVICE = Parsed("device", _device)
 POSITIVES = Parsed("numbers", _listed(_positive))
+BUDGET = Parsed("budget", _budget)
+BUDGETS_KEPT = Parsed("budgets", _listed(_budget))
 SEEDS = Parsed("numbers", _listed(_seed))
 LAYERS = Parsed("layers", _listed(_layer))
 NAMES = Parsed("names", _listed(str))

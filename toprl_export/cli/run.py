@@ -58,8 +58,8 @@ if TYPE_CHECKING:
 @option(
     BUDGETS,
     "--budget-kept",
-    type=options.POSITIVE,
-    metavar="N",
+    type=options.BUDGET,
+    metavar="N[%]",
     show_default="the largest that prunes",
     help="one of the bundle's budgets, or all visual tokens for no pruning",
 )
@@ -80,7 +80,7 @@ def command(
     images: tuple[Path, ...],
     prompts: tuple[str, ...],
     task: str | None,
-    budget_kept: int | None,
+    budget_kept: float | None,
     provider: str | None,
     threads: int | None,
     max_new_tokens: int,
@@ -125,10 +125,10 @@ def _answers(images: Sequence[Path], prompts: Sequence[str], result: Generation)
 
 def describe(loaded: LoadedBundle, request: GenerationRequest, result: Generation) -> dict[str, Any]:
     """Kept counts and times as a JSON object."""
-    timings = result.timings
+    timings, counts = result.timings, request.keep_counts
     return {
-        "visual_tokens": loaded.bundle.manifest.model.visual_tokens,
-        "keep_counts": list(request.keep_counts),
+        "visual_tokens": request.tokens.visual_counts.tolist(),
+        "keep_counts": list(counts) if isinstance(counts, tuple) else counts.tolist(),
         "timings": {
             "vision_ms": timings.vision_ms,
             "prefill_ms": timings.prefill_ms,

@@ -82,8 +82,8 @@ class LVLMAdapter(ABC):
         if not isinstance(self.frontend, FixedFrontend):
             raise UserError(
                 f"model {self.model_id} is of the family {self.family}, whose pictures have different numbers of "
-                "visual tokens, which this release can run unpruned (models check), but not train, prune or build: "
-                "choose a checkpoint of the family llava"
+                "visual tokens, which this release can build with a baseline and run, but not train, validate or "
+                "compare: choose a checkpoint of the family llava"
             )
         return self.frontend
 

@@ -280,7 +280,7 @@ def _our_attention(adapter: LVLMAdapter, tokens: TokenBatch, visual: Tensor, lay
     def keep_all(inputs: StageInputs) -> Decision:
         assert inputs.attention is not None
         rows.append(inputs.attention[:, 0])
-        return Decision(torch.arange(visual.shape[1], device=visual.device).expand(visual.shape[0], -1))
+        return Decision(torch.arange(inputs.origin.shape[1], device=visual.device).expand(tokens.batch, -1))
 
     needs = ScorerNeeds(attention="last", attention_layer="next")
     walk_prefill(adapter.decoder, to_tensors(tokens, adapter.device), visual, (layer,), keep_all, needs)
@@ -294,6 +294,8 @@ def _own_attention(adapter: LVLMAdapter, tokens: TokenBatch, visual: Tensor, lay
     inputs = _token_inputs(adapter, tokens)
     embeds = adapter.model.get_input_embeddings()(inputs.pop("input_ids"))  # [b, s, d]
     place = torch.from_numpy(tokens.visual_index).to(adapter.device)  # [b, n]
+    if tokens.visual_rows is not None:
+        visual = visual[torch.from_numpy(tokens.visual_rows).to(adapter.device)]  # [r, d] -> [b, n, d]
     embeds = embeds.scatter(1, place[..., None].expand(-1, -1, embeds.shape[-1]), visual.to(embeds.dtype))
     before = language_model.config._attn_implementation
     language_model.set_attn_implementation("eager")

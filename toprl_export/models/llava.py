@@ -84,7 +84,7 @@ class LlavaAdapter(LVLMAdapter):
 
     def _frontend(self, processor: Any) -> Frontend:
         side = self.model.config.vision_config.image_size
-        return FixedFrontend(processor, self._tokens_of_square(), (side, side))
+        return FixedFrontend(processor, self._tokens_of_square(), side, side)
 
     def _tokens_of_square(self) -> int:
         """Patches of the tower, and its class token where it has one and the model keeps it."""

@@ -9,6 +9,7 @@ from toprl_export.registry import Registry
 
 if TYPE_CHECKING:
     from toprl_export.models.adapter import LVLMAdapter
+    from toprl_export.runtime.frontend import Frontend
 
 FAMILIES: Registry[type[LVLMAdapter]] = Registry(
     "model family",
@@ -21,6 +22,20 @@ FAMILIES: Registry[type[LVLMAdapter]] = Registry(
     },
     group="toprl_export.models",
 )
+
+
+FRONTENDS: Registry[type[Frontend]] = Registry(
+    "model family",
+    {
+        "llava": "toprl_export.runtime.frontend:FixedFrontend",
+        "llava_next": "toprl_export.models.llava_next.frontend:LlavaNextFrontend",
+        "qwen2_vl": "toprl_export.models.qwen_vl.frontend:QwenVLFrontend",
+        "qwen2_5_vl": "toprl_export.models.qwen_vl.frontend:QwenVLFrontend",
+        "internvl": "toprl_export.models.internvl.frontend:InternVLFrontend",
+    },
+    group="toprl_export.frontends",
+)
+"""What bundles of these families are served with, without torch."""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,9 @@ _UNSTATED_DECAY = 0.6
 """The decay of a plan whose file states none, whatever the default may become. Plans from before there was a decay are
 written as they were read, which keeps the fingerprints of the agents that carry them."""
 
+SHARE_UNITS = 10_000
+"""Parts of a whole in which a plan of shares counts: a budget of 3,333 keeps a third."""
+
 _BUDGET_TOLERANCE = 1.0
 """Tokens by which keep counts may miss the budget they are named by: they are whole numbers."""
 
@@ -118,11 +121,13 @@ class PruningPlan:
     """Everything an exporter must know about pruning besides weights.
 
     Attributes:
-        visual_tokens: n, visual tokens of one image before pruning.
+        visual_tokens: n, visual tokens of one image before pruning; `SHARE_UNITS` in a plan of shares.
         decoder_layers: L, layers of the decoder.
         stages: pruning steps in the order in which data passes them.
         schedules: one per budget.
         decay: ratio of each keep count to the one before, where another budget's schedule is solved.
+        shares: whether n differs from picture to picture, so that budgets and keep counts are shares of it, in
+            `SHARE_UNITS`.
 
     Raises:
         UserError: sizes below 1, no or unordered stages, a layer the decoder lacks, a decay outside (0, 1], or a
@@ -136,9 +141,12 @@ class PruningPlan:
     stages: tuple[Stage, ...]
     schedules: tuple[Schedule, ...]
     decay: float = _UNSTATED_DECAY
+    shares: bool = False
 
     def __post_init__(self) -> None:
         check_decay(self.decay)
+        if self.shares and self.visual_tokens != SHARE_UNITS:
+            raise UserError(f"a plan of shares has {self.visual_tokens} parts, expected {SHARE_UNITS}: correct it")
         sites = [stage.site for stage in self.stages]
         if not sites or any(later <= earlier for earlier, later in pairwise(sites)):
             raise UserError(
@@ -247,7 +255,49 @@ class PruningPlan:
         written = fields_to_json(self) | {"decay": float(self.decay)}
         if self.decay == _UNSTATED_DECAY:
             del written["decay"]
+        if not self.shares:
+            del written["shares"]  # as plans were written before there were shares
         return written
+
+    def shown(self, count: int) -> str:
+        """A budget or keep count as people write it: ``192``, or in a plan of shares ``33.33%``."""
+        return shown_count(count, self.shares)
+
+    def row_counts(self, counts: Sequence[int], visual_counts: Sequence[int]) -> list[list[int]]:
+        """Keep counts of prompts that differ in n, by a plan of shares: ``k = max(1, ceil(share · n))``.
+
+        Args:
+            counts: shares kept after every stage, in `SHARE_UNITS`.
+            visual_counts: n of each prompt.
+        """
+        return [[max(1, -(-share * n // SHARE_UNITS)) for share in counts] for n in visual_counts]
+
+
+def shown_count(count: int, shares: bool) -> str:
+    """A budget or keep count as people write it, see `PruningPlan.shown`."""
+    return f"{100 * count / SHARE_UNITS:g}%" if shares else str(count)
+
+
+def budget_count(budget: float, visual_tokens: int | None) -> int:
+    """A budget as plans count it.
+
+    Args:
+        budget: tokens kept, or a share of them above 0 and below 1.
+        visual_tokens: n; None where it differs from picture to picture, so that only a share has a meaning.
+
+    Raises:
+        UserError: it is neither, or a count where only a share has a meaning.
+    """
+    if isinstance(budget, float) and 0 < budget < 1:
+        return max(1, round(budget * (SHARE_UNITS if visual_tokens is None else visual_tokens)))
+    if type(budget) is not int or budget < 1:
+        raise UserError(f"a budget is {budget!r}, expected a number of tokens kept or a share such as 0.33: correct it")
+    if visual_tokens is None:
+        raise UserError(
+            f"a budget of {budget} tokens kept was given, but this model's pictures differ in their number of visual "
+            "tokens: give a share of them, such as 33% (0.33 in Python)"
+        )
+    return budget
 
 
 def default_stage_layers(decoder_layers: int) -> tuple[int, ...]:

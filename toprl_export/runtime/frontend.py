@@ -68,6 +68,11 @@ class Frontend(ABC):
         """
 
     @property
+    def settings(self) -> dict[str, int | None]:
+        """What a frontend of this family is made of beside the processor."""
+        return {}
+
+    @property
     def axis_multiples(self) -> Mapping[str, int]:
         """What the sizes of some axes of `vision_axes` are multiples of."""
         return {}
@@ -314,7 +319,7 @@ class Frontend(ABC):
 class FixedFrontend(Frontend):
     """Every picture comes in one size and has the same number of visual tokens.
 
-    >>> frontend = FixedFrontend(read_processor(f"{directory}/processor"), visual_tokens=16, image_size=(8, 8))
+    >>> frontend = FixedFrontend(read_processor(f"{directory}/processor"), 16, image_height=8, image_width=8)
     >>> frontend.pixels([Image.new("RGB", (640, 480), "white")]).shape
     (1, 3, 8, 8)
     >>> frontend.tokens(["what colour is the 7?"]).visual_index.shape
@@ -328,11 +333,17 @@ class FixedFrontend(Frontend):
     fixed: PictureTokens
     vision_axes = MappingProxyType({"pixel_values": ("batch",)})
 
-    def __init__(self, processor: Any, visual_tokens: int, image_size: tuple[int, int]) -> None:
+    def __init__(self, processor: Any, visual_tokens: int, image_height: int, image_width: int) -> None:
         super().__init__(processor)
         self.visual_tokens = visual_tokens
-        self.image_size = image_size
+        self.image_size = image_height, image_width
         self.fixed = PictureTokens((self.image_token_id,) * visual_tokens, np.arange(visual_tokens))
+
+    @property
+    def settings(self) -> dict[str, int | None]:
+        """See `Frontend.settings`."""
+        height, width = self.image_size
+        return {"visual_tokens": self.visual_tokens, "image_height": height, "image_width": width}
 
     def pictures(self, images: Sequence[ImageInput]) -> Pictures:
         """See `Frontend.pictures`; the only array is ``pixel_values``, ``float32 [b, 3, h, w]``."""

@@ -226,7 +226,7 @@ def open_bench(directory: Path, task_name: str | None, options: ValidationOption
     pruned = engine.open(bundle, SessionOptions(threads, provider))
     unpruned = engine.open(bundle, SessionOptions(threads, provider, unpruned=True))
     runner, stock = ReferenceRunner(adapter), StockSession(adapter)
-    return Bench(bundle, task, scorer, bundle.frontend(), samples, runner, stock, engine, pruned, unpruned)
+    return Bench(bundle, task, scorer, bundle.fixed_frontend(), samples, runner, stock, engine, pruned, unpruned)
 
 
 def _scorer(bundle: Bundle, task: str) -> Scorer:

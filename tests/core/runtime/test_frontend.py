@@ -22,7 +22,7 @@ from toprl_export.models.mini.architecture import BEGIN, IMAGE, PAD, WORDS
 from toprl_export.models.mini.processor import mini_processor
 from toprl_export.runtime.frontend import FixedFrontend, read_processor
 
-MINI = FixedFrontend(mini_processor(image_pixels=24, patch_size=8), visual_tokens=9, image_size=(24, 24))
+MINI = FixedFrontend(mini_processor(image_pixels=24, patch_size=8), visual_tokens=9, image_height=24, image_width=24)
 VICUNA = (
     "{% for m in messages %}{{ m.role | upper }}: {% for c in m.content %}"
     "{% if c.type == 'image' %}<image>\n{% else %}{{ c.text }}{% endif %}{% endfor %} {% endfor %}ASSISTANT:"
@@ -69,7 +69,7 @@ def frontend(tokenizer: Tokenizer, template: str, **images: Any) -> FixedFronten
     processor = LlavaProcessor(
         CLIPImageProcessorPil(**settings), wrapped, patch_size=8, chat_template=template, num_additional_image_tokens=0
     )
-    return FixedFrontend(processor, visual_tokens=9, image_size=(24, 24))
+    return FixedFrontend(processor, visual_tokens=9, image_height=24, image_width=24)
 
 
 def ids_of_the_processor(front: FixedFrontend, question: str) -> list[list[int]]:
@@ -139,7 +139,9 @@ def test_mini_ids_are_those_of_training():
 
 
 def test_a_padded_batch_by_hand():
-    front = FixedFrontend(mini_processor(image_pixels=16, patch_size=8), visual_tokens=2, image_size=(16, 16))
+    front = FixedFrontend(
+        mini_processor(image_pixels=16, patch_size=8), visual_tokens=2, image_height=16, image_width=16
+    )
     tokens = front.tokens(["the 7 ?", "?"])
     names = [[front.tokenizer.id_to_token(i) for i in row] for row in tokens.input_ids]
     assert names == [
@@ -230,7 +232,7 @@ def test_what_is_saved_is_the_same_frontend(tmp_path: Path):
     front = frontend(sentencepiece_like(), VICUNA, resample=2)
     names = front.save(tmp_path)
     assert set(names) == {path.name for path in tmp_path.iterdir()}
-    again = FixedFrontend(read_processor(str(tmp_path)), 9, (24, 24))
+    again = FixedFrontend(read_processor(str(tmp_path)), 9, 24, 24)
     assert again.fingerprint == front.fingerprint
     assert again.tokens(QUESTIONS).input_ids.tolist() == front.tokens(QUESTIONS).input_ids.tolist()
     assert np.array_equal(again.pixels([picture(40, 50)]), front.pixels([picture(40, 50)]))
@@ -252,7 +254,7 @@ def test_truncation_and_padding_saved_with_a_tokenizer_are_ignored(copied: Path)
     question = "is there a star in the image? how many circles are there?"
 
     def rows() -> tuple[list[int], list[int]]:
-        front = FixedFrontend(read_processor(str(copied)), 576, (192, 192))
+        front = FixedFrontend(read_processor(str(copied)), 576, 192, 192)
         return front.tokenizer.encode(question).ids, front.tokens([question]).input_ids[0].tolist()
 
     plain = rows()
@@ -299,5 +301,5 @@ def _template(text: str) -> Callable[[Path], None]:
 def test_what_does_not_fit_is_one_line(copied: Path, change: Callable[[Path], Any], expected: str):
     change(copied)
     with pytest.raises(UserError, match=expected) as caught:
-        FixedFrontend(read_processor(str(copied), name="x"), 576, (192, 192)).check("x")
+        FixedFrontend(read_processor(str(copied), name="x"), 576, 192, 192).check("x")
     assert "\n" not in str(caught.value)

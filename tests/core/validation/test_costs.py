@@ -122,7 +122,8 @@ def test_a_child_does_not_inherit_the_peak():
 
 def test_the_reference_is_measured_where_it_is_now(tmp_path):
     bundle, tokens = made_up_bundle(tmp_path), load_model("mini").frontend.tokens(["what is it?"])
-    moved = replace(bundle.manifest.model, id="/gone/model", image_size=(192, 192))
+    pictures = bundle.manifest.model.frontend | {"image_height": 192, "image_width": 192}
+    moved = replace(bundle.manifest.model, id="/gone/model", frontend=pictures)
     write_manifest(tmp_path, replace(bundle.manifest, model=moved))
     assert peak_memory(tmp_path, "reference", (1,), tokens, 1, "mini") > SIZE
     with pytest.raises(RuntimeError, match="the model directory /gone/model is not there"):

@@ -30,6 +30,11 @@ class LlavaNextFrontend(VaryingFrontend):
         self.tile_pixels = tile_pixels
         self.tile_tokens = tile_tokens
 
+    @property
+    def settings(self) -> dict[str, int | None]:
+        """See `Frontend.settings`."""
+        return {"tile_pixels": self.tile_pixels, "tile_tokens": self.tile_tokens}
+
     def _laid_out(self, processed: Sequence[Mapping[str, Any]]) -> Pictures:
         tiles: list[NDArray[Any]] = []
         each: list[PictureTokens] = []

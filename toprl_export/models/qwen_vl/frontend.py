@@ -30,6 +30,11 @@ class QwenVLFrontend(VaryingFrontend):
         self.vision_axes = dict.fromkeys(arrays, ("patches",))
 
     @property
+    def settings(self) -> dict[str, int | None]:
+        """See `Frontend.settings`."""
+        return {"merge": self.merge, "window": self.window}
+
+    @property
     def axis_multiples(self) -> Mapping[str, int]:
         """See `Frontend.axis_multiples`."""
         return {"patches": self.merge**2}
