@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, cast, overload
@@ -187,6 +187,7 @@ def load(
     provider: str | None = None,
     unpruned: bool = False,
     verify: bool = True,
+    engine_options: Mapping[str, str] | None = None,
 ) -> LoadedBundle:
     """Verify a bundle and load its engine.
 
@@ -200,12 +201,14 @@ def load(
         provider: the engine's name for where to run, or None for its choice.
         unpruned: load the engine's unpruned form, for comparison.
         verify: compare every file's digest first.
+        engine_options: what only one engine can be told, names and values, as ``--engine-option`` takes them.
 
     Raises:
-        UserError: the bundle is damaged or cannot run here.
+        UserError: the bundle is damaged or cannot run here, or its engine has no such option.
     """
     types = {"directory": Path | str, "threads": int | None, "provider": str | None, "unpruned": bool, "verify": bool}
-    check_types("load", types, locals())
+    check_types("load", types | {"engine_options": Mapping[str, str] | None}, locals())
     bundle = load_bundle(Path(directory), verify)
     engine = get_engine(bundle.manifest.engine.name)
-    return LoadedBundle(bundle, engine.open(bundle, SessionOptions(threads, provider, unpruned)))
+    options = SessionOptions(threads, provider, unpruned, engine_options or {})
+    return LoadedBundle(bundle, engine.open(bundle, options))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -117,15 +118,38 @@ class SessionOptions:
         threads: CPU threads, or None for the engine's choice.
         provider: the engine's name for where to run, or None for its choice.
         unpruned: open the bundle's engine for unpruned measurements.
+        engine_options: what only one engine can be told, names and values; the core looks no further into them.
     """
 
     threads: int | None = None
     provider: str | None = None
     unpruned: bool = False
+    engine_options: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse more threads than the machine takes."""
         check_parallel("threads", self.threads)
+
+    def check_engine_options(self, engine: str, known: Mapping[str, Sequence[str]]) -> None:
+        """For engines: refuse options and values that they do not know.
+
+        Args:
+            engine: its name, for messages.
+            known: the values of every option that it has.
+
+        Raises:
+            UserError: names the option, and what is known.
+        """
+        for name, value in self.engine_options.items():
+            if name not in known:
+                have = f"it has {', '.join(known)}" if known else "it has none"
+                raise UserError(
+                    f"the engine {engine!r} has no option {name!r} for running a bundle, {have}: leave it out"
+                )
+            if value not in known[name]:
+                raise UserError(
+                    f"the option {name!r} of the engine {engine!r} is {value!r}, expected {' or '.join(known[name])}"
+                )
 
 
 class Engine(Protocol):

@@ -21,6 +21,11 @@ from safetensors import SafetensorError
 from toprl_export.errors import UserError, is_utf8
 from toprl_export.files import disk_full_error, try_lock, write_error
 
+
+class BusyError(UserError):
+    """Another run writes to a place."""
+
+
 _PROBE_BYTES = 1 << 16
 _ROOM_BELOW = 128
 """Characters that names of files in a result may take."""
@@ -111,7 +116,8 @@ def taken(target: Path) -> Iterator[Path]:
         the target, without links.
 
     Raises:
-        UserError: another run writes there, or the place cannot be written.
+        BusyError: another run writes there.
+        UserError: the place cannot be written.
     """
     place = resolved(target)
     with _held_lock:
@@ -159,8 +165,8 @@ def _unlock(place: Path) -> None:
         os.close(descriptor)
 
 
-def _busy(target: Path) -> UserError:
-    return UserError(f"{target} is being written by another run: wait for it, or choose another place")
+def _busy(target: Path) -> BusyError:
+    return BusyError(f"{target} is being written by another run: wait for it, or choose another place")
 
 
 def _put_right(place: Path) -> None:

@@ -31,6 +31,8 @@ def test_what_a_bundle_offers(loaded: LoadedBundle):
     assert loaded.budgets == (8, 4)
     assert isinstance(loaded.session, FakeSession)
     assert loaded.session.options == SessionOptions(threads=3, provider="here", unpruned=False)
+    told = load(loaded.bundle.dir, engine_options={"tiles": "many"})
+    assert told.session.options == SessionOptions(engine_options={"tiles": "many"})
 
 
 def test_defaults_are_the_first_task_and_the_largest_budget(loaded: LoadedBundle):

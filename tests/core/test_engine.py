@@ -10,7 +10,7 @@ from tests.support.agents import save_tiny_agent
 from tests.support.fake_engine import FakeEngine
 from tests.support.tiny_llava import tiny_adapter
 from toprl_export.agent import load_agent
-from toprl_export.engine import BuildRequest, get_engine
+from toprl_export.engine import BuildRequest, SessionOptions, get_engine
 from toprl_export.errors import MissingExtraError, UserError
 from toprl_export.pruning.actor import StackedActors
 from toprl_export.pruning.baselines.attention import FastVScorer
@@ -51,3 +51,16 @@ def test_only_one_budget_can_be_baked_in():
     plan = baseline_plan("uniform", adapter.visual_tokens, 4, (12, 8))
     with pytest.raises(UserError, match=r"not several \(8, 12\)"):
         BuildRequest(adapter, (), plan, "fp32", static_k=True, baseline="uniform")
+
+
+def test_an_engine_refuses_options_for_running_that_it_does_not_know():
+    known = {"tiles": ("few", "many"), "fused": ("yes",)}
+    SessionOptions(engine_options={"tiles": "many"}).check_engine_options("fake", known)
+    refused = [
+        ({"tile": "many"}, known, "the engine 'fake' has no option 'tile' for running a bundle, it has tiles, fused"),
+        ({"tiles": "all"}, known, "the option 'tiles' of the engine 'fake' is 'all', expected few or many"),
+        ({"tiles": "many"}, {}, "the engine 'fake' has no option 'tiles' for running a bundle, it has none"),
+    ]
+    for given, has, message in refused:
+        with pytest.raises(UserError, match=message):
+            SessionOptions(engine_options=given).check_engine_options("fake", has)

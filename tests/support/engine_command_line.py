@@ -63,6 +63,7 @@ class FakeCommandLine:
         click.Option(["--wide"], is_flag=True, default=None, help="make tiles wide"),
     )
     providers = ("here", "there")
+    run_options = {"tiles": ("few", "many")}  # noqa: RUF012
 
     def options(self, values: Mapping[str, Any]) -> FakeOptions | None:
         given = {name: value for name, value in values.items() if value is not None}

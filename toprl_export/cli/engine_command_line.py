@@ -29,12 +29,14 @@ class EngineCommandLine(Protocol):
         title: heading of its options in ``build --help``, such as "TensorRT (--engine trt)".
         build_options: its own options of ``build``; their names differ from those of ``build`` and of other engines.
         providers: names that ``--provider`` takes; empty where there is no choice.
+        run_options: names of its options for running a bundle (``--engine-option``), and their values.
         readers: by name of a file format, what ``inspect`` reads such files with.
     """
 
     title: str
     build_options: Sequence[click.Option]
     providers: tuple[str, ...]
+    run_options: Mapping[str, Sequence[str]]
     readers: Mapping[str, Reader]
 
     def options(self, values: Mapping[str, Any]) -> EngineOptions | None:

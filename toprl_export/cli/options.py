@@ -40,6 +40,13 @@ class Parsed(click.ParamType[Any]):
             self.fail(str(error), param, ctx)
 
 
+def _named_value(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not (name and separator and value):
+        raise ValueError(f"{text!r} is no option of an engine, expected NAME=VALUE")
+    return name, value
+
+
 def _whole(text: str) -> int:
     try:
         return int(text)
@@ -278,6 +285,46 @@ def provider(default: str) -> Callable[[Decorated], Decorated]:
         show_default=default,
         shell_complete=complete_from(_provider_names),
     )
+
+
+def _as_mapping(ctx: click.Context, param: click.Parameter, value: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    del ctx
+    found = dict(value)
+    if len(found) < len(value):
+        names = [name for name, _ in value]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise click.BadParameter(f"{twice!r} is given twice", param=param)
+    return found
+
+
+class _EngineOptionsOption(Option):
+    """``--engine-option``, whose help names what the installed engines take."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Flags and help."""
+        from toprl_export.cli.engine_command_line import load_command_lines
+
+        engines = load_command_lines().loaded.items()
+        named = [
+            f"for {name}: " + ", ".join(f"{key}={'|'.join(values)}" for key, values in engine.run_options.items())
+            for name, engine in engines
+            if engine.run_options
+        ]
+        self.help = "; ".join(["what only one engine can be told, repeatable", *named])
+        return super().get_help_record(ctx)
+
+
+engine_options = click.option(
+    "--engine-option",
+    "engine_options",
+    cls=_EngineOptionsOption,
+    section=MACHINE,
+    type=Parsed("name=value", _named_value),
+    multiple=True,
+    callback=_as_mapping,
+    metavar="NAME=VALUE",
+)
+"""``--engine-option``, repeatable: names and values (dict[str, str])."""
 
 
 def output_dir(default: Path | None = None, otherwise: str | None = None) -> Callable[[Decorated], Decorated]:

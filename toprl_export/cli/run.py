@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     help="one of the bundle's budgets, or all visual tokens for no pruning",
 )
 @options.provider(default="the engine's choice")
+@options.engine_options
 @options.threads
 @option(
     OUTPUT,
@@ -82,6 +83,7 @@ def command(
     task: str | None,
     budget_kept: float | None,
     provider: str | None,
+    engine_options: dict[str, str],
     threads: int | None,
     max_new_tokens: int,
     stream: bool,
@@ -93,7 +95,7 @@ def command(
     from toprl_export.api import load
     from toprl_export.runtime.generation import GenerationStream
 
-    loaded = load(bundle, threads=threads, provider=provider)
+    loaded = load(bundle, threads=threads, provider=provider, engine_options=engine_options)
     request = loaded.request(list(images), list(prompts), task, budget_kept, max_new_tokens)
     growing = GenerationStream(loaded.session, loaded.frontend.tokenizer, request)
     if stream:

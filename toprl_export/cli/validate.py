@@ -121,6 +121,7 @@ GATES = "Gates (LIMIT is one number, or one per budget: 192=0.97,64=0.9)"
 )
 @option(MACHINE, "--device", type=click.Choice(("cpu", "cuda")), default="cpu", help="where engine and reference run")
 @options.provider(default="the device's name")
+@options.engine_options
 @options.threads
 @options.seed
 @option(

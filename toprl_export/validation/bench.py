@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
@@ -50,6 +50,7 @@ class ValidationOptions:
         threads: CPU threads of PyTorch and of the engine alike; None for all cores.
         device: where PyTorch and the engine run, "cpu" or "cuda".
         provider: the engine's name for where it runs; by default the name of ``device``.
+        engine_options: what only the bundle's engine can be told, names and values.
         measure_memory: start one process per session to measure its peak memory, where all run on the CPU.
         seed: of questions, random pruning and bootstrap.
         model: where the reference model is now, if not where the bundle says; its weights must be the same.
@@ -65,6 +66,7 @@ class ValidationOptions:
     threads: int | None = None
     device: str = "cpu"
     provider: str | None = None
+    engine_options: Mapping[str, str] = field(default_factory=dict)
     measure_memory: bool = True
     seed: int = 0
     model: str | None = None
@@ -222,9 +224,8 @@ def open_bench(directory: Path, task_name: str | None, options: ValidationOption
             f"{adapter.model_id} has ({adapter.fingerprint[:12]}…): build it again, or say where its model is (--model)"
         )
     scorer = _scorer(bundle, task.name).to(adapter.device)
-    threads, provider = options.thread_count, options.engine_provider
-    pruned = engine.open(bundle, SessionOptions(threads, provider))
-    unpruned = engine.open(bundle, SessionOptions(threads, provider, unpruned=True))
+    opened = SessionOptions(options.thread_count, options.engine_provider, engine_options=options.engine_options)
+    pruned, unpruned = (engine.open(bundle, replace(opened, unpruned=which)) for which in (False, True))
     runner, stock = ReferenceRunner(adapter), StockSession(adapter)
     return Bench(bundle, task, scorer, bundle.fixed_frontend(), samples, runner, stock, engine, pruned, unpruned)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -26,6 +27,9 @@ from toprl_export.runtime.session import EngineSession, PrefillRequest
 from toprl_export.validation.report import Latency
 
 GENERATED_TOKENS = 16
+_PAGEMAP_BYTES = 8
+_FILE_PAGE_PRESENT = np.uint64(1 << 63 | 1 << 61)
+"""Bits of Linux' /proc/self/pagemap."""
 SETTLE_SECONDS = 0.02
 """Pause before each measurement: the idle threads of the library that ran last still spin for a while."""
 
@@ -129,9 +133,15 @@ def measure_throughput(
 
 
 def peak_memory(
-    bundle_dir: Path, kind: str, keep_counts: Sequence[int], tokens: TokenBatch, threads: int, model: str
+    bundle_dir: Path,
+    kind: str,
+    keep_counts: Sequence[int],
+    tokens: TokenBatch,
+    threads: int,
+    model: str,
+    engine_options: Mapping[str, str],
 ) -> int:
-    """Peak resident bytes of a process that answers one question about an empty image on the CPU.
+    """`resident_peak` of a process that answers one question about an empty image on the CPU.
 
     Args:
         bundle_dir: the bundle.
@@ -140,12 +150,14 @@ def peak_memory(
         tokens: one prompt; already tokenised, as the process is not to be measured with the processor's libraries.
         threads: CPU threads.
         model: where the reference model is, which may not be where the bundle says.
+        engine_options: of the session, if it is the engine's.
 
     Raises:
         RuntimeError: the process failed; its error output is in the message.
     """
     prompt = [tokens.input_ids[0].tolist(), int(tokens.input_ids[0, tokens.visual_index[0, 0]])]
     arguments = [str(bundle_dir), kind, ",".join(map(str, keep_counts)), json.dumps(prompt), str(threads), model]
+    arguments.append(json.dumps(dict(engine_options)))
     done = subprocess.run(
         [sys.executable, "-m", "toprl_export.validation.costs", "--", *arguments],
         capture_output=True,
@@ -158,15 +170,41 @@ def peak_memory(
 
 
 def resident_peak() -> int:
-    """The highest resident size of this process so far, in bytes."""
+    """The highest resident size of this process so far, in bytes, with every page counted once.
+
+    The operating system counts a file's page as often as it is mapped, and the graphs of a bundle map the same
+    weights. What is mapped several times now is subtracted, where the system tells. This is not the proportional set
+    size, in which pages that another process maps too (as `validate` itself does) would count in part.
+    """
     status = Path("/proc/self/status")
     if status.exists():
         # Not getrusage: on Linux its maximum survives exec, so a child would report its parent's peak.
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
+        return int(line.split()[1]) * 1024 - _mapped_again()
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, where there is no /proc
+
+
+def _mapped_again() -> int:
+    """Bytes of files that this process maps, resident, more than once; 0 if the system does not tell."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    resident: dict[tuple[str, str], list[NDArray[np.int64]]] = {}
+    try:
+        with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+            for line in Path("/proc/self/maps").read_text().splitlines():
+                span, _, offset, device, inode = line.split(maxsplit=5)[:5]
+                if inode == "0":
+                    continue
+                begin, end = (int(address, 16) // page for address in span.split("-"))
+                pagemap.seek(begin * _PAGEMAP_BYTES)
+                entries = np.frombuffer(pagemap.read((end - begin) * _PAGEMAP_BYTES), dtype=np.uint64)
+                pages = np.flatnonzero((entries & _FILE_PAGE_PRESENT) == _FILE_PAGE_PRESENT)
+                resident.setdefault((device, inode), []).append(pages + int(offset, 16) // page)
+    except OSError:
+        return 0
+    joined = (np.concatenate(pages) for pages in resident.values())
+    return page * sum(len(pages) - len(np.unique(pages)) for pages in joined)
 
 
 def main() -> None:
@@ -178,9 +216,10 @@ def main() -> None:
     parser.add_argument("prompt", type=json.loads)
     parser.add_argument("threads", type=int)
     parser.add_argument("model")
+    parser.add_argument("engine_options", type=json.loads)
     args = parser.parse_args()
     bundle = load_bundle(args.bundle, verify=False)
-    session = _open(bundle, args.kind, args.threads, args.model)
+    session = _open(bundle, args.kind, args.threads, args.model, args.engine_options)
     ids, image_id = args.prompt
     height, width = bundle.manifest.model.image_size
     pictures = {"pixel_values": np.zeros((1, 3, height, width), np.float32)}
@@ -189,10 +228,10 @@ def main() -> None:
     print(resident_peak())
 
 
-def _open(bundle: Bundle, kind: str, threads: int, model: str) -> EngineSession:
+def _open(bundle: Bundle, kind: str, threads: int, model: str, engine_options: Mapping[str, str]) -> EngineSession:
     manifest = bundle.manifest
     if kind != REFERENCE:
-        options = SessionOptions(threads, "cpu", unpruned=kind == ENGINE_UNPRUNED)
+        options = SessionOptions(threads, "cpu", kind == ENGINE_UNPRUNED, engine_options)
         return get_engine(manifest.engine.name).open(bundle, options)
     import torch
 

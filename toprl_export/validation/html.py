@@ -228,7 +228,8 @@ def _method(report: Report) -> str:
         f"the same question in turn ({settings.prompt_tokens} prompt tokens, {settings.generated_tokens} generated), "
         f"{device.threads} CPU threads each. Speedups are ratios of the medians.",
         "Peak memory, measured where all run on the CPU, is the highest resident size of a fresh process, libraries "
-        "included, that loads one model or engine and answers one request.",
+        "included, that loads one model or engine and answers one request; a page of a file that several graphs map "
+        "counts once.",
         f"The unpruned engine and the stock model, by its own processor, forward and generate, were asked {stock.n} "
         f"questions: logits differ by {_scientific(stock.logit_error)} at most, {stock.agreement:.2%} of the greedy "
         "tokens are equal.",

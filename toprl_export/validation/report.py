@@ -166,7 +166,7 @@ class Throughput:
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """Peak resident bytes of a fresh process that loads one session and answers one request."""
+    """Peak resident bytes of a fresh process that loads one session and answers one request, each page counted once."""
 
     reference: int
     engine_unpruned: int

@@ -248,7 +248,7 @@ def _memory(bench: Bench, options: ValidationOptions) -> dict[str, int]:
     with Progress("memory", len(sessions), "process") as bar:
         for name, session in sessions.items():
             kind = "engine" if name.isdecimal() else name
-            peaks[name] = peak_memory(bench.bundle.dir, kind, session.keep_counts, *shared)
+            peaks[name] = peak_memory(bench.bundle.dir, kind, session.keep_counts, *shared, options.engine_options)
             bar.update()
     return peaks
 

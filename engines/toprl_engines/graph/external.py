@@ -51,8 +51,8 @@ def _name(content: bytes, start: int, graph: Path) -> str:
         length, shift = length | (content[at] & 0x7F) << shift, shift + 7
         if content[at] < 0x80:
             name = content[at + 1 : at + 1 + length]
-            key = b"\x0a\x08location" + _VALUE_TAG + _number(length)
-            whole = _ENTRY_TAG + _number(len(key) + length) + key + name
+            key = b"\x0a\x08location" + _VALUE_TAG + base_128(length)
+            whole = _ENTRY_TAG + base_128(len(key) + length) + key + name
             begin = start - (len(whole) - len(key) - length)
             if len(name) == length and begin >= 0 and content[begin : at + 1 + length] == whole:
                 return name.decode(errors="backslashreplace")
@@ -63,7 +63,7 @@ def _name(content: bytes, start: int, graph: Path) -> str:
     )
 
 
-def _number(value: int) -> bytes:
+def base_128(value: int) -> bytes:
     """A base-128 number in its shortest form."""
     digits = bytearray()
     while value >= 0x80:

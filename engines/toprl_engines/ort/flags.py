@@ -10,15 +10,16 @@ from typing import Any
 
 import click
 
-from toprl_engines.ort.providers import PROVIDERS, installed_providers
+from toprl_engines.ort.providers import PROVIDERS, RUN_OPTIONS, installed_providers
 
 
 class ONNXRuntimeCommandLine:
-    """The engine `onnx` on the command line; it has no options of its own."""
+    """The engine `onnx` on the command line; it has no options of its own for building."""
 
     title = "ONNX Runtime (--engine onnx)"
     build_options: Sequence[click.Option] = ()
     providers: tuple[str, ...] = tuple(PROVIDERS)
+    run_options: Mapping[str, Sequence[str]] = MappingProxyType(RUN_OPTIONS)
     readers: Mapping[str, Callable[[Path], tuple[dict[str, Any], str]]] = MappingProxyType({})
 
     def options(self, values: Mapping[str, Any]) -> None:

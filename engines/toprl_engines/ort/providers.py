@@ -27,6 +27,10 @@ PROVIDERS = {
 """ONNX Runtime's names by ours."""
 _OURS = {full: name for name, full in PROVIDERS.items()}
 
+IN_CACHE, IN_MEMORY, OFF = "cache", "memory", "off"
+RUN_OPTIONS = {"packing": (IN_CACHE, IN_MEMORY, OFF)}
+"""What a session can be told, and the values, of which the first is the default: where the CPU's weights are packed."""
+
 _ALWAYS = {CUDA: {"use_tf32": "0"}}
 """CUDA would round the factors of fp32 products to TF32. So do both TensorRTs, whose providers have no option against
 it."""

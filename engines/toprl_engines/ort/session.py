@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,24 +14,18 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime import OrtValue
-from onnxruntime.capi.onnxruntime_pybind11_state import (
-    EPFail,
-    Fail,
-    InvalidArgument,
-    InvalidGraph,
-    InvalidProtobuf,
-    NoModel,
-    NoSuchFile,
-    RuntimeException,
-)
-from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as Unsupported
 
 from toprl_engines.feeds import request_feeds
+from toprl_engines.ort.failures import LOADING, RUNNING, STARTING, first_line
+from toprl_engines.ort.packing import cached_graphs
 from toprl_engines.ort.providers import (
     CPU,
     FIXES,
+    IN_CACHE,
+    OFF,
     PROVIDERS,
     RTX_PACKAGE,
+    RUN_OPTIONS,
     choose_provider,
     provider_chain,
     provider_settings,
@@ -44,41 +39,45 @@ Feed: TypeAlias = "NDArray[Any] | OrtValue"
 CACHES = ("key_", "value_")
 """How names of keys and values begin; those that decode returns have ``new_`` before it."""
 
-PACK_BELOW = 256 << 20
-"""Bytes of weights from which on memory counts more than the 6-8 % of prefill time that packing saves."""
-_STARTING = (EPFail, Fail, Unsupported, RuntimeException, RuntimeError, ValueError, ImportError, OSError)
-"""What a provider that cannot start raises."""
-LOADING = (*_STARTING, InvalidArgument, InvalidGraph, InvalidProtobuf, NoModel, NoSuchFile, MemoryError)
-"""What a damaged graph or weight file raises."""
 REBUILD = "build the bundle again"
 """What to do about damage that digests do not show, as of a file that was damaged before they were taken."""
+
+_log = logging.getLogger(__name__)
 
 
 class ONNXRuntimeSession:
     """The three graphs of a bundle over one weight file, which is mapped into memory once.
 
-    Only graphs that multiply many rows at once are packed, and only where weights are small. With ``options.unpruned``
-    prefill runs the graph without stages: keep counts and agent are not looked at.
+    On the CPU the weights are packed, once for all graphs and processes (see `toprl_engines.ort.packing`). With
+    ``options.unpruned`` prefill runs the graph without stages: keep counts and agent are not looked at.
 
     Raises:
-        UserError: ``options.provider`` is not available or could not be started here.
+        UserError: ``options.provider`` is not available or could not be started here, or an option is not known.
     """
 
     def __init__(self, bundle: Bundle, options: SessionOptions) -> None:
+        options.check_engine_options("onnx", RUN_OPTIONS)
         provider = choose_provider(options.provider)
+        packing = options.engine_options.get("packing", IN_CACHE)
         self._bundle = bundle
         self._pruned = not options.unpruned
         prefill = "prefill" if self._pruned else "prefill_unpruned"
-        small = bundle.path("weights").stat().st_size < PACK_BELOW
+        packed = cached_graphs(bundle) if packing == IN_CACHE and provider == CPU else {}
 
-        def graph(role: str, packed: bool) -> Graph:
+        def graph(role: str) -> Graph:
             settings = provider_settings(bundle, provider, role)
             target = ProviderChoice(provider, options.provider is not None, settings)
-            return Graph(bundle.path(role), target, options.threads, packed)
+            if role in packed:
+                try:
+                    return Graph(bundle.path(role), target, options.threads, optimised=packed[role])
+                except UserError:
+                    place = packed[role].parent
+                    _log.warning(
+                        "%s packs its own copy, for that in the cache cannot be loaded: delete %s", role, place
+                    )
+            return Graph(bundle.path(role), target, options.threads, packing != OFF)
 
-        self._vision, self._prefill, self._decode = (
-            graph(role, packed) for role, packed in (("vision", small), (prefill, small), ("decode", False))
-        )
+        self._vision, self._prefill, self._decode = map(graph, ("vision", prefill, "decode"))
         names = self._decode.input_names
         self._cache_inputs = [name for name in names if name.startswith(CACHES)]
         self._mask_inputs = [name for name in names if name.startswith("mask_")]
@@ -172,16 +171,32 @@ class Graph:
 
     Keys and values are left on the provider's device; all other outputs are small and come to the host.
 
-    Unless ``packed``, weights are used in the file that the operating system maps, which all graphs and processes
-    share. A packed graph rearranges them into a copy of its own, with which it is faster.
+    Weights are used in the file that the operating system maps, which all graphs and processes share, except that a
+    graph that is ``packed`` without ``optimised`` rearranges them into a copy of its own.
+
+    Args:
+        path: the bundle's graph.
+        target: where it is to run.
+        threads: CPU threads, or None for ONNX Runtime's choice.
+        packed: whether the CPU's kernels get their weights as they want them.
+        optimised: the same graph as ONNX Runtime optimised it, over packed weights; what is run, if it is given.
 
     Raises:
         UserError: ``target`` is required and cannot be started.
     """
 
-    def __init__(self, path: Path, target: ProviderChoice, threads: int | None, packed: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        target: ProviderChoice,
+        threads: int | None,
+        packed: bool = True,
+        optimised: Path | None = None,
+    ) -> None:
         def options() -> onnxruntime.SessionOptions:
             made = onnxruntime.SessionOptions()
+            if optimised is not None:
+                made.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is done
             if not packed:
                 made.add_session_config_entry("session.disable_prepacking", "1")
             # The graphs of a bundle take turns: without this, one's idle threads spin on the cores the next one needs.
@@ -192,7 +207,7 @@ class Graph:
             return made
 
         self.path = path
-        self._session, self.provider = open_session(path, options, target)
+        self._session, self.provider = open_session(path if optimised is None else optimised, options, target)
         self.device = "cpu" if self.provider == CPU else "cuda"
         self.input_names = [value.name for value in self._session.get_inputs()]
         self.output_names = [value.name for value in self._session.get_outputs()]
@@ -222,8 +237,8 @@ class Graph:
             binding.bind_output(name, self.device if name.removeprefix("new_").startswith(CACHES) else "cpu")
         try:
             self._session.run_with_iobinding(binding)
-        except (Fail, InvalidArgument, RuntimeException, Unsupported) as error:
-            raise UserError(f"{self.path} cannot compute this request ({_first_line(error)}): {REBUILD}") from error
+        except RUNNING as error:
+            raise UserError(f"{self.path} cannot compute this request ({first_line(error)}): {REBUILD}") from error
         return dict(zip(self.output_names, binding.get_outputs(), strict=True))
 
 
@@ -265,8 +280,8 @@ def open_session(
         try:
             session = _start(path, options(), target)
             reason = _why_not(session, target.provider)
-        except _STARTING as error:
-            reason = _first_line(error)
+        except STARTING as error:
+            reason = first_line(error)
         if reason is None:
             return session, target.provider
         if target.required:
@@ -277,11 +292,7 @@ def open_session(
     try:
         return onnxruntime.InferenceSession(str(path), options(), providers=[PROVIDERS[CPU]]), CPU
     except LOADING as error:
-        raise UserError(f"{path} cannot be loaded by ONNX Runtime ({_first_line(error)}): {REBUILD}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(f"{path} cannot be loaded by ONNX Runtime ({first_line(error)}): {REBUILD}") from error
 
 
 def _start(path: Path, options: onnxruntime.SessionOptions, target: ProviderChoice) -> onnxruntime.InferenceSession:

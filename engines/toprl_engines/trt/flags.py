@@ -97,6 +97,7 @@ class TensorRTCommandLine:
 
     title = "TensorRT (--engine trt)"
     providers: tuple[str, ...] = ()
+    run_options: Mapping[str, Sequence[str]] = MappingProxyType({})
     readers: Mapping[str, Callable[[Path], tuple[dict[str, Any], str]]] = MappingProxyType(
         {"toprl-export/trt-build": read_report}
     )

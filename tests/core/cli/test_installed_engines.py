@@ -107,3 +107,4 @@ def test_help_has_the_engines_options_and_providers(capsys: pytest.CaptureFixtur
         assert main([command, "--help"]) == 0
         shown = " ".join(capsys.readouterr().out.split())
         assert "where the engine runs; for onnx: cpu, cuda, tensorrt, tensorrt-rtx" in shown
+        assert "what only one engine can be told, repeatable; for onnx: packing=cache|memory|off" in shown

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.fake_engine import VISUAL_TOKENS, made_up_bundle
+from tests.support.fake_engine import VISUAL_TOKENS, FakeEngine, made_up_bundle
 from toprl_export.api import load
 from toprl_export.cli.main import main
 
@@ -102,3 +102,28 @@ def test_a_damaged_bundle(bundle: str, capsys: pytest.CaptureFixture[str]):
     Path("bundle/decode.onnx").write_text("x")
     assert main(["run", bundle, "--image", "0.png", "--prompt", QUESTION]) == 2
     assert "decode.onnx has 1 bytes" in capsys.readouterr().err
+
+
+def test_options_of_the_engine_reach_its_session(bundle: str, monkeypatch: pytest.MonkeyPatch):
+    opened = []
+    real = FakeEngine.open
+    monkeypatch.setattr(FakeEngine, "open", lambda *given: (opened.append(given[2].engine_options), real(*given))[1])
+    asked = ["run", bundle, "--image", "0.png", "--prompt", QUESTION]
+    assert main([*asked, "--engine-option", "tiles=many", "--engine-option", "path=a=b"]) == 0
+    assert main(asked) == 0
+    assert opened == [{"tiles": "many", "path": "a=b"}, {}]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["tiles"], "'tiles' is no option of an engine, expected NAME=VALUE"),
+        (["=many"], "'=many' is no option of an engine"),
+        (["tiles="], "'tiles=' is no option of an engine"),
+        (["tiles=few", "tiles=many"], "'tiles' is given twice"),
+    ],
+)
+def test_malformed_options_of_the_engine(bundle: str, capsys: pytest.CaptureFixture[str], given, message):
+    flags = [word for text in given for word in ("--engine-option", text)]
+    assert main(["run", bundle, "--image", "0.png", "--prompt", QUESTION, *flags]) == 2
+    assert message in capsys.readouterr().err

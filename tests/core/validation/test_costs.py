@@ -115,6 +115,25 @@ def test_the_peak_grows_by_what_is_touched_and_stays():
     assert after > during - SIZE / 10  # the kernel counts pages in batches
 
 
+def test_a_page_of_a_file_counts_once_however_often_it_is_mapped(tmp_path):
+    (tmp_path / "file").write_bytes(bytes(SIZE))
+    (tmp_path / "other").write_bytes(bytes(SIZE))
+    script = f"""
+import mmap
+kept = []
+print(resident_peak())
+for name in ("file", "file", "other"):
+    with open({str(tmp_path)!r} + "/" + name, "rb") as stream:
+        kept.append(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+    sum(kept[-1][::4096])
+    print(resident_peak())
+"""
+    before, once, twice, other = in_fresh_process(script)
+    assert once - before == pytest.approx(SIZE, rel=0.1)
+    assert abs(twice - once) < SIZE / 10
+    assert other - twice == pytest.approx(SIZE, rel=0.1)
+
+
 def test_a_child_does_not_inherit_the_peak():
     block = np.ones(2 * SIZE, np.uint8)
     assert in_fresh_process("print(resident_peak())")[0] < block.nbytes
@@ -125,11 +144,11 @@ def test_the_reference_is_measured_where_it_is_now(tmp_path):
     pictures = bundle.manifest.model.frontend | {"image_height": 192, "image_width": 192}
     moved = replace(bundle.manifest.model, id="/gone/model", frontend=pictures)
     write_manifest(tmp_path, replace(bundle.manifest, model=moved))
-    assert peak_memory(tmp_path, "reference", (1,), tokens, 1, "mini") > SIZE
+    assert peak_memory(tmp_path, "reference", (1,), tokens, 1, "mini", {}) > SIZE
     with pytest.raises(RuntimeError, match="the model directory /gone/model is not there"):
-        peak_memory(tmp_path, "reference", (1,), tokens, 1, moved.id)
+        peak_memory(tmp_path, "reference", (1,), tokens, 1, moved.id, {})
 
 
 def test_a_failed_process_is_told(tmp_path):
     with pytest.raises(RuntimeError, match=r"(?s)memory of engine failed.*expected a bundle"):
-        peak_memory(tmp_path, "engine", (1,), tiny_tokens(tiny_adapter(), 1), 1, "mini")
+        peak_memory(tmp_path, "engine", (1,), tiny_tokens(tiny_adapter(), 1), 1, "mini", {})

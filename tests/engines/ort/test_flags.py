@@ -32,6 +32,10 @@ def test_providers_are_shown_by_the_names_that_users_write(monkeypatch, listed, 
     assert engine.describe_diagnosis(found) == [f"onnxruntime {version}: --provider {', '.join(names)}"]
 
 
+def test_options_for_running_and_their_values():
+    assert dict(ONNXRuntimeCommandLine().run_options) == {"packing": ("cache", "memory", "off")}
+
+
 def test_without_onnx_runtime_it_still_reports(monkeypatch):
     monkeypatch.setattr(flags, "find_spec", lambda name: None)
     engine = ONNXRuntimeCommandLine()

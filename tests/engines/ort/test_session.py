@@ -15,7 +15,6 @@ from onnxruntime import OrtValue
 
 from tests.support.onnx_bundle import grouped_bundle, staged_bundle
 from tests.support.tiny_llava import tiny_pixels
-from toprl_engines.ort import session as session_module
 from toprl_engines.ort.engine import ONNXRuntimeEngine
 from toprl_export.api import LoadedBundle, load
 from toprl_export.bundle import Bundle, file_entries, load_bundle, write_manifest
@@ -85,26 +84,6 @@ def test_the_unpruned_graph_is_opened_only_when_asked_for(tmp_path):
         bundle = Recording(built.bundle.dir, built.bundle.manifest)
         replace(built, bundle=bundle).open(unpruned)
         assert "decode" in paths and unread not in paths
-
-
-@pytest.mark.parametrize(("limit", "packed"), [(1 << 30, {"vision", "prefill"}), (0, set())])
-def test_large_weights_are_only_mapped_and_small_ones_packed_where_it_pays(monkeypatch, limit, packed):
-    found: dict[str, bool] = {}
-
-    class Recording(session_module.Graph):
-        def __init__(self, path, target, threads, packed):
-            super().__init__(path, target, threads, packed)
-            found[path.stem] = packed
-
-    monkeypatch.setattr(session_module, "Graph", Recording)
-    monkeypatch.setattr(session_module, "PACK_BELOW", limit)
-    built = staged_bundle()
-    request = built.request((13, 9, 4))
-    logits = built.open().prefill(request).logits
-    assert {name for name, is_packed in found.items() if is_packed} == packed
-    assert set(found) == {"vision", "prefill", "decode"}
-    expected = built.expected(request)
-    assert np.abs(logits - expected.logits.numpy()).max() < 1e-4
 
 
 def test_two_threads_give_the_same_answer(session):

@@ -159,6 +159,7 @@ class TensorRTSession:
                 f"the engine 'trt' runs only on NVIDIA GPUs, not by the provider {options.provider!r}: "
                 "leave --provider out, and validate with --device cuda"
             )
+        options.check_engine_options("trt", {})
         self._bundle = bundle
         self._pruned = not options.unpruned
         compiled = Compiled.from_details(bundle.manifest.engine.details)

@@ -130,6 +130,9 @@ def test_a_provider_of_another_engine(tmp_path):
     device = FakeDevice()
     with pytest.raises(UserError, match="runs only on NVIDIA GPUs, not by the provider 'cpu'"):
         TensorRTSession(bundle, SessionOptions(provider="cpu"), binding=fake_binding(device), device=device)
+    with pytest.raises(UserError, match="the engine 'trt' has no option 'packing' for running a bundle"):
+        options = SessionOptions(engine_options={"packing": "off"})
+        TensorRTSession(bundle, options, binding=fake_binding(device), device=device)
 
 
 def test_images_without_the_saliency_that_the_scorer_reads(tmp_path):
