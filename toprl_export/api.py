@@ -13,6 +13,7 @@ from toprl_export.bundle import Bundle, load_bundle
 from toprl_export.engine import SessionOptions, get_engine
 from toprl_export.errors import UserError
 from toprl_export.fields import check_types
+from toprl_export.pruning.plan import SHARE_UNITS
 from toprl_export.runtime.answer_length import DEFAULT_NEW_TOKENS, prompt_room
 from toprl_export.runtime.generation import Generation, GenerationRequest, GenerationStream
 from toprl_export.runtime.layout import Pictures, TokenBatch
@@ -68,9 +69,13 @@ class LoadedBundle:
         return self.bundle.manifest.tasks
 
     @property
-    def budgets(self) -> tuple[int, ...]:
-        """Budgets (average visual tokens kept), largest first; n itself is always allowed and prunes nothing."""
-        return self.bundle.manifest.budgets_kept
+    def budgets(self) -> tuple[int | float, ...]:
+        """Budgets (average visual tokens kept), largest first; n itself is always allowed and prunes nothing.
+
+        Where pictures differ in their number of visual tokens, shares of it, such as 0.33.
+        """
+        manifest = self.bundle.manifest
+        return tuple(one / SHARE_UNITS if manifest.plan.shares else one for one in manifest.budgets_kept)
 
     @overload
     def generate(
@@ -116,7 +121,7 @@ class LoadedBundle:
             images: one or several: paths, Pillow images or ``uint8 [h, w, 3]``. One image takes all prompts.
             prompts: one question or one per image.
             task: whose agent prunes; the bundle's first by default. A baseline prunes alike for every task.
-            budget_kept: one of ``budgets`` or n; by default the largest that prunes.
+            budget_kept: one of ``budgets``, or n (of shares: 1.0) for no pruning; by default the largest that prunes.
             max_new_tokens: the longest answer.
             stream: return pieces of text as they are made.
 
@@ -137,7 +142,9 @@ class LoadedBundle:
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
     ) -> GenerationRequest:
         """What :meth:`generate` would run, prepared and checked; the same arguments and errors."""
-        types = {"task": str | None, "budget_kept": int | float | None, "max_new_tokens": int}
+        # Of a model whose pictures differ in n a budget is a share, of others a number of tokens.
+        budget = (float if self.bundle.manifest.plan.shares else int) | None
+        types = {"task": str | None, "budget_kept": budget, "max_new_tokens": int}
         check_types("a bundle's request", types, locals())
         pictures = self.pictures(images)
         tokens = self.tokens(prompts, max_new_tokens, pictures)

@@ -162,7 +162,7 @@ class Bundle:
         """
         plan, known = self.manifest.plan, self.manifest.budgets_kept
         if plan.shares and budget_kept is not None:
-            budget_kept = SHARE_UNITS if budget_kept == 1 else budget_count(budget_kept, None)
+            budget_kept = SHARE_UNITS if budget_kept == 1.0 else budget_count(budget_kept, None)
         if budget_kept is None:
             budget_kept = next((budget for budget in known if budget < plan.visual_tokens), plan.visual_tokens)
         if budget_kept == plan.visual_tokens:

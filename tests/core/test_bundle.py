@@ -92,7 +92,7 @@ def test_manifest_round_trip(manifest: Manifest):
 def test_manifest_states_how_budgets_and_agents_relate():
     written = made_up_manifest().to_json()
     assert (written["format"], written["version"], written["baseline"]) == ("toprl-export/bundle", 7, None)
-    assert written["plan"]["visual_tokens"] == written["model"]["visual_tokens"] == VISUAL_TOKENS
+    assert written["plan"]["visual_tokens"] == written["model"]["frontend"]["visual_tokens"] == VISUAL_TOKENS
     assert [schedule["budget_kept"] for schedule in written["plan"]["schedules"]] == [4, 8]
     assert all(len(schedule["keep_counts"]) == 2 for schedule in written["plan"]["schedules"])
     assert [(agent["task"], agent["index"]) for agent in written["agents"]] == [("mini-exist", 0), ("mini-count", 1)]
@@ -318,9 +318,9 @@ def test_manifests_of_another_version_format_or_content(tmp_path: Path):
     directory = tmp_path / "bundle"
     made_up_bundle(directory)
     original = (directory / "manifest.json").read_text()
-    for version in (5, 7):
+    for version in (5, 8):
         rewrite(directory, version=version)
-        refused(directory, f"has version {version} of toprl-export/bundle, but this release reads version 6")
+        refused(directory, f"has version {version} of toprl-export/bundle, but this release reads version 7")
     rewrite(directory, version=2, format="toprl-export/agent")
     refused(directory, "has format 'toprl-export/agent', expected 'toprl-export/bundle'")
     (directory / "manifest.json").write_text(original.replace('"fp32"', '"fp16"'))
@@ -363,7 +363,7 @@ def test_what_is_listed_twice_or_does_not_belong_together():
     with pytest.raises(UserError, match="numbered 0, 1"):
         replace(manifest, agents=manifest.agents[1:])
     with pytest.raises(UserError, match="the plan is for 16 visual tokens and 4 layers, the model has 17 and 4"):
-        replace(manifest, model=replace(manifest.model, visual_tokens=17))
+        replace(manifest, model=replace(manifest.model, frontend=manifest.model.frontend | {"visual_tokens": 17}))
 
 
 def test_files_that_are_not_listed_are_left_alone(tmp_path: Path):

@@ -42,6 +42,7 @@ def test_answers_are_those_of_the_pruned_reference(place: Path, budget: float):
     images = [str(place / "0.png"), str(place / "1.png")]
     with toprl_export.load(place / "bundle") as bundle:
         found = bundle.generate(images, QUESTIONS, budget_kept=budget)
+        assert bundle.budgets == (0.6, 0.4)
         plan = bundle.bundle.manifest.plan
         shares = plan.schedule(round(budget * 10_000)).keep_counts
         with pytest.raises(UserError, match="known: 60%, 40%, and 100% for no pruning"):

@@ -127,9 +127,9 @@ def _answers(images: Sequence[Path], prompts: Sequence[str], result: Generation)
 
 def describe(loaded: LoadedBundle, request: GenerationRequest, result: Generation) -> dict[str, Any]:
     """Kept counts and times as a JSON object."""
-    timings, counts = result.timings, request.keep_counts
+    timings, counts, model = result.timings, request.keep_counts, loaded.bundle.manifest.model
     return {
-        "visual_tokens": request.tokens.visual_counts.tolist(),
+        "visual_tokens": request.tokens.visual_counts.tolist() if model.varies else model.visual_tokens,
         "keep_counts": list(counts) if isinstance(counts, tuple) else counts.tolist(),
         "timings": {
             "vision_ms": timings.vision_ms,
