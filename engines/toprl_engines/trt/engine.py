@@ -68,7 +68,7 @@ class TensorRTEngine:
             UserError: precision, plan or options are not supported.
             MissingExtraError: a package that exporting needs is not installed.
         """
-        if request.adapter.frontend.fixed is None:
+        if request.plan.shares:
             raise UserError(
                 f"the engine trt builds for one number of visual tokens, and pictures of the family "
                 f"{request.adapter.family} differ in it: use --engine onnx"

@@ -19,6 +19,7 @@ from toprl_export.bundle import FileEntry
 from toprl_export.engine import BuildRequest, ConfigurableEngine
 from toprl_export.errors import UserError
 from toprl_export.pruning.baselines.specs import baseline_plan
+from toprl_export.pruning.plan import SHARE_UNITS
 
 BINDINGS = {name: Binding(name, TRT, version) for name, version in (("tensorrt", "11.4.0"), ("tensorrt_rtx", "1.7.1"))}
 ADA = GpuEntry("RTX 4090", "8.9", "580.95")
@@ -123,6 +124,13 @@ def test_heads_without_a_kernel_and_too_many_tokens_are_refused(machine):
     many = baseline_plan("uniform", 6000, 2, (5000,), (0, 1))
     with pytest.raises(UserError, match="TensorRT selects at most 3840: choose a smaller budget"):
         engine.check_request(replace(request, plan=many))
+
+
+def test_pictures_that_differ_in_their_number_of_visual_tokens_are_refused(machine):
+    engine, request = machine(ADA), request_for()
+    plan = replace(baseline_plan("fastv-p", SHARE_UNITS, 2, (3333,), (0, 1)), shares=True)
+    with pytest.raises(UserError, match="differ in it: use --engine onnx"):
+        engine.check_request(replace(request, plan=plan, adapter=SimpleNamespace(family="qwen2_vl")))
 
 
 def test_full_tensorrt_needs_a_gpu_to_build_and_none_to_say_what_it_would(machine, tmp_path):
