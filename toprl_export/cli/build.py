@@ -247,14 +247,14 @@ def _preview_text(found: Mapping[str, Any], engine: EngineCommandLine | None) ->
     def shown(count: int) -> str:
         return shown_count(count, shares)
 
-    tokens = "as many as the picture gives" if shares else plan["visual_tokens"]
+    tokens = "as many visual tokens as the picture gives" if shares else f"{plan['visual_tokens']} visual tokens"
     tasks = ", ".join(found["tasks"]) or f"all, by the baseline {found['baseline']}"
     stages = ", ".join(f"{stage['site']} ({stage['scorer']})" for stage in plan["stages"])
     lines = [
         f"{'up to date' if found['status'] == 'up-to-date' else 'would build'}: {found['bundle']}",
         f"  engine     {found['engine']}, {found['precision']}",
         f"  graphs     {', '.join(found['graphs'])}",
-        f"  model      {found['model']}: {tokens} visual tokens, {plan['decoder_layers']} layers",
+        f"  model      {found['model']}: {tokens}, {plan['decoder_layers']} layers",
         f"  tasks      {tasks}",
         f"  stages     {stages}",
     ]

@@ -58,9 +58,9 @@ def _check(model: str, as_json: bool) -> None:
         print_json(to_json(found))
         return
     fixed = adapter.frontend.fixed
+    tokens = f"{len(fixed.rows)} visual tokens" if fixed else "as many visual tokens as the picture gives"
     say(
-        f"{model}: {adapter.family}, {len(fixed.rows) if fixed else 'as many'} visual tokens"
-        f"{'' if fixed else ' as the picture gives'}, {adapter.shape.layers} layers, answers end by the tokens "
+        f"{model}: {adapter.family}, {tokens}, {adapter.shape.layers} layers, answers end by the tokens "
         f"{', '.join(map(str, adapter.end_tokens))}, at most {adapter.max_length} tokens"
     )
     say("\n".join(_rows(found)))
