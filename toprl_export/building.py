@@ -180,6 +180,8 @@ def prepare(
     for agent in loaded:
         agent.check_fits(adapter)
     request = BuildRequest(adapter, loaded, plan, precision, static_k=static_k, baseline=baseline, options=own_options)
+    if plan.shares:
+        _check_varying(request)
     require_attention(adapter, request.scorer.needs)
     chosen_engine.check_request(request)
     return PreparedBuild(chosen_engine, request, tuple(agents))
@@ -308,6 +310,20 @@ def _plan_of_baseline(
         places = ", ".join(map(str, plan.stage_layers))
         raise UserError(f"the baseline {baseline} prunes before layers {places} by itself: leave --stage-layers out")
     return plan
+
+
+def _check_varying(request: BuildRequest) -> None:
+    """Refuse what needs one number of visual tokens, of a model whose pictures differ in it."""
+    if request.static_k:
+        raise UserError(
+            "--static-k bakes one keep count into the graph, but this model's pictures differ in their number of "
+            "visual tokens: leave it out"
+        )
+    if request.scorer.needs.saliency:
+        raise UserError(
+            f"the baseline {request.baseline} scores by the vision tower's attention, which is not known of the family "
+            f"{request.adapter.family}: choose another baseline"
+        )
 
 
 def _check_together(agents: Sequence[Agent]) -> None:

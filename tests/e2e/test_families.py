@@ -78,12 +78,34 @@ def test_the_command_line(place: Path, capsys: pytest.CaptureFixture[str]):
     assert n > counts[0] >= counts[1] >= 1
     assert main([*run, "--budget-kept", "64"]) == 2
     assert "give a share of them, such as 33%" in capsys.readouterr().err
+    assert main([*run, "--budget-kept", "100%"]) == 0
+    assert json.loads(capsys.readouterr().out)["keep_counts"] == [[n, n]]
     assert main(["inspect", str(place / "bundle")]) == 0
     assert "as many visual tokens as the picture gives" in capsys.readouterr().out
     for refused in (["validate", str(place / "bundle")], ["visualize", "--bundle", str(place / "bundle")]):
         output = ["--output", str(place / "kept.png")] if refused[0] == "visualize" else []
         assert main([*refused, *output]) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--baseline", "visionzip"], "which is not known of the family"),
+        (["--baseline", "fastv-p", "--static-k"], "leave it out"),
+        (["--baseline", "fastv-p", "--budget-kept", "64"], "give a share of them"),
+        (["--baseline", "fastv-p", "--budget-kept", "100%"], "expected a number of tokens kept or a share"),
+    ],
+)
+def test_what_needs_one_number_of_visual_tokens_is_refused(
+    place: Path, capsys: pytest.CaptureFixture[str], flags: list[str], expected: str
+):
+    default = [] if "--budget-kept" in flags else ["--budget-kept", "40%"]
+    build = ["build", "--model", str(place / "model"), *flags, *default, "--output-dir", str(place / "other")]
+    assert main(build) == 2
+    printed = capsys.readouterr().err
+    assert expected in printed and printed.count("\n") == 1
+    assert not (place / "other").exists()
 
 
 def test_it_is_served_without_torch(place: Path):

@@ -69,7 +69,7 @@ def _budget(text: str) -> int | float:
         share = float(text[:-1]) / 100
     except ValueError:
         share = math.nan
-    if not 0 < share < 1:
+    if not 0 < share <= 1:
         raise ValueError(f"{text!r} is no share of the visual tokens, expected one such as 33%")
     return share
 
