@@ -24,7 +24,8 @@ from toprl_export.models.registry import FRONTENDS
 from toprl_export.places import restore_moved_aside, taken
 from toprl_export.pruning.plan import SHARE_UNITS, budget_count
 from toprl_export.registry import unknown_name
-from toprl_export.runtime.frontend import FixedFrontend, Frontend, read_processor
+from toprl_export.runtime.frontend import FixedFrontend, Frontend
+from toprl_export.runtime.processor import read_processor
 
 __all__ = [
     "MANIFEST_NAME",

@@ -35,8 +35,9 @@ from toprl_export.manifest import _content_digest
 from toprl_export.models.load import load_model
 from toprl_export.pruning.actor import Actor, ActorConfig
 from toprl_export.pruning.plan import PruningPlan, make_plan
-from toprl_export.runtime.frontend import FixedFrontend, read_processor
+from toprl_export.runtime.frontend import FixedFrontend
 from toprl_export.runtime.pictures import open_picture
+from toprl_export.runtime.processor import read_processor
 from toprl_trainers.recipes import load_recipe
 from toprl_trainers.toprl.config import TOPRLConfig
 from toprl_trainers.toprl.learn import TrainingState

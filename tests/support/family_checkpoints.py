@@ -10,7 +10,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer
 
 from toprl_export.models.mini.architecture import BEGIN, END, PAD, UNKNOWN, build_tokenizer
-from toprl_export.runtime.frontend import without_videos
+from toprl_export.runtime.processor import without_videos
 
 TEXT: dict[str, Any] = {
     "hidden_size": 64,

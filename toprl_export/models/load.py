@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from toprl_export.errors import SAVE_AGAIN, UserError, refusing, require
 from toprl_export.models.registry import FAMILIES, NAMED_MODELS
 from toprl_export.registry import unknown_name
-from toprl_export.runtime.frontend import read_processor
+from toprl_export.runtime.processor import read_processor
 
 if TYPE_CHECKING:
     import torch

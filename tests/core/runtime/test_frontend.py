@@ -20,7 +20,8 @@ from transformers import AutoProcessor, CLIPImageProcessorPil, LlavaProcessor, P
 from toprl_export.errors import UserError
 from toprl_export.models.mini.architecture import BEGIN, IMAGE, PAD, WORDS
 from toprl_export.models.mini.processor import mini_processor
-from toprl_export.runtime.frontend import FixedFrontend, read_processor
+from toprl_export.runtime.frontend import FixedFrontend
+from toprl_export.runtime.processor import read_processor
 
 MINI = FixedFrontend(mini_processor(image_pixels=24, patch_size=8), visual_tokens=9, image_height=24, image_width=24)
 VICUNA = (
